@@ -1,0 +1,9 @@
+//! How scheduler, controllers and node reach the cluster: one shared, decoded cache per kind and
+//! process ([`Informers`]) and one way to tell users what happened ([`EventRecorder`]). Both see
+//! the cluster only through the Kubernetes API.
+
+mod events;
+mod informer;
+
+pub use events::{EventKind, EventRecorder};
+pub use informer::{Change, Informer, Informers, Subscription};
