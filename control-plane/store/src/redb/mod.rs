@@ -1,0 +1,5 @@
+//! [`Store`](crate::Store) on one redb file.
+
+mod options;
+
+pub use options::{Clock, Options, SystemClock};
