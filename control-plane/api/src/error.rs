@@ -1,7 +1,7 @@
 //! Errors of the API's own domain. They know nothing of HTTP: `status` turns one into a
 //! Kubernetes `Status`, the only place where a code is chosen.
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 /// What is wrong with one field, as `k8s.io/apimachinery/pkg/util/validation/field` words it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -84,7 +84,7 @@ pub enum Error {
     #[error("{message}")]
     ApplyConflict { message: String, causes: Vec<Cause> },
     /// `kind` is the qualified kind (`Deployment.apps`).
-    #[error("{kind} \"{name}\" is invalid")]
+    #[error("{kind} {name:?} is invalid")]
     Invalid { kind: String, name: String, errors: FieldErrors },
     #[error("{0}")]
     BadRequest(String),
@@ -116,6 +116,12 @@ pub enum Error {
     /// A fault of ours or of the machine; shown as it is, without detail of the inside.
     #[error("{0}")]
     Internal(String),
+    /// 422 without a field: a patch that cannot be applied to the object as it is.
+    #[error("{0}")]
+    Unprocessable(String),
+    /// An error that the reference answers with 500 and no reason.
+    #[error("{0}")]
+    Unclassified(String),
     /// An answer worded elsewhere (a node's, an admission's): passed on unchanged.
     #[error("{}", .0.get("message").and_then(Value::as_str).unwrap_or_default())]
     Status(Box<Value>),
@@ -126,13 +132,164 @@ fn split(resource: &str) -> (&str, &str) {
     resource.split_once('.').unwrap_or((resource, ""))
 }
 
-impl Error {
-    /// The Kubernetes `Status` of this error: HTTP code and JSON body.
-    pub fn status(&self) -> (u16, Value) {
-        let _ = (split, json!(null));
-        todo_by_kinds_helper(self)
+/// `details` that name a resource or kind and an object; empty parts are left out.
+fn details(resource: &str, name: &str) -> Map<String, Value> {
+    let (kind, group) = split(resource);
+    let mut map = Map::new();
+    for (key, value) in [("group", group), ("kind", kind), ("name", name)] {
+        if !value.is_empty() {
+            map.insert(key.to_owned(), value.into());
+        }
+    }
+    map
+}
+
+fn causes(of: impl Iterator<Item = Cause>) -> Value {
+    of.map(|cause| {
+        let mut map = Map::new();
+        for (key, value) in [("reason", cause.reason), ("message", cause.message), ("field", cause.field)] {
+            if !value.is_empty() {
+                map.insert(key.to_owned(), value.into());
+            }
+        }
+        Value::Object(map)
+    })
+    .collect()
+}
+
+impl FieldErrors {
+    /// All errors in one line: `[a, b]` where there are several. Equal ones are told once.
+    pub fn to_line(&self) -> String {
+        let mut lines: Vec<String> = Vec::new();
+        for error in &self.0 {
+            let line = error.to_string();
+            if !lines.contains(&line) {
+                lines.push(line);
+            }
+        }
+        match lines.len() {
+            1 => lines.swap_remove(0),
+            _ => format!("[{}]", lines.join(", ")),
+        }
     }
 }
-fn todo_by_kinds_helper(_: &Error) -> (u16, Value) {
-    (500, Value::Null)
+
+impl std::fmt::Display for FieldError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {}", self.field, self.message)
+    }
+}
+
+impl Error {
+    /// The HTTP code and the word in `reason`.
+    fn code(&self) -> (u16, &'static str) {
+        match self {
+            Self::NotFound { .. } | Self::UnknownPath => (404, "NotFound"),
+            Self::AlreadyExists { .. } => (409, "AlreadyExists"),
+            Self::Conflict { .. } | Self::ApplyConflict { .. } => (409, "Conflict"),
+            Self::Invalid { .. } | Self::Unprocessable(_) => (422, "Invalid"),
+            Self::BadRequest(_) => (400, "BadRequest"),
+            Self::Unauthorized => (401, "Unauthorized"),
+            Self::Forbidden { .. } => (403, "Forbidden"),
+            Self::MethodNotAllowed => (405, "MethodNotAllowed"),
+            Self::NotAcceptable(_) => (406, "NotAcceptable"),
+            Self::UnsupportedMediaType(_) => (415, "UnsupportedMediaType"),
+            Self::Expired(_) => (410, "Expired"),
+            Self::FutureVersion { .. } | Self::Timeout(_) => (504, "Timeout"),
+            Self::TooManyRequests { .. } => (429, "TooManyRequests"),
+            Self::RequestTooLarge(_) => (413, "RequestEntityTooLarge"),
+            Self::ServiceUnavailable(_) => (503, "ServiceUnavailable"),
+            Self::Internal(_) => (500, "InternalError"),
+            Self::Unclassified(_) => (500, ""),
+            Self::Status(status) => {
+                let code = status.get("code").and_then(Value::as_u64).and_then(|code| u16::try_from(code).ok());
+                (code.unwrap_or(500), "")
+            }
+        }
+    }
+
+    /// The Kubernetes `Status` of this error: HTTP code and JSON body.
+    pub fn status(&self) -> (u16, Value) {
+        let (code, reason) = self.code();
+        let mut message = self.to_string();
+        let details: Option<Map<String, Value>> = match self {
+            Self::Status(status) => return (code, status.as_ref().clone()),
+            Self::NotFound { resource, name }
+            | Self::AlreadyExists { resource, name }
+            | Self::Conflict { resource, name, .. }
+            | Self::Forbidden { resource, name, .. } => Some(details(resource, name)),
+            Self::ApplyConflict { causes: list, .. } => {
+                Some(Map::from_iter([("causes".to_owned(), causes(list.iter().cloned()))]))
+            }
+            Self::Invalid { kind, name, errors } => {
+                let mut map = details(kind, name);
+                if !errors.is_empty() {
+                    message = format!("{message}: {}", errors.to_line());
+                    let list = errors.0.iter().map(|error| Cause {
+                        reason: error.reason.as_str().to_owned(),
+                        message: error.message.clone(),
+                        field: error.field.clone(),
+                    });
+                    map.insert("causes".to_owned(), causes(list));
+                }
+                Some(map)
+            }
+            Self::UnknownPath | Self::MethodNotAllowed => Some(Map::new()),
+            // The router's own refusals carry empty details, the negotiation's none.
+            Self::NotAcceptable(text) | Self::UnsupportedMediaType(text) => {
+                text.starts_with(&format!("{code}: ")).then(Map::new)
+            }
+            Self::FutureVersion { .. } => {
+                message = format!("Timeout: {message}");
+                let cause = json!([{"reason": "ResourceVersionTooLarge", "message": "Too large resource version"}]);
+                Some(Map::from_iter([("causes".to_owned(), cause), ("retryAfterSeconds".to_owned(), 1.into())]))
+            }
+            Self::Timeout(_) => {
+                message = format!("Timeout: {message}");
+                Some(Map::new())
+            }
+            Self::TooManyRequests { retry_after_seconds, .. } => {
+                let mut map = Map::new();
+                if *retry_after_seconds > 0 {
+                    map.insert("retryAfterSeconds".to_owned(), (*retry_after_seconds).into());
+                }
+                Some(map)
+            }
+            Self::RequestTooLarge(text) => {
+                message = format!("Request entity too large: {text}");
+                None
+            }
+            Self::Internal(text) => {
+                message = format!("Internal error occurred: {text}");
+                Some(Map::from_iter([("causes".to_owned(), json!([{"message": text}]))]))
+            }
+            Self::BadRequest(_)
+            | Self::Unauthorized
+            | Self::Expired(_)
+            | Self::ServiceUnavailable(_)
+            | Self::Unprocessable(_)
+            | Self::Unclassified(_) => None,
+        };
+        let mut status = json!({
+            "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "message": message, "code": code,
+        });
+        if let Some(map) = status.as_object_mut() {
+            if !reason.is_empty() {
+                map.insert("reason".to_owned(), reason.into());
+            }
+            if let Some(details) = details {
+                map.insert("details".to_owned(), Value::Object(details));
+            }
+        }
+        (code, status)
+    }
+
+    /// Seconds a client is asked to wait (`Retry-After`), where the status says so.
+    pub fn retry_after(&self) -> Option<u32> {
+        match self {
+            Self::TooManyRequests { retry_after_seconds, .. } if *retry_after_seconds > 0 => Some(*retry_after_seconds),
+            Self::FutureVersion { .. } => Some(1),
+            _ => None,
+        }
+    }
 }

@@ -69,6 +69,23 @@ pub struct Strategy {
     pub grace_period: fn(&Value, Option<i64>) -> Option<i64>,
 }
 
+impl Strategy {
+    /// What holds for a kind without status, defaults or rules of its own.
+    pub const PLAIN: Self = Self {
+        default: |_| (),
+        prepare_create: |_| (),
+        prepare_update: |_, _| (),
+        prepare_status_update: |_, _| (),
+        validate: |_, _| (),
+        validate_update: |_, _, _| (),
+        validate_status_update: |_, _, _| (),
+        warnings: |_, _| Vec::new(),
+        create_on_update: false,
+        unconditional_update: true,
+        grace_period: |_, _| None,
+    };
+}
+
 /// One kind of the API.
 pub struct Kind {
     pub group: &'static str,

@@ -3,6 +3,8 @@
 
 pub mod error;
 pub mod kind;
+pub mod kinds;
+pub mod validation;
 
 pub use error::{Error, FieldError, FieldErrors, FieldReason};
 pub use kind::Kind;

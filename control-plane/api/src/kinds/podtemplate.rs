@@ -1,0 +1,35 @@
+//! PodTemplate.
+
+use super::prelude::*;
+
+pub static KIND: Kind = Kind {
+    group: "",
+    version: "v1",
+    kind: "PodTemplate",
+    plural: "podtemplates",
+    singular: "podtemplate",
+    short_names: &[],
+    categories: &[],
+    scope: Scope::Namespaced,
+    verbs: ALL_VERBS,
+    subresources: &[],
+    schema: "io.k8s.api.core.v1.PodTemplate",
+    selectable_fields: &[],
+    columns: &[
+        Column { name: "Name", kind: "string", format: "name", description: "Name must be unique within its scope. It cannot be changed.", priority: 0 },
+        Column { name: "Containers", kind: "string", format: "", description: "Names of the containers in the template.", priority: 0 },
+        Column { name: "Images", kind: "string", format: "", description: "Images of the containers in the template.", priority: 0 },
+        Column { name: "Pod Labels", kind: "string", format: "", description: "", priority: 0 },
+    ],
+    cells,
+    name: names::dns_subdomain,
+    strategy: STRATEGY,
+    stored_as: None,
+    deprecated: None,
+};
+
+const STRATEGY: Strategy = Strategy::PLAIN;
+
+fn cells(object: &Value, now: i64) -> Vec<Value> {
+    print::name_and_age(object, now)
+}

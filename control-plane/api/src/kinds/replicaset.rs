@@ -1,0 +1,44 @@
+//! ReplicaSet.
+
+use super::prelude::*;
+
+pub static KIND: Kind = Kind {
+    group: "apps",
+    version: "v1",
+    kind: "ReplicaSet",
+    plural: "replicasets",
+    singular: "replicaset",
+    short_names: &["rs"],
+    categories: &["all"],
+    scope: Scope::Namespaced,
+    verbs: ALL_VERBS,
+    subresources: &[
+        Subresource { name: "scale", object: Some(("autoscaling", "v1", "Scale")), verbs: &["get", "patch", "update"] },
+        Subresource { name: "status", object: None, verbs: &["get", "patch", "update"] },
+    ],
+    schema: "io.k8s.api.apps.v1.ReplicaSet",
+    selectable_fields: &[
+        field!("status.replicas"),
+    ],
+    columns: &[
+        Column { name: "Name", kind: "string", format: "name", description: "Name must be unique within its scope. It cannot be changed.", priority: 0 },
+        Column { name: "Desired", kind: "integer", format: "", description: "", priority: 0 },
+        Column { name: "Current", kind: "integer", format: "", description: "", priority: 0 },
+        Column { name: "Ready", kind: "integer", format: "", description: "How many are ready.", priority: 0 },
+        Column { name: "Age", kind: "string", format: "", description: "Time since the object was made.", priority: 0 },
+        Column { name: "Containers", kind: "string", format: "", description: "Names of the containers in the template.", priority: 1 },
+        Column { name: "Images", kind: "string", format: "", description: "Images of the containers in the template.", priority: 1 },
+        Column { name: "Selector", kind: "string", format: "", description: "Labels that select pods.", priority: 1 },
+    ],
+    cells,
+    name: names::dns_subdomain,
+    strategy: STRATEGY,
+    stored_as: None,
+    deprecated: None,
+};
+
+const STRATEGY: Strategy = Strategy::PLAIN;
+
+fn cells(object: &Value, now: i64) -> Vec<Value> {
+    print::name_and_age(object, now)
+}

@@ -1,0 +1,37 @@
+//! Secret.
+
+use super::prelude::*;
+
+pub static KIND: Kind = Kind {
+    group: "",
+    version: "v1",
+    kind: "Secret",
+    plural: "secrets",
+    singular: "secret",
+    short_names: &[],
+    categories: &[],
+    scope: Scope::Namespaced,
+    verbs: ALL_VERBS,
+    subresources: &[],
+    schema: "io.k8s.api.core.v1.Secret",
+    selectable_fields: &[
+        field!("type"),
+    ],
+    columns: &[
+        Column { name: "Name", kind: "string", format: "name", description: "Name must be unique within its scope. It cannot be changed.", priority: 0 },
+        Column { name: "Type", kind: "string", format: "", description: "", priority: 0 },
+        Column { name: "Data", kind: "string", format: "", description: "", priority: 0 },
+        Column { name: "Age", kind: "string", format: "", description: "Time since the object was made.", priority: 0 },
+    ],
+    cells,
+    name: names::dns_subdomain,
+    strategy: STRATEGY,
+    stored_as: None,
+    deprecated: None,
+};
+
+const STRATEGY: Strategy = Strategy::PLAIN;
+
+fn cells(object: &Value, now: i64) -> Vec<Value> {
+    print::name_and_age(object, now)
+}

@@ -1,0 +1,3 @@
+//! Validation: names, metadata, and what requests to subresources carry.
+
+pub mod names;
