@@ -1,8 +1,12 @@
 //! The Kubernetes API as data: kinds, their schema, encodings, patches, selectors, validation and
 //! printing. Nothing here does input or output.
 
+pub mod codec;
 pub mod error;
 pub mod kind;
+pub mod openapi;
+pub mod quantity;
+pub mod schema;
 pub mod kinds;
 pub mod validation;
 
