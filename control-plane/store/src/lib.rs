@@ -13,7 +13,9 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::BoxStream;
 
-pub use crate::redb::{Clock, Options, SystemClock};
+pub use crate::redb::{Clock, Options, RedbStore, Stats, SystemClock};
+/// What redb writes to: implement it to put the store somewhere else than in a file.
+pub use ::redb::StorageBackend;
 
 /// The store's one clock: rises by one with every successful write. An empty store is at 1.
 pub type Revision = u64;

@@ -38,8 +38,9 @@ pub struct Options {
     /// Writes waiting for the disk before callers are made to wait: how many, and how many bytes.
     pub queue: usize,
     pub queue_bytes: usize,
-    /// Events a watch may have waiting before it is dropped.
+    /// What a watch may have waiting before it is dropped: how many events, and how many bytes.
     pub watch_backlog: usize,
+    pub watch_backlog_bytes: usize,
     pub clock: Arc<dyn Clock>,
 }
 
@@ -53,6 +54,7 @@ impl Default for Options {
             queue: 1024,
             queue_bytes: 64 << 20,
             watch_backlog: 16 << 10,
+            watch_backlog_bytes: 64 << 20,
             clock: Arc::new(SystemClock::default()),
         }
     }
