@@ -4,6 +4,7 @@ use std::any::{Any, TypeId};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt::Debug;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
 
 use futures::StreamExt;
 use kube::api::Api;
@@ -47,6 +48,9 @@ impl<K> Change<K> {
         }
     }
 }
+
+/// How long [`Informer::reached`] waits for a watch that does not deliver.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Changes in order, beginning with an `Added` for all that was there. Ends with the process.
 pub type Subscription<K> = mpsc::UnboundedReceiver<Change<K>>;
@@ -112,18 +116,53 @@ fn key<K: ResourceExt>(object: &K) -> Key {
 struct Cache<K> {
     state: RwLock<State<K>>,
     synced: watch::Sender<bool>,
+    /// The newest resourceVersion up to which the cache is complete.
+    revision: watch::Sender<u64>,
 }
 
 struct State<K> {
     objects: BTreeMap<Key, Arc<K>>,
+    indexes: Vec<Buckets<K>>,
     subscribers: Vec<mpsc::UnboundedSender<Change<K>>>,
+}
+
+/// The objects by what a function says of them.
+struct Buckets<K> {
+    name: &'static str,
+    keys: fn(&K) -> Vec<String>,
+    buckets: HashMap<String, BTreeMap<Key, Arc<K>>>,
+}
+
+impl<K: ResourceExt> Buckets<K> {
+    fn insert(&mut self, object: &Arc<K>) {
+        for bucket in (self.keys)(object) {
+            self.buckets.entry(bucket).or_default().insert(key(&**object), object.clone());
+        }
+    }
+
+    fn remove(&mut self, object: &K) {
+        let key = key(object);
+        for name in (self.keys)(object) {
+            if let Some(bucket) = self.buckets.get_mut(&name) {
+                bucket.remove(&key);
+                if bucket.is_empty() {
+                    self.buckets.remove(&name);
+                }
+            }
+        }
+    }
 }
 
 impl<K> Default for Cache<K> {
     fn default() -> Self {
         Self {
-            state: RwLock::new(State { objects: BTreeMap::new(), subscribers: Vec::new() }),
+            state: RwLock::new(State {
+                objects: BTreeMap::new(),
+                indexes: Vec::new(),
+                subscribers: Vec::new(),
+            }),
             synced: watch::Sender::new(false),
+            revision: watch::Sender::new(0),
         }
     }
 }
@@ -167,6 +206,16 @@ impl<K> Informer<K> {
         })
     }
 
+    /// Waits until the cache holds what a write returned: one's own write is then never missed.
+    /// False when the watch did not deliver it in time. For caches of all objects of a kind only:
+    /// a selected one may never see it.
+    pub async fn reached(&self, resource_version: &str) -> bool {
+        let Ok(wanted) = resource_version.parse::<u64>() else { return true };
+        let mut revision = self.cache.revision.subscribe();
+        let reached = revision.wait_for(|revision| *revision >= wanted);
+        tokio::time::timeout(PATIENCE, reached).await.is_ok()
+    }
+
     pub fn len(&self) -> usize {
         self.read(|state| state.objects.len())
     }
@@ -191,24 +240,69 @@ impl<K> Informer<K> {
     }
 }
 
+/// The objects of a cache by one more key than their name.
+pub struct Index<K> {
+    cache: Arc<Cache<K>>,
+    slot: usize,
+}
+
+impl<K> Clone for Index<K> {
+    fn clone(&self) -> Self {
+        Self { cache: self.cache.clone(), slot: self.slot }
+    }
+}
+
+impl<K> Index<K> {
+    /// The objects under `bucket`, ordered by namespace and name.
+    pub fn get(&self, bucket: &str) -> Vec<Arc<K>> {
+        let state = self.cache.state.read().unwrap_or_else(PoisonError::into_inner);
+        let bucket = state.indexes.get(self.slot).and_then(|index| index.buckets.get(bucket));
+        bucket.map(|objects| objects.values().cloned().collect()).unwrap_or_default()
+    }
+}
+
 impl<K: Object> Informer<K> {
+    /// An index of the cache: `keys` says under which buckets an object is found. Asked for twice
+    /// by one name it is the same one.
+    pub fn index(&self, name: &'static str, keys: fn(&K) -> Vec<String>) -> Index<K> {
+        let mut state = self.cache.state.write().unwrap_or_else(PoisonError::into_inner);
+        let slot = state.indexes.iter().position(|index| index.name == name).unwrap_or_else(|| {
+            let mut index = Buckets { name, keys, buckets: HashMap::new() };
+            state.objects.values().for_each(|object| index.insert(object));
+            state.indexes.push(index);
+            state.indexes.len() - 1
+        });
+        Index { cache: self.cache.clone(), slot }
+    }
+
     async fn follow(self, api: Api<K>, config: watcher::Config) {
         let mut events = std::pin::pin!(watcher(api, config).default_backoff());
         let mut relisted = HashSet::new();
+        let mut newest = 0;
         while let Some(event) = events.next().await {
             match event {
                 Ok(watcher::Event::Init) => relisted.clear(),
+                // A list is in the order of names: what it holds counts as seen at its end.
                 Ok(watcher::Event::InitApply(object)) => {
+                    newest = newest.max(revision(&object));
                     relisted.insert(key(&object));
                     self.apply(object);
                 }
                 Ok(watcher::Event::InitDone) => {
                     self.retain(&relisted);
                     relisted.clear();
+                    self.advance(newest);
                     self.cache.synced.send_replace(true);
                 }
-                Ok(watcher::Event::Apply(object)) => self.apply(object),
-                Ok(watcher::Event::Delete(object)) => self.remove(&key(&object)),
+                Ok(watcher::Event::Apply(object)) => {
+                    let revision = revision(&object);
+                    self.apply(object);
+                    self.advance(revision);
+                }
+                Ok(watcher::Event::Delete(object)) => {
+                    self.remove(&key(&object));
+                    self.advance(revision(&object));
+                }
                 Err(error) => {
                     tracing::warn!(kind = %K::kind(&()), %error, "watch failed; trying again");
                 }
@@ -216,7 +310,17 @@ impl<K: Object> Informer<K> {
         }
     }
 
-    fn apply(&self, object: K) {
+    fn advance(&self, to: u64) {
+        self.cache.revision.send_if_modified(|revision| {
+            let newer = to > *revision;
+            *revision = to.max(*revision);
+            newer
+        });
+    }
+
+    fn apply(&self, mut object: K) {
+        // Often half of an object, and nobody here reads it. An update without it keeps the server's.
+        object.meta_mut().managed_fields = None;
         let new = Arc::new(object);
         let mut state = self.cache.state.write().unwrap_or_else(PoisonError::into_inner);
         let change = match state.objects.insert(key(&*new), new.clone()) {
@@ -248,9 +352,110 @@ impl<K: Object> Informer<K> {
     }
 }
 
-impl<K> State<K> {
+/// The resourceVersion; 0 where it is none that can be compared.
+fn revision<K: ResourceExt>(object: &K) -> u64 {
+    object.meta().resource_version.as_deref().and_then(|it| it.parse().ok()).unwrap_or_default()
+}
+
+impl<K: ResourceExt> State<K> {
     fn publish(&mut self, change: &Change<K>) {
+        for index in &mut self.indexes {
+            match change {
+                Change::Added(new) => index.insert(new),
+                Change::Updated { old, new } => {
+                    index.remove(old);
+                    index.insert(new);
+                }
+                Change::Deleted(old) => index.remove(old),
+            }
+        }
         self.subscribers.retain(|subscriber| subscriber.send(change.clone()).is_ok());
     }
 }
 
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use k8s_openapi::api::core::v1::ConfigMap;
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+
+    use super::*;
+
+    fn object(name: &str, colour: &str, revision: u64) -> ConfigMap {
+        ConfigMap {
+            metadata: ObjectMeta {
+                name: Some(name.to_owned()),
+                namespace: Some("n".to_owned()),
+                uid: Some(name.to_owned()),
+                resource_version: Some(revision.to_string()),
+                labels: Some(BTreeMap::from([("colour".to_owned(), colour.to_owned())])),
+                ..Default::default()
+            },
+            ..Default::default()
+        }
+    }
+
+    fn informer() -> Informer<ConfigMap> {
+        Informer { cache: Arc::new(Cache::default()) }
+    }
+
+    fn names(objects: Vec<Arc<ConfigMap>>) -> Vec<String> {
+        objects.iter().map(|object| object.name_any()).collect()
+    }
+
+    #[test]
+    fn an_index_follows_the_cache() {
+        let informer = informer();
+        informer.apply(object("a", "red", 1));
+        let colours = informer.index("colour", |object| object.labels().values().cloned().collect());
+        informer.apply(object("b", "red", 2));
+        informer.apply(object("c", "blue", 3));
+        assert_eq!(names(colours.get("red")), ["a", "b"]);
+        informer.apply(object("a", "blue", 4));
+        assert_eq!(names(colours.get("red")), ["b"]);
+        assert_eq!(names(colours.get("blue")), ["a", "c"]);
+        informer.remove(&("n".to_owned(), "b".to_owned()));
+        assert!(colours.get("red").is_empty());
+        let again = informer.index("colour", |_| Vec::new());
+        assert_eq!(names(again.get("blue")), ["a", "c"]);
+    }
+
+    #[test]
+    fn subscribers_see_what_was_there_and_each_change_once() {
+        let informer = informer();
+        informer.apply(object("a", "red", 1));
+        let mut changes = informer.subscribe();
+        informer.apply(object("a", "red", 1));
+        informer.apply(object("a", "blue", 2));
+        let mut other = object("a", "blue", 3);
+        other.metadata.uid = Some("another".to_owned());
+        informer.apply(other);
+        let mut seen = Vec::new();
+        while let Ok(change) = changes.try_recv() {
+            let kind = match &change {
+                Change::Added(_) => "added",
+                Change::Updated { .. } => "updated",
+                Change::Deleted(_) => "deleted",
+            };
+            seen.push((kind, change.object().metadata.resource_version.clone().unwrap_or_default()));
+        }
+        let expected = [("added", "1"), ("updated", "2"), ("deleted", "2"), ("added", "3")];
+        assert_eq!(seen, expected.map(|(kind, version)| (kind, version.to_owned())));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_write_is_waited_for() {
+        let informer = informer();
+        let waiting = tokio::spawn({
+            let informer = informer.clone();
+            async move { informer.reached("7").await }
+        });
+        tokio::task::yield_now().await;
+        assert!(!waiting.is_finished());
+        informer.advance(9);
+        assert!(waiting.await.is_ok_and(|reached| reached));
+        assert!(!informer.reached("10").await, "gives up after a while");
+    }
+}

@@ -2,8 +2,10 @@
 //! process ([`Informers`]) and one way to tell users what happened ([`EventRecorder`]). Both see
 //! the cluster only through the Kubernetes API.
 
+mod clock;
 mod events;
 mod informer;
 
+pub use clock::Clock;
 pub use events::{EventKind, EventRecorder};
-pub use informer::{Change, Informer, Informers, Subscription};
+pub use informer::{Change, Index, Informer, Informers, Object, Subscription};
