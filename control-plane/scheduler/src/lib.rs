@@ -1,1 +1,302 @@
+//! The scheduler: gives every pod without a node the best of those it fits on, or says node by
+//! node why none does. It decides on a snapshot in memory and binds in the background, so that
+//! the next decision does not wait for the last one's write.
 
+mod filter;
+mod queue;
+mod resources;
+mod score;
+mod snapshot;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use http::Request;
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Node, Pod};
+use kube::ResourceExt as _;
+use kube::api::{Api, Patch, PatchParams};
+use sampan_client::{Change, EventKind, EventRecorder, Informers};
+use serde_json::json;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use filter::{Diagnosis, check};
+use queue::Queue;
+use snapshot::{Demand, NodeInfo, Snapshot};
+
+/// Who schedules pods that name nobody else.
+pub const NAME: &str = "default-scheduler";
+
+/// How many bindings may be on their way.
+const BINDINGS: usize = 64;
+/// Clusters up to this size are looked at whole.
+const ALL_NODES: usize = 100;
+/// How long after a change nothing more is tried for pods that are still backing off.
+const IDLE: Duration = Duration::from_secs(60);
+
+/// Schedules until `shutdown`.
+pub async fn run(informers: Informers, shutdown: CancellationToken) -> Result<()> {
+    let (pods, nodes) = (informers.all::<Pod>(), informers.all::<Node>());
+    pods.synced().await;
+    nodes.synced().await;
+    let (mut pods, mut nodes) = (pods.subscribe(), nodes.subscribe());
+    let (outcomes, mut unbound) = mpsc::unbounded_channel();
+    let mut scheduler = Scheduler {
+        snapshot: Snapshot::default(),
+        queue: Queue::default(),
+        next_node: 0,
+        binder: Binder {
+            events: EventRecorder::new(informers.client().clone(), NAME, None),
+            client: informers.client().clone(),
+            permits: Arc::new(tokio::sync::Semaphore::new(BINDINGS)),
+            outcomes,
+        },
+    };
+    loop {
+        // All that is known first: a decision on old news would be made twice.
+        let mut room = false;
+        while let Ok(change) = nodes.try_recv() {
+            room |= scheduler.node_changed(&change);
+        }
+        while let Ok(change) = pods.try_recv() {
+            room |= scheduler.pod_changed(&change);
+        }
+        while let Ok(pod) = unbound.try_recv() {
+            scheduler.unbound(&pod);
+            room = true;
+        }
+        let retry = if room { scheduler.queue.unpark(Instant::now()) } else { None };
+        if scheduler.schedule_one().await {
+            continue;
+        }
+        tokio::select! {
+            () = shutdown.cancelled() => return Ok(()),
+            Some(change) = nodes.recv() => {
+                if scheduler.node_changed(&change) {
+                    scheduler.queue.unpark(Instant::now());
+                }
+            }
+            Some(change) = pods.recv() => {
+                if scheduler.pod_changed(&change) {
+                    scheduler.queue.unpark(Instant::now());
+                }
+            }
+            Some(pod) = unbound.recv() => scheduler.unbound(&pod),
+            // What changed while a pod was backing off counts when the time is over.
+            () = tokio::time::sleep(retry.map_or(IDLE, |at| at.saturating_duration_since(Instant::now()))) => {
+                scheduler.queue.unpark(Instant::now());
+            }
+        }
+    }
+}
+
+struct Scheduler {
+    snapshot: Snapshot,
+    queue: Queue,
+    /// Where the search for nodes goes on, so that all get their turn in large clusters.
+    next_node: usize,
+    binder: Binder,
+}
+
+impl Scheduler {
+    /// Whether this may make room for a pod that found none.
+    fn node_changed(&mut self, change: &Change<Node>) -> bool {
+        match change {
+            Change::Added(node) => {
+                self.snapshot.set_node(node.clone());
+                true
+            }
+            Change::Updated { old, new } => {
+                self.snapshot.set_node(new.clone());
+                let allocatable = |node: &Node| node.status.as_ref().and_then(|status| status.allocatable.clone());
+                old.spec != new.spec || old.labels() != new.labels() || allocatable(old) != allocatable(new)
+            }
+            Change::Deleted(node) => {
+                self.snapshot.remove_node(&node.name_any());
+                false
+            }
+        }
+    }
+
+    /// Whether this may make room for a pod that found none.
+    fn pod_changed(&mut self, change: &Change<Pod>) -> bool {
+        let pod = change.object();
+        let Some(uid) = pod.uid() else { return false };
+        if matches!(change, Change::Deleted(_)) || has_ended(pod) {
+            self.queue.remove(&uid);
+            return self.snapshot.remove_pod(&uid);
+        }
+        let spec = pod.spec.as_ref();
+        match spec.and_then(|spec| spec.node_name.as_deref()).filter(|node| !node.is_empty()) {
+            Some(node) => {
+                self.queue.remove(&uid);
+                self.snapshot.place(&uid, node, Arc::new(Demand::of(pod)));
+            }
+            None if is_ours(pod) => self.queue.put(pod.clone()),
+            None => self.queue.remove(&uid),
+        }
+        false
+    }
+
+    /// A binding failed: the place is free again, the pod waits for another try.
+    fn unbound(&mut self, pod: &Arc<Pod>) {
+        let uid = pod.uid().unwrap_or_default();
+        self.snapshot.remove_pod(&uid);
+        self.queue.park(&uid, Instant::now());
+    }
+
+    /// Decides about one pod; false when none waits.
+    async fn schedule_one(&mut self) -> bool {
+        let Some(pod) = self.queue.next() else { return false };
+        let uid = pod.uid().unwrap_or_default();
+        let demand = Arc::new(Demand::of(&pod));
+        match self.choose(&pod, &demand) {
+            Ok(node) => {
+                self.snapshot.place(&uid, &node, demand);
+                self.binder.bind(pod, node).await;
+            }
+            Err(diagnosis) => {
+                self.queue.park(&uid, Instant::now());
+                self.binder.cannot(pod, diagnosis.to_string()).await;
+            }
+        }
+        true
+    }
+
+    fn choose(&mut self, pod: &Pod, demand: &Demand) -> Result<String, Diagnosis> {
+        let nodes: Vec<(&String, &NodeInfo)> = self.snapshot.nodes().collect();
+        let enough = enough(nodes.len());
+        let mut diagnosis = Diagnosis::default();
+        let mut fitting = Vec::new();
+        let start = if nodes.is_empty() { 0 } else { self.next_node % nodes.len() };
+        let mut looked_at = 0;
+        for (name, info) in nodes[start..].iter().chain(&nodes[..start]) {
+            looked_at += 1;
+            let reasons = check(pod, demand, info);
+            if reasons.is_empty() {
+                fitting.push((*name, *info));
+                if fitting.len() == enough {
+                    break;
+                }
+            } else {
+                diagnosis.add(&reasons);
+            }
+        }
+        self.next_node = start + looked_at;
+        let infos: Vec<&NodeInfo> = fitting.iter().map(|(_, info)| *info).collect();
+        let scores = score::score(pod, demand, &infos);
+        // Of equals the first one after where the search began: all get their turn.
+        let best = scores.iter().enumerate().rev().max_by_key(|(_, score)| **score);
+        best.map(|(index, _)| fitting[index].0.clone()).ok_or(diagnosis)
+    }
+}
+
+/// How many fitting nodes are compared in a cluster of `nodes`: all in a small one, a shrinking part of a large one.
+fn enough(nodes: usize) -> usize {
+    if nodes <= ALL_NODES {
+        return nodes;
+    }
+    let percent = 50_usize.saturating_sub(nodes / 125).max(5);
+    (nodes * percent / 100).max(ALL_NODES)
+}
+
+fn has_ended(pod: &Pod) -> bool {
+    matches!(pod.status.as_ref().and_then(|status| status.phase.as_deref()), Some("Succeeded" | "Failed"))
+}
+
+fn is_ours(pod: &Pod) -> bool {
+    let Some(spec) = &pod.spec else { return false };
+    let gated = spec.scheduling_gates.as_ref().is_some_and(|gates| !gates.is_empty());
+    let name = spec.scheduler_name.as_deref().unwrap_or(NAME);
+    name == NAME && !gated && pod.metadata.deletion_timestamp.is_none()
+}
+
+/// Writes decisions, in the background.
+struct Binder {
+    client: kube::Client,
+    events: EventRecorder,
+    permits: Arc<tokio::sync::Semaphore>,
+    outcomes: mpsc::UnboundedSender<Arc<Pod>>,
+}
+
+impl Binder {
+    async fn bind(&self, pod: Arc<Pod>, node: String) {
+        let Ok(permit) = self.permits.clone().acquire_owned().await else { return };
+        let (client, events, outcomes) = (self.client.clone(), self.events.clone(), self.outcomes.clone());
+        tokio::spawn(async move {
+            let _permit = permit;
+            match bind(&client, &pod, &node).await {
+                Ok(()) => {
+                    let name = format!("{}/{}", pod.namespace().unwrap_or_default(), pod.name_any());
+                    events.record(&*pod, EventKind::Normal, "Scheduled", format!("Successfully assigned {name} to {node}"));
+                }
+                Err(error) => {
+                    tracing::debug!(pod = pod.name_any(), node, %error, "binding failed");
+                    let _ = outcomes.send(pod);
+                }
+            }
+        });
+    }
+
+    /// Tells why no node fits, in an event and in the pod's condition.
+    async fn cannot(&self, pod: Arc<Pod>, message: String) {
+        let Ok(permit) = self.permits.clone().acquire_owned().await else { return };
+        self.events.record(&*pod, EventKind::Warning, "FailedScheduling", message.clone());
+        let client = self.client.clone();
+        tokio::spawn(async move {
+            let _permit = permit;
+            if let Err(error) = note(&client, &pod, &message).await {
+                tracing::debug!(pod = pod.name_any(), %error, "condition not written");
+            }
+        });
+    }
+}
+
+async fn bind(client: &kube::Client, pod: &Pod, node: &str) -> Result<()> {
+    let (namespace, name) = (pod.namespace().unwrap_or_default(), pod.name_any());
+    let binding = json!({
+        "apiVersion": "v1",
+        "kind": "Binding",
+        "metadata": { "name": name, "namespace": namespace, "uid": pod.uid() },
+        "target": { "apiVersion": "v1", "kind": "Node", "name": node },
+    });
+    let request = Request::post(format!("/api/v1/namespaces/{namespace}/pods/{name}/binding"))
+        .header(http::header::CONTENT_TYPE, "application/json")
+        .body(serde_json::to_vec(&binding)?)?;
+    client.request_text(request).await?;
+    Ok(())
+}
+
+async fn note(client: &kube::Client, pod: &Pod, message: &str) -> Result<()> {
+    let known = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
+    let mut same = known.filter(|condition| condition.type_ == "PodScheduled" && condition.status == "False");
+    if same.any(|condition| condition.message.as_deref() == Some(message)) {
+        return Ok(());
+    }
+    let condition = json!({
+        "type": "PodScheduled",
+        "status": "False",
+        "reason": "Unschedulable",
+        "message": message,
+        "observedGeneration": pod.metadata.generation,
+        "lastProbeTime": null,
+        "lastTransitionTime": Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
+    });
+    let patch = json!({ "status": { "conditions": [condition] } });
+    let pods: Api<Pod> = Api::namespaced(client.clone(), &pod.namespace().unwrap_or_default());
+    pods.patch_status(&pod.name_any(), &PatchParams::default(), &Patch::Strategic(patch)).await?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn large_clusters_are_sampled() {
+        assert_eq!(super::enough(3), 3);
+        assert_eq!(super::enough(100), 100);
+        assert_eq!(super::enough(1000), 420);
+        assert_eq!(super::enough(5000), 500);
+    }
+}
