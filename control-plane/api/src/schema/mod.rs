@@ -23,6 +23,7 @@ pub struct TypeDef {
     pub kinds: Vec<(&'static str, &'static str, &'static str)>,
     /// Server-side apply owns the whole value or nothing of it.
     pub atomic: bool,
+    pub(crate) prose: u32,
     pub(crate) index: u16,
     /// Fields by protobuf tag, sorted. See `Field::tags`.
     pub(crate) tags: Vec<(u64, u16)>,
@@ -49,9 +50,12 @@ pub struct Field {
     pub atomic: bool,
     /// Type of one value as Go prints it in messages, where it is a named scalar: `v1.PullPolicy`.
     pub go_type: Option<&'static str>,
+    /// The default that OpenAPI names, as JSON.
+    pub default: Option<&'static str>,
     /// Protobuf tag, preceded by the tags of the messages that JSON has inline: 16 bits each, the
     /// field's own lowest. 0: not in protobuf.
     pub(crate) tags: u64,
+    pub(crate) prose: u32,
 }
 
 /// What a field holds.
@@ -136,6 +140,11 @@ impl TypeDef {
         self.fields.binary_search_by(|f| f.name.cmp(name)).ok().and_then(|i| self.fields.get(i))
     }
 
+    /// What the API's documentation says.
+    pub fn description(&self) -> String {
+        table::describe(self.prose)
+    }
+
     pub fn id(&self) -> TypeId {
         TypeId(self.index)
     }
@@ -161,8 +170,9 @@ impl Field {
         self.kind.item_type()
     }
 
-    pub fn description(&self, of: &TypeDef) -> &'static str {
-        table::describe(of.name, self.name)
+    /// What the API's documentation says.
+    pub fn description(&self) -> String {
+        table::describe(self.prose)
     }
 }
 
