@@ -1,6 +1,7 @@
 //! Lease.
 
 use super::prelude::*;
+use crate::validation::field::Field;
 
 pub static KIND: Kind = Kind {
     group: "coordination.k8s.io",
@@ -27,8 +28,38 @@ pub static KIND: Kind = Kind {
     deprecated: None,
 };
 
-const STRATEGY: Strategy = Strategy::PLAIN;
+const STRATEGY: Strategy = Strategy {
+    validate,
+    validate_update: |new, _, errors| validate(new, errors),
+    create_on_update: true,
+    unconditional_update: false,
+    ..Strategy::PLAIN
+};
+
+fn validate(object: &Value, errors: &mut FieldErrors) {
+    let spec = Field::root(object).child("spec");
+    let (duration, transitions) = (spec.child("leaseDurationSeconds"), spec.child("leaseTransitions"));
+    if duration.opt_int().is_some_and(|seconds| seconds <= 0) {
+        errors.invalid(&duration, "must be greater than 0");
+    }
+    if transitions.opt_int().is_some_and(|count| count < 0) {
+        errors.invalid(&transitions, "must be greater than or equal to 0");
+    }
+    let strategy = spec.child("strategy");
+    if strategy.is_set() {
+        let path = strategy.path().child("strategy");
+        if strategy.str().contains('/') {
+            errors.invalid_all(&path, strategy.str(), names::is_qualified_name(strategy.str()));
+        } else if strategy.str() != "OldestEmulationVersion" {
+            errors.not_supported(&path, strategy.str(), &["OldestEmulationVersion"]);
+        }
+    }
+    let preferred = spec.child("preferredHolder");
+    if !preferred.is_empty() && strategy.is_empty() {
+        errors.forbidden(preferred.path(), "may only be specified if `strategy` is defined");
+    }
+}
 
 fn cells(object: &Value, now: i64) -> Vec<Value> {
-    print::name_and_age(object, now)
+    vec![print::name(object), json!(print::text(object, "/spec/holderIdentity")), print::age(object, now)]
 }

@@ -9,6 +9,7 @@ macro_rules! field {
 
 pub mod configmap;
 pub mod deployment;
+pub mod edit;
 pub mod endpoints;
 pub mod endpointslice;
 pub mod event;
@@ -23,6 +24,7 @@ pub mod runtimeclass;
 pub mod secret;
 pub mod service;
 pub mod serviceaccount;
+pub mod workload;
 
 /// What every kind's file uses.
 mod prelude {

@@ -1,6 +1,9 @@
 //! PodTemplate.
 
 use super::prelude::*;
+use crate::kinds::edit;
+use crate::kinds::pod::{defaults, spec, warnings};
+use crate::validation::field::Field;
 
 pub static KIND: Kind = Kind {
     group: "",
@@ -28,8 +31,32 @@ pub static KIND: Kind = Kind {
     deprecated: None,
 };
 
-const STRATEGY: Strategy = Strategy::PLAIN;
+const STRATEGY: Strategy = Strategy {
+    default: |object| {
+        if let Some(map) = object.as_object_mut() {
+            defaults::template(edit::ensure(map, "template"));
+        }
+    },
+    prepare_create: |object| edit::set_generation(object, 1),
+    prepare_update: |new, old| {
+        let changed = new.get("template") != old.get("template");
+        edit::count_generation(new, old, changed);
+    },
+    validate,
+    validate_update: |new, _, errors| validate(new, errors),
+    warnings: |new, old| {
+        let unchanged = old.is_some_and(|old| edit::generation(old) == edit::generation(new));
+        if unchanged { Vec::new() } else { warnings::warnings(&Field::root(new).child("template")) }
+    },
+    ..Strategy::PLAIN
+};
 
-fn cells(object: &Value, now: i64) -> Vec<Value> {
-    print::name_and_age(object, now)
+fn validate(object: &Value, errors: &mut FieldErrors) {
+    spec::template(&Field::root(object).child("template"), errors);
+}
+
+fn cells(object: &Value, _: i64) -> Vec<Value> {
+    let (names, images) = print::containers(object.get("template"));
+    let labels = print::labels(object.pointer("/template/metadata/labels"));
+    vec![print::name(object), json!(names), json!(images), json!(labels)]
 }

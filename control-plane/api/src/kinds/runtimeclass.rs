@@ -1,6 +1,11 @@
 //! RuntimeClass.
 
 use super::prelude::*;
+use crate::kinds::edit;
+use crate::kinds::pod::{defaults, scheduling, spec};
+use crate::validation::common::immutable;
+use crate::validation::field::Field;
+use crate::validation::metadata;
 
 pub static KIND: Kind = Kind {
     group: "node.k8s.io",
@@ -27,8 +32,33 @@ pub static KIND: Kind = Kind {
     deprecated: None,
 };
 
-const STRATEGY: Strategy = Strategy::PLAIN;
+const STRATEGY: Strategy = Strategy {
+    default: |object| {
+        if let Some(overhead) = object.as_object_mut().and_then(|map| edit::object(map, "overhead")) {
+            defaults::round(overhead, "podFixed");
+        }
+    },
+    validate,
+    validate_update: |new, old, errors| {
+        immutable(&Field::root(new).child("handler"), &Field::root(old).child("handler"), errors);
+    },
+    unconditional_update: false,
+    ..Strategy::PLAIN
+};
+
+fn validate(object: &Value, errors: &mut FieldErrors) {
+    let root = Field::root(object);
+    let handler = root.child("handler");
+    errors.invalid_all(handler.path(), handler.str(), names::is_dns_label(handler.str()));
+    let overhead = root.child("overhead");
+    if overhead.is_set() {
+        spec::overhead(&overhead.child("podFixed").with_path(overhead.path().clone()), errors);
+    }
+    let placing = root.child("scheduling");
+    metadata::labels(&placing.child("nodeSelector"), errors);
+    scheduling::tolerations(&placing.child("tolerations"), errors);
+}
 
 fn cells(object: &Value, now: i64) -> Vec<Value> {
-    print::name_and_age(object, now)
+    vec![print::name(object), json!(print::text(object, "/handler")), print::age(object, now)]
 }

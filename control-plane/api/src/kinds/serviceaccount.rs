@@ -1,6 +1,7 @@
 //! ServiceAccount.
 
 use super::prelude::*;
+use crate::kinds::edit;
 
 pub static KIND: Kind = Kind {
     group: "",
@@ -28,7 +29,31 @@ pub static KIND: Kind = Kind {
     deprecated: None,
 };
 
-const STRATEGY: Strategy = Strategy::PLAIN;
+const STRATEGY: Strategy = Strategy {
+    prepare_create: |object| name_only(object),
+    prepare_update: |new, _| name_only(new),
+    warnings,
+    ..Strategy::PLAIN
+};
+
+/// References to secrets keep nothing but the name.
+fn name_only(object: &mut Value) {
+    let Some(map) = object.as_object_mut() else { return };
+    for secret in edit::objects(map, "secrets") {
+        secret.retain(|key, _| key == "name");
+    }
+}
+
+fn warnings(new: &Value, old: Option<&Value>) -> Vec<String> {
+    let key = "kubernetes.io/enforce-mountable-secrets";
+    let value = |object: &Value| object.pointer("/metadata/annotations")?.get(key)?.as_str().map(str::to_owned);
+    if value(new).is_some() && old.is_none_or(|old| value(old) != value(new)) {
+        return vec![format!(
+            "metadata.annotations[{key}]: deprecated in v1.32+; prefer separate namespaces to isolate access to mounted secrets"
+        )];
+    }
+    Vec::new()
+}
 
 fn cells(object: &Value, now: i64) -> Vec<Value> {
     print::name_and_age(object, now)

@@ -17,7 +17,7 @@ pub fn regex_error(message: &str, form: &str, examples: &[&str]) -> String {
 }
 
 pub fn max_length(length: usize) -> String {
-    format!("must be no more than {length} characters")
+    format!("must be no more than {length} bytes")
 }
 
 fn lower_or_digit(c: u8) -> bool {
@@ -169,6 +169,64 @@ pub fn path_segment(name: &str, prefix: bool) -> Vec<String> {
         if name.contains(illegal) {
             errors.push(format!("may not contain '{illegal}'"));
         }
+    }
+    errors
+}
+
+/// Keys of ConfigMaps and Secrets: they become file names.
+pub fn is_config_key(key: &str) -> Vec<String> {
+    let mut errors = Vec::new();
+    if key.len() > 253 {
+        errors.push(max_length(253));
+    }
+    if key.is_empty() || !key.bytes().all(|c| c.is_ascii_alphanumeric() || matches!(c, b'-' | b'.' | b'_')) {
+        let message = "a valid config key must consist of alphanumeric characters, '-', '_' or '.'";
+        errors.push(regex_error(message, "[-._a-zA-Z0-9]+", &["key.name", "KEY_NAME", "key-name"]));
+    }
+    match key {
+        "." => errors.push("must not be '.'".to_owned()),
+        ".." => errors.push("must not be '..'".to_owned()),
+        _ if key.starts_with("..") => errors.push("must not start with '..'".to_owned()),
+        _ => {}
+    }
+    errors
+}
+
+/// Environment variables may have any printable name without `=`.
+pub fn is_env_name(name: &str) -> Vec<String> {
+    if name.is_empty() {
+        return vec!["environment variable name must be non-empty".to_owned()];
+    }
+    if name.bytes().all(|c| (0x20..0x7f).contains(&c) && c != b'=') {
+        return Vec::new();
+    }
+    vec!["a valid environment variable name must consist only of printable ASCII characters other than '='".to_owned()]
+}
+
+pub fn is_http_header(name: &str) -> Vec<String> {
+    if !name.is_empty() && name.bytes().all(|c| c.is_ascii_alphanumeric() || c == b'-') {
+        return Vec::new();
+    }
+    let message = "a valid HTTP header must consist of alphanumeric characters or '-'";
+    vec![regex_error(message, "[-A-Za-z0-9]+", &["X-Header-Name"])]
+}
+
+/// A subdomain whose labels may begin with and hold underscores: search paths of a resolver.
+pub fn is_dns_subdomain_with_underscore(text: &str) -> Vec<String> {
+    let mut errors = Vec::new();
+    if text.len() > 253 {
+        errors.push(max_length(253));
+    }
+    let label = |label: &str| {
+        let label = label.strip_prefix('_').unwrap_or(label).as_bytes();
+        let (Some(&first), Some(&last)) = (label.first(), label.last()) else { return false };
+        lower_or_digit(first) && lower_or_digit(last) && label.iter().all(|&c| lower_or_digit(c) || matches!(c, b'-' | b'_'))
+    };
+    if !text.split('.').all(label) {
+        let message = "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '_', '-' or '.', \
+                       and must start and end with an alphanumeric character";
+        let form = "_?[a-z0-9]([-_a-z0-9]*[a-z0-9])?(\\._?[a-z0-9]([-_a-z0-9]*[a-z0-9])?)*";
+        errors.push(regex_error(message, form, &["example.com"]));
     }
     errors
 }

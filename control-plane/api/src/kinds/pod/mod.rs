@@ -1,6 +1,24 @@
 //! Pod.
 
+pub mod aggregate;
+pub mod cells;
+pub mod containers;
+pub mod defaults;
+pub mod diff;
+mod internal;
+pub mod scheduling;
+pub mod security;
+pub mod spec;
+pub mod update;
+pub mod volumes;
+pub mod warnings;
+
+use super::edit;
 use super::prelude::*;
+use crate::validation::field::Field;
+
+/// Marks the copy, in the API, of a pod that a node runs by itself.
+pub const MIRROR: &str = "kubernetes.io/config.mirror";
 
 pub static KIND: Kind = Kind {
     group: "",
@@ -47,17 +65,108 @@ pub static KIND: Kind = Kind {
         Column { name: "Nominated Node", kind: "string", format: "", description: "", priority: 1 },
         Column { name: "Readiness Gates", kind: "string", format: "", description: "", priority: 1 },
     ],
-    cells,
+    cells: cells::cells,
     name: names::dns_subdomain,
     strategy: STRATEGY,
     stored_as: None,
     deprecated: None,
 };
 
-const STRATEGY: Strategy = Strategy::PLAIN;
+const STRATEGY: Strategy = Strategy {
+    default: defaults::pod,
+    prepare_create,
+    prepare_update: update::prepare,
+    prepare_status_update: update::prepare_status,
+    validate: update::validate_create,
+    validate_update: update::validate,
+    validate_status_update: update::validate_status,
+    warnings: |new, old| if old.is_none() { create_warnings(new) } else { Vec::new() },
+    grace_period,
+    ..Strategy::PLAIN
+};
 
-fn cells(object: &Value, now: i64) -> Vec<Value> {
-    print::name_and_age(object, now)
+fn prepare_create(pod: &mut Value) {
+    edit::set_generation(pod, 1);
+    let mut status = json!({"phase": "Pending", "qosClass": aggregate::qos_class(pod)});
+    let gated = pod.pointer("/spec/schedulingGates").and_then(Value::as_array).is_some_and(|gates| !gates.is_empty());
+    if gated && let Some(map) = status.as_object_mut() {
+        let condition = json!({
+            "type": "PodScheduled",
+            "status": "False",
+            "lastProbeTime": null,
+            "lastTransitionTime": null,
+            "reason": "SchedulingGated",
+            "message": "Scheduling is blocked due to non-empty scheduling gates",
+        });
+        map.insert("conditions".to_owned(), json!([condition]));
+    }
+    edit::set(pod, "status", status);
+    merge_label_keys(pod);
+    if let Some(spec) = pod.get_mut("spec").and_then(Value::as_object_mut) {
+        defaults::sync_service_account(spec);
+    }
+}
+
+/// Keys of the pod's own labels become requirements of the selectors that name them.
+fn merge_label_keys(pod: &mut Value) {
+    let labels = pod.pointer("/metadata/labels").cloned().unwrap_or_default();
+    let Some(spec) = pod.get_mut("spec").and_then(Value::as_object_mut) else { return };
+    for constraint in edit::objects(spec, "topologySpreadConstraints") {
+        merge(constraint, "matchLabelKeys", "In", &labels);
+    }
+    let Some(affinity) = edit::object(spec, "affinity") else { return };
+    for kind in ["podAffinity", "podAntiAffinity"] {
+        let Some(affinity) = edit::object(affinity, kind) else { continue };
+        for term in edit::objects(affinity, "requiredDuringSchedulingIgnoredDuringExecution") {
+            merge(term, "matchLabelKeys", "In", &labels);
+            merge(term, "mismatchLabelKeys", "NotIn", &labels);
+        }
+        for weighted in edit::objects(affinity, "preferredDuringSchedulingIgnoredDuringExecution") {
+            if let Some(term) = edit::object(weighted, "podAffinityTerm") {
+                merge(term, "matchLabelKeys", "In", &labels);
+                merge(term, "mismatchLabelKeys", "NotIn", &labels);
+            }
+        }
+    }
+}
+
+fn merge(term: &mut edit::Object, keys: &str, operator: &str, labels: &Value) {
+    let keys: Vec<Value> = term.get(keys).and_then(Value::as_array).cloned().unwrap_or_default();
+    let Some(selector) = edit::object(term, "labelSelector") else { return };
+    for key in keys {
+        let Some(value) = key.as_str().and_then(|key| labels.get(key)) else { continue };
+        let list = selector.entry("matchExpressions").or_insert_with(|| json!([]));
+        if let Some(list) = list.as_array_mut() {
+            list.push(json!({"key": key, "operator": operator, "values": [value]}));
+        }
+    }
+}
+
+fn create_warnings(pod: &Value) -> Vec<String> {
+    let pod = Field::root(pod);
+    let name = pod.below(&["metadata", "name"]);
+    let mut all = Vec::new();
+    let wrong = names::is_dns_label(name.str());
+    if !name.is_empty() && !wrong.is_empty() {
+        let wrong = wrong.join(" ");
+        all.push(format!(
+            "metadata.name: this is used in the Pod's hostname, which can result in surprising behavior; a DNS label is \
+             recommended: [{wrong}]"
+        ));
+    }
+    all.extend(warnings::warnings(&pod));
+    all
+}
+
+/// A pod that runs nowhere, or no longer, goes at once.
+fn grace_period(pod: &Value, asked: Option<i64>) -> Option<i64> {
+    let own = pod.pointer("/spec/terminationGracePeriodSeconds").and_then(Value::as_i64);
+    let text = |path| pod.pointer(path).and_then(Value::as_str).unwrap_or_default();
+    if text("/spec/nodeName").is_empty() || matches!(text("/status/phase"), "Failed" | "Succeeded") {
+        return Some(0);
+    }
+    let seconds = asked.or(own).unwrap_or(0);
+    Some(if seconds < 0 { 1 } else { seconds })
 }
 
 /// All addresses in one text, as the reference compares them.
