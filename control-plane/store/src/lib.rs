@@ -124,7 +124,7 @@ pub enum Error {
 
 /// A revisioned key-value store. Keys are opaque paths (`/registry/pods/default/web-1`).
 ///
-/// Invariants, held for every implementation by `tests/suite`:
+/// Invariants, held for every implementation by `tests/store/suite.rs`:
 /// - a write is acknowledged once it is durable, and after watches have been handed it;
 /// - revisions rise by one per write, in the order of the watch;
 /// - a read sees every write acknowledged before it began.

@@ -93,7 +93,9 @@ pub(super) fn chunk(
     if target <= state.compacted {
         return Ok(state);
     }
-    for item in log.range(state.compacted + 1..=target)?.take(limit) {
+    // Up to the target even where the log has nothing there: revision 1 is of no write.
+    next.compacted = target;
+    for (seen, item) in log.range(state.compacted + 1..=target)?.enumerate() {
         let (revision, bytes) = item?;
         let revision = revision.value();
         let record = decode(revision, bytes.value())?;
@@ -103,8 +105,11 @@ pub(super) fn chunk(
         if record.change == Change::Deleted {
             superseded.push(revision);
         }
-        next.compacted = revision;
         next.history = next.history.saturating_sub(bytes.value().len() as u64);
+        if seen + 1 == limit {
+            next.compacted = revision;
+            break;
+        }
     }
     for revision in superseded {
         log.remove(revision)?;

@@ -21,36 +21,58 @@ use crate::{Error, Result};
 /// Opens `path`, or makes it. A file that is damaged or of another format is left as it is.
 pub(super) fn open_file(path: &Path, cache_bytes: usize) -> Result<(Database, State)> {
     let name = path.display().to_string();
-    let open = |create: bool| {
-        // The file holds Secrets: nobody else may read it.
-        OpenOptions::new().read(true).write(true).create(create).truncate(false).mode(0o600).open(path)
-    };
-    let existing = match open(false) {
-        Ok(file) => Some(file),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-        Err(error) => return Err(io_error(&name, &error)),
-    };
-    let empty = match &existing {
-        Some(file) => file.metadata().map_err(|e| io_error(&name, &e))?.len() == 0,
-        None => true,
-    };
-    let file = match existing {
-        Some(file) => {
-            if !empty {
-                inspect(&file, &name)?;
-            }
-            file
+    let failed = |error: io::Error| io_error(&name, &error);
+    let open = || OpenOptions::new().read(true).write(true).open(path);
+    let file = match open() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            create(path, &name)?;
+            open()
         }
-        None => open(true).map_err(|e| io_error(&name, &e))?,
+        opened => opened,
     };
-    let backend = FileBackend::new(file).map_err(|e| open_error(&name, e))?;
-    let opened = open_backend(backend, cache_bytes, &name)?;
-    if empty && let Some(dir) = path.parent() {
-        // The new file's name must survive a power loss as well as its contents.
-        let dir = if dir.as_os_str().is_empty() { Path::new(".") } else { dir };
-        File::open(dir).and_then(|dir| dir.sync_all()).map_err(|e| io_error(&name, &e))?;
+    let file = file.map_err(failed)?;
+    if file.metadata().map_err(failed)?.len() > 0 {
+        inspect(&file, &name)?;
     }
-    Ok(opened)
+    let backend = FileBackend::new(file).map_err(|e| open_error(&name, e))?;
+    open_backend(backend, cache_bytes, &name)
+}
+
+/// Makes an empty store beside `path` and gives it its name once it is whole, so that a power loss
+/// leaves either no store or one that opens.
+fn create(path: &Path, name: &str) -> Result<()> {
+    let failed = |error: io::Error| io_error(name, &error);
+    let mut new = path.as_os_str().to_owned();
+    new.push(format!(".{}.new", std::process::id()));
+    let new = Path::new(&new);
+    let made = (|| {
+        // The file holds Secrets: nobody else may read it.
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(new)
+            .map_err(failed)?;
+        let backend = FileBackend::new(file).map_err(|e| open_error(name, e))?;
+        drop(open_backend(backend, 1 << 20, name)?);
+        File::open(new).and_then(|file| file.sync_all()).map_err(failed)?;
+        match std::fs::hard_link(new, path) {
+            Ok(()) => Ok(()),
+            // Another process was faster; opening will say that it has the file.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            // A file system without links.
+            Err(_) => std::fs::rename(new, path).map_err(failed),
+        }
+    })();
+    let _ = std::fs::remove_file(new);
+    made?;
+    let dir = match path.parent() {
+        Some(dir) if !dir.as_os_str().is_empty() => dir,
+        _ => Path::new("."),
+    };
+    File::open(dir).and_then(|dir| dir.sync_all()).map_err(failed)
 }
 
 pub(super) fn open_backend(
