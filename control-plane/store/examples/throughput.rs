@@ -59,7 +59,10 @@ fn bare(path: &Path) -> f64 {
                 let key = key(writer, revision as usize / WRITERS % KEYS);
                 index.insert(&*key, revision).expect("insert");
             }
-            txn.open_table(META).expect("a table").insert("revision", revision).expect("insert");
+            txn.open_table(META)
+                .expect("a table")
+                .insert("revision", revision)
+                .expect("insert");
         }
         txn.commit().expect("a commit");
     }
@@ -86,7 +89,10 @@ async fn store(path: &Path) -> (f64, Duration, Duration) {
                     let (key, begun) = (key(writer, index), Instant::now());
                     at[index] = match at[index] {
                         0 => store.create(&key, value.clone()).await.expect("a write"),
-                        before => store.update(&key, value.clone(), before).await.expect("a write"),
+                        before => store
+                            .update(&key, value.clone(), before)
+                            .await
+                            .expect("a write"),
                     };
                     times.push(begun.elapsed());
                 }
@@ -108,7 +114,16 @@ async fn store(path: &Path) -> (f64, Duration, Duration) {
         stats.writes as f64 / stats.commits as f64,
         stats.revision - stats.compacted,
     );
+    // As a kill would leave it.
+    let killed = path.with_extension("killed");
+    std::fs::copy(path, &killed).expect("a copy");
     store.close();
+    for (path, left) in [(&*killed, "after a kill"), (path, "closed in order")] {
+        let begun = Instant::now();
+        drop(RedbStore::open(path, Options::default()).expect("the store again"));
+        println!("store: opened in {:?} ({left})", begun.elapsed());
+    }
+    std::fs::remove_file(&killed).expect("remove");
     watching.await.expect("the watch");
     (rate, times[times.len() / 2], times[times.len() * 99 / 100])
 }

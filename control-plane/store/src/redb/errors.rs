@@ -2,9 +2,7 @@
 
 use std::io::ErrorKind;
 
-use redb::{
-    CommitError, CursorError, DatabaseError, StorageError, TableError, TransactionError,
-};
+use redb::{CommitError, CursorError, DatabaseError, StorageError, TableError, TransactionError};
 
 use crate::Error;
 
@@ -108,7 +106,10 @@ pub(super) fn open_error(path: &str, error: DatabaseError) -> Error {
         },
         DatabaseError::Storage(StorageError::Io(error)) => io_error(&path, &error),
         DatabaseError::Storage(error) => Fault::from(error).at(&path),
-        other => Error::Corrupt { path, reason: other.to_string() },
+        other => Error::Corrupt {
+            path,
+            reason: other.to_string(),
+        },
     }
 }
 

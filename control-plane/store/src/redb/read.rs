@@ -20,7 +20,10 @@ pub(super) struct Stored {
 }
 
 /// The record that must be in the log at `revision`.
-pub(super) fn load(log: &impl ReadableTable<u64, &'static [u8]>, revision: Revision) -> Faulty<Stored> {
+pub(super) fn load(
+    log: &impl ReadableTable<u64, &'static [u8]>,
+    revision: Revision,
+) -> Faulty<Stored> {
     let bytes = log
         .get(revision)?
         .ok_or_else(|| Fault::Corrupt(format!("the log has no record of revision {revision}")))?;
@@ -33,8 +36,11 @@ pub(super) fn load(log: &impl ReadableTable<u64, &'static [u8]>, revision: Revis
 }
 
 pub(super) fn decode(revision: Revision, bytes: &[u8]) -> Faulty<Record<'_>> {
-    Record::decode(bytes)
-        .ok_or_else(|| Fault::Corrupt(format!("the log's record of revision {revision} is garbled")))
+    Record::decode(bytes).ok_or_else(|| {
+        Fault::Corrupt(format!(
+            "the log's record of revision {revision} is garbled"
+        ))
+    })
 }
 
 fn state(txn: &redb::ReadTransaction) -> Faulty<State> {
@@ -48,11 +54,24 @@ pub(super) fn revision(db: &Database) -> Faulty<Revision> {
 
 pub(super) fn get(db: &Database, key: &str) -> Faulty<Option<Entry>> {
     let txn = db.begin_read()?;
-    let Some(revision) = txn.open_table(INDEX)?.get(key)?.map(|revision| revision.value()) else {
+    let Some(revision) = txn
+        .open_table(INDEX)?
+        .get(key)?
+        .map(|revision| revision.value())
+    else {
         return Ok(None);
     };
-    let Stored { created, key, value } = load(&txn.open_table(LOG)?, revision)?;
-    Ok(Some(Entry { key, value, created, revision }))
+    let Stored {
+        created,
+        key,
+        value,
+    } = load(&txn.open_table(LOG)?, revision)?;
+    Ok(Some(Entry {
+        key,
+        value,
+        created,
+        revision,
+    }))
 }
 
 /// The entries of `range` as of revision `at` (none: of the snapshot), at most `limit` (0: all).
@@ -82,15 +101,28 @@ pub(super) fn list(
     }
     let mut then = then.into_iter().peekable();
 
-    let mut page = Page { entries: Vec::new(), revision: at, remaining: 0 };
+    let mut page = Page {
+        entries: Vec::new(),
+        revision: at,
+        remaining: 0,
+    };
     let mut take = |revision: Revision| -> Faulty<()> {
         if revision == 0 {
             // Did not exist then.
         } else if limit != 0 && page.entries.len() >= limit {
             page.remaining += 1;
         } else {
-            let Stored { created, key, value } = load(&log, revision)?;
-            page.entries.push(Entry { key, value, created, revision });
+            let Stored {
+                created,
+                key,
+                value,
+            } = load(&log, revision)?;
+            page.entries.push(Entry {
+                key,
+                value,
+                created,
+                revision,
+            });
         }
         Ok(())
     };
@@ -125,10 +157,16 @@ fn covers(range: &Range, key: &str) -> bool {
 /// Whether `state` still, or already, knows revision `requested`.
 fn check(state: &State, requested: Revision) -> Result<(), Error> {
     if requested < state.compacted {
-        return Err(Error::Compacted { requested, oldest: state.compacted });
+        return Err(Error::Compacted {
+            requested,
+            oldest: state.compacted,
+        });
     }
     if requested > state.revision {
-        return Err(Error::Future { requested, current: state.revision });
+        return Err(Error::Future {
+            requested,
+            current: state.revision,
+        });
     }
     Ok(())
 }
@@ -155,7 +193,10 @@ pub(super) fn history(
     let state = state(&txn)?;
     check(&state, from)?;
     let log = txn.open_table(LOG)?;
-    let mut stretch = Stretch { events: Vec::new(), position: from };
+    let mut stretch = Stretch {
+        events: Vec::new(),
+        position: from,
+    };
     let (mut records, mut size) = (0, 0);
     for item in log.range(from + 1..=until.min(state.revision))? {
         if records >= STRETCH_RECORDS || size >= STRETCH_BYTES {

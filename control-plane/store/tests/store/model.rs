@@ -3,22 +3,42 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use futures::{StreamExt, FutureExt};
+use futures::{FutureExt, StreamExt};
 use proptest::prelude::*;
 use sampan_store::{Change, Error, Event, Options, Range, RedbStore, Revision, Store};
 
 #[derive(Debug, Clone)]
 enum Op {
-    Create { key: u8, size: u16 },
+    Create {
+        key: u8,
+        size: u16,
+    },
     /// `behind`: how far the expected revision is off.
-    Update { key: u8, size: u16, behind: u8 },
-    Delete { key: u8, behind: u8 },
+    Update {
+        key: u8,
+        size: u16,
+        behind: u8,
+    },
+    Delete {
+        key: u8,
+        behind: u8,
+    },
     /// Several writes at once, so that they share a commit.
     Together(Vec<Op>),
     /// All of these are percentages of the revisions so far.
-    List { prefix: u8, after: Option<u8>, at: Option<u8>, limit: u8 },
-    Watch { prefix: u8, from: u8 },
-    Compact { before: u8 },
+    List {
+        prefix: u8,
+        after: Option<u8>,
+        at: Option<u8>,
+        limit: u8,
+    },
+    Watch {
+        prefix: u8,
+        from: u8,
+    },
+    Compact {
+        before: u8,
+    },
 }
 
 fn write() -> impl Strategy<Value = Op> {
@@ -45,7 +65,11 @@ fn op() -> impl Strategy<Value = Op> {
 
 /// Keys of three kinds, so that prefixes cover some.
 fn key(index: u8) -> String {
-    format!("/{}/{:02}", ["pods", "leases", "podtemplates"][usize::from(index % 3)], index)
+    format!(
+        "/{}/{:02}",
+        ["pods", "leases", "podtemplates"][usize::from(index % 3)],
+        index
+    )
 }
 
 fn prefix(index: u8) -> &'static str {
@@ -72,11 +96,18 @@ impl Model {
     }
 
     fn now(&self) -> BTreeMap<String, Value> {
-        self.states.values().next_back().cloned().unwrap_or_default()
+        self.states
+            .values()
+            .next_back()
+            .cloned()
+            .unwrap_or_default()
     }
 
     fn expected(&self, key: &str, behind: u8) -> Revision {
-        self.now().get(key).map_or(1, |v| v.revision).saturating_sub(behind.into())
+        self.now()
+            .get(key)
+            .map_or(1, |v| v.revision)
+            .saturating_sub(behind.into())
     }
 
     fn percent(&self, percent: u8) -> Revision {
@@ -84,7 +115,8 @@ impl Model {
     }
 
     fn apply(&mut self, op: &Op, expected: Revision, value: Bytes) -> Result<Revision, Error> {
-        let (Op::Create { key: k, .. } | Op::Update { key: k, .. } | Op::Delete { key: k, .. }) = op
+        let (Op::Create { key: k, .. } | Op::Update { key: k, .. } | Op::Delete { key: k, .. }) =
+            op
         else {
             unreachable!()
         };
@@ -98,7 +130,10 @@ impl Model {
             (Op::Create { .. }, None) => Change::Created,
             (_, None) => return Err(Error::NotFound { key }),
             (_, Some(v)) if v.revision != expected => {
-                return Err(Error::Conflict { key, current: v.revision });
+                return Err(Error::Conflict {
+                    key,
+                    current: v.revision,
+                });
             }
             (Op::Update { .. }, _) => Change::Updated,
             _ => Change::Deleted,
@@ -110,21 +145,44 @@ impl Model {
                 previous.clone().unwrap()
             }
             _ => {
-                state.insert(key.clone(), Value { value: value.clone(), created, revision });
+                state.insert(
+                    key.clone(),
+                    Value {
+                        value: value.clone(),
+                        created,
+                        revision,
+                    },
+                );
                 value
             }
         };
-        self.events.push(Event { revision, change, key: key.into(), value, created, previous });
+        self.events.push(Event {
+            revision,
+            change,
+            key: key.into(),
+            value,
+            created,
+            previous,
+        });
         self.states.insert(revision, state);
         Ok(revision)
     }
 
     fn at(&self, revision: Revision) -> BTreeMap<String, Value> {
-        self.states.range(..=revision).next_back().map(|(_, s)| s.clone()).unwrap_or_default()
+        self.states
+            .range(..=revision)
+            .next_back()
+            .map(|(_, s)| s.clone())
+            .unwrap_or_default()
     }
 }
 
-async fn send(store: &RedbStore, op: &Op, expected: Revision, value: Bytes) -> Result<Revision, Error> {
+async fn send(
+    store: &RedbStore,
+    op: &Op,
+    expected: Revision,
+    value: Bytes,
+) -> Result<Revision, Error> {
     match op {
         Op::Create { key: k, .. } => store.create(&key(*k), value).await,
         Op::Update { key: k, .. } => store.update(&key(*k), value, expected).await,
@@ -135,16 +193,19 @@ async fn send(store: &RedbStore, op: &Op, expected: Revision, value: Bytes) -> R
 
 fn value_of(op: &Op, seed: u64) -> Bytes {
     match op {
-        Op::Create { size, .. } | Op::Update { size, .. } => {
-            (0..*size).map(|index| (seed as u8).wrapping_mul(31) ^ index as u8).collect()
-        }
+        Op::Create { size, .. } | Op::Update { size, .. } => (0..*size)
+            .map(|index| (seed as u8).wrapping_mul(31) ^ index as u8)
+            .collect(),
         _ => Bytes::new(),
     }
 }
 
 async fn run(ops: Vec<Op>) {
     // A short history, so that compaction by size happens within a run too.
-    let options = Options { keep_bytes: 1 << 30, ..Options::default() };
+    let options = Options {
+        keep_bytes: 1 << 30,
+        ..Options::default()
+    };
     let store = RedbStore::in_memory(options).unwrap();
     let mut model = Model::default();
     let mut live = store.watch("", 1).unwrap();
@@ -178,21 +239,36 @@ async fn run(ops: Vec<Op>) {
                     })
                     .collect();
                 let answers = futures::future::join_all(
-                    sent.iter().map(|(op, expected, value)| send(&store, op, *expected, value.clone())),
+                    sent.iter()
+                        .map(|(op, expected, value)| send(&store, op, *expected, value.clone())),
                 );
                 let answers = tokio::task::unconstrained(answers).await;
                 for ((op, expected, value), answer) in sent.into_iter().zip(answers) {
                     assert_eq!(answer, model.apply(op, expected, value));
                 }
             }
-            Op::List { prefix: p, after, at, limit } => {
+            Op::List {
+                prefix: p,
+                after,
+                at,
+                limit,
+            } => {
                 let at = at.map(|at| model.percent(at));
-                let range = Range { prefix: prefix(*p).into(), after: after.map(key) };
+                let range = Range {
+                    prefix: prefix(*p).into(),
+                    after: after.map(key),
+                };
                 let answer = store.list(range.clone(), at, usize::from(*limit)).await;
                 let revision = at.unwrap_or(model.revision());
                 if revision < model.compacted {
                     let oldest = model.compacted;
-                    assert_eq!(answer, Err(Error::Compacted { requested: revision, oldest }));
+                    assert_eq!(
+                        answer,
+                        Err(Error::Compacted {
+                            requested: revision,
+                            oldest
+                        })
+                    );
                     continue;
                 }
                 let page = answer.unwrap();
@@ -202,14 +278,25 @@ async fn run(ops: Vec<Op>) {
                     .filter(|(key, _)| key.starts_with(&range.prefix))
                     .filter(|(key, _)| range.after.as_ref().is_none_or(|after| *key > after))
                     .collect();
-                let taken = if *limit == 0 { all.len() } else { all.len().min(usize::from(*limit)) };
+                let taken = if *limit == 0 {
+                    all.len()
+                } else {
+                    all.len().min(usize::from(*limit))
+                };
                 assert_eq!(page.revision, revision);
                 assert_eq!(page.remaining, (all.len() - taken) as u64);
                 assert_eq!(page.entries.len(), taken);
                 for (entry, (key, value)) in page.entries.iter().zip(all) {
                     assert_eq!(&*entry.key, key);
-                    let Value { value, created, revision } = value;
-                    assert_eq!((&entry.value, entry.created, entry.revision), (value, *created, *revision));
+                    let Value {
+                        value,
+                        created,
+                        revision,
+                    } = value;
+                    assert_eq!(
+                        (&entry.value, entry.created, entry.revision),
+                        (value, *created, *revision)
+                    );
                 }
             }
             Op::Watch { prefix: p, from } => {
@@ -218,7 +305,13 @@ async fn run(ops: Vec<Op>) {
                     Err(error) => {
                         let oldest = model.compacted;
                         assert!(from < oldest);
-                        assert_eq!(error, Error::Compacted { requested: from, oldest });
+                        assert_eq!(
+                            error,
+                            Error::Compacted {
+                                requested: from,
+                                oldest
+                            }
+                        );
                     }
                     Ok(mut watch) => {
                         assert!(from >= model.compacted);
@@ -226,7 +319,11 @@ async fn run(ops: Vec<Op>) {
                             .events
                             .iter()
                             .filter(|e| e.revision > from && e.key.starts_with(prefix(*p)));
-                        for event in super::suite::next(&mut watch, expected.clone().count()).await.iter().zip(expected) {
+                        for event in super::suite::next(&mut watch, expected.clone().count())
+                            .await
+                            .iter()
+                            .zip(expected)
+                        {
                             assert_eq!(event.0, event.1);
                         }
                     }
@@ -240,7 +337,9 @@ async fn run(ops: Vec<Op>) {
         }
         // The watch that was there all along has every event by now, in order.
         while told < model.events.len() {
-            let batch = tokio::task::unconstrained(live.next()).now_or_never().expect("published before acknowledged");
+            let batch = tokio::task::unconstrained(live.next())
+                .now_or_never()
+                .expect("published before acknowledged");
             for event in batch.unwrap().unwrap().iter() {
                 assert_eq!(event, &model.events[told]);
                 told += 1;
