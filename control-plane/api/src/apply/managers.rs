@@ -1,0 +1,182 @@
+//! `metadata.managedFields`: the entries of an object's managers.
+
+use std::fmt;
+
+use serde_json::{Value, json};
+
+use super::set::{Set, Step};
+
+/// Most managers that updates may leave on an object; the oldest are put together beyond that.
+const MAX_UPDATE_MANAGERS: usize = 10;
+const ANCIENT: &str = "ancient-changes";
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Operation {
+    Apply,
+    Update,
+}
+
+impl Operation {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Apply => "Apply",
+            Self::Update => "Update",
+        }
+    }
+}
+
+/// What one manager owns through one operation, API version and endpoint.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    pub manager: String,
+    pub operation: Operation,
+    pub api_version: String,
+    pub subresource: String,
+    pub time: Option<String>,
+    pub set: Set,
+}
+
+impl fmt::Display for Entry {
+    /// As conflicts name a manager.
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "{:?}", self.manager)?;
+        if !self.subresource.is_empty() {
+            write!(out, " with subresource {:?}", self.subresource)?;
+        }
+        if self.operation == Operation::Update {
+            write!(out, " using {}", self.api_version)?;
+        }
+        Ok(())
+    }
+}
+
+/// The managers of one object.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Managers(Vec<Entry>);
+
+impl Managers {
+    pub fn is_empty(&self) -> bool {
+        self.0.iter().all(|entry| entry.set.is_empty())
+    }
+
+    /// `None` where an entry is not what it should be.
+    pub fn decode(list: &[Value]) -> Option<Self> {
+        let entry = |entry: &Value| {
+            let text = |key: &str| entry.get(key).and_then(Value::as_str).map(str::to_owned);
+            Some(Entry {
+                manager: text("manager").unwrap_or_default(),
+                operation: match entry.get("operation")?.as_str()? {
+                    "Apply" => Operation::Apply,
+                    "Update" => Operation::Update,
+                    _ => return None,
+                },
+                api_version: text("apiVersion").unwrap_or_default(),
+                subresource: text("subresource").unwrap_or_default(),
+                time: text("time"),
+                set: entry.get("fieldsV1").map_or(Some(Set::default()), Set::decode)?,
+            })
+        };
+        list.iter().map(entry).collect::<Option<Vec<_>>>().map(Self)
+    }
+
+    /// In the order of the reference: applies first, then by time.
+    pub fn encode(mut self) -> Value {
+        self.0.retain(|entry| !entry.set.is_empty());
+        self.0.sort_by(|a, b| {
+            (a.operation, &a.time, &a.manager, &a.api_version, &a.subresource)
+                .cmp(&(b.operation, &b.time, &b.manager, &b.api_version, &b.subresource))
+        });
+        let encode = |entry: Entry| {
+            let mut value = json!({
+                "manager": entry.manager,
+                "operation": entry.operation.as_str(),
+                "apiVersion": entry.api_version,
+                "fieldsType": "FieldsV1",
+                "fieldsV1": entry.set.encode(),
+            });
+            if let Some(time) = entry.time {
+                value["time"] = time.into();
+            }
+            if !entry.subresource.is_empty() {
+                value["subresource"] = entry.subresource.into();
+            }
+            value
+        };
+        self.0.into_iter().map(encode).collect()
+    }
+
+    /// The entry of a manager, made where there is none. An apply is one entry whatever its version.
+    pub fn entry(&mut self, manager: &str, operation: Operation, api_version: &str, subresource: &str) -> &mut Entry {
+        let found = self.0.iter().position(|entry| {
+            entry.manager == manager
+                && entry.operation == operation
+                && entry.subresource == subresource
+                && (operation == Operation::Apply || entry.api_version == api_version)
+        });
+        let index = found.unwrap_or_else(|| {
+            self.0.push(Entry {
+                manager: manager.to_owned(),
+                operation,
+                api_version: api_version.to_owned(),
+                subresource: subresource.to_owned(),
+                time: None,
+                set: Set::default(),
+            });
+            self.0.len() - 1
+        });
+        &mut self.0[index]
+    }
+
+    /// Takes a manager's entry out.
+    pub fn take(&mut self, manager: &str, operation: Operation, subresource: &str) -> Option<Entry> {
+        let index = self.0.iter().position(|entry| {
+            entry.manager == manager && entry.operation == operation && entry.subresource == subresource
+        })?;
+        Some(self.0.remove(index))
+    }
+
+    /// Nobody owns these any longer.
+    pub fn disown(&mut self, fields: &Set) {
+        for entry in &mut self.0 {
+            entry.set = entry.set.difference(fields);
+        }
+        self.0.retain(|entry| !entry.set.is_empty());
+    }
+
+    /// Whether somebody owns the path or something below it.
+    pub fn touch(&self, path: &[Step]) -> bool {
+        self.0.iter().any(|entry| entry.set.touches(path))
+    }
+
+    /// Which of these fields are owned, and by whom.
+    pub fn conflicts(&self, fields: &Set) -> Vec<(Entry, Vec<Step>)> {
+        let mut conflicts = Vec::new();
+        for entry in &self.0 {
+            conflicts.extend(entry.set.intersection(fields).paths().into_iter().map(|path| (entry.clone(), path)));
+        }
+        conflicts.sort_by_key(|(entry, _)| entry.to_string());
+        conflicts
+    }
+
+    /// Puts the oldest updates together when there are too many.
+    pub fn cap_updates(&mut self) {
+        loop {
+            let updates = self.0.iter().filter(|entry| entry.operation == Operation::Update);
+            if updates.count() <= MAX_UPDATE_MANAGERS {
+                return;
+            }
+            let oldest = self
+                .0
+                .iter()
+                .enumerate()
+                .filter(|(_, entry)| entry.operation == Operation::Update && entry.manager != ANCIENT)
+                .min_by(|(_, a), (_, b)| a.time.cmp(&b.time))
+                .map(|(index, _)| index);
+            let Some(index) = oldest else { return };
+            let entry = self.0.remove(index);
+            let ancient = self.entry(ANCIENT, Operation::Update, &entry.api_version, &entry.subresource);
+            ancient.set.extend(&entry.set);
+            ancient.time = ancient.time.take().max(entry.time);
+        }
+    }
+}
