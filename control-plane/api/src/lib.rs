@@ -2,12 +2,16 @@
 //! printing. Nothing here does input or output.
 
 pub mod codec;
+pub mod selector;
+pub mod patch;
+pub mod apply;
 pub mod error;
 pub mod kind;
 pub mod openapi;
 pub mod quantity;
 pub mod schema;
 pub mod kinds;
+pub mod table;
 pub mod validation;
 
 pub use error::{Error, FieldError, FieldErrors, FieldReason};

@@ -11,6 +11,7 @@ use serde_json::Value;
 
 use crate::error::FieldErrors;
 use crate::kind::Kind;
+use crate::kinds::{namespace, pod};
 
 pub use field::{Field, Path};
 
@@ -29,6 +30,30 @@ impl Kind {
         metadata::validate_update(self, new, old, &mut errors);
         (self.strategy.validate_update)(new, old, &mut errors);
         errors
+    }
+
+    /// Keeps what a write to a subresource (or, for an empty name, to the object) may not change.
+    pub fn prepare_write(&self, subresource: &str, new: &mut Value, old: &Value) {
+        match (subresource, self.kind) {
+            ("status", _) => (self.strategy.prepare_status_update)(new, old),
+            ("ephemeralcontainers", _) => pod::update::prepare_ephemeral(new, old),
+            ("resize", _) => pod::update::prepare_resize(new, old),
+            ("finalize", "Namespace") => namespace::prepare_finalize(new, old),
+            // The server itself made these out of the stored object.
+            ("binding" | "eviction", _) => {}
+            _ => (self.strategy.prepare_update)(new, old),
+        }
+    }
+
+    /// Everything that is checked on a write to a subresource or, for an empty name, to the object.
+    pub fn validate_write(&self, subresource: &str, new: &Value, old: &Value) -> FieldErrors {
+        match (subresource, self.kind) {
+            ("status" | "binding" | "eviction", _) => self.validate_status_update(new, old),
+            ("ephemeralcontainers", _) => pod::update::validate_ephemeral(new, old),
+            ("resize", _) => pod::update::validate_resize(new, old),
+            ("finalize", "Namespace") => namespace::validate_finalize(new, old),
+            _ => self.validate_update(new, old),
+        }
     }
 
     /// Everything that is checked when an object's status is changed.

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::RwLock;
 
-use super::field::Path;
+use super::field::{Field, Path, quote};
 use super::names::{is_dns_subdomain, max_length};
 use crate::error::FieldErrors;
 
@@ -93,6 +93,27 @@ pub fn not_special(path: &Path, text: &str, errors: &mut FieldErrors) {
     }
     if multicast {
         errors.invalid_str(path, text, "may not be in the link-local multicast range (224.0.0.0/24, ff02::/10)");
+    }
+}
+
+/// Says that an address is accepted though it is not written the usual way.
+pub fn warn_ip(field: &Field<'_>, warnings: &mut Vec<String>) {
+    let text = field.str();
+    let Some(ip) = parse_ip(text) else { return };
+    let canonical = ip.to_string();
+    let path = field.path();
+    if ip.is_ipv4() && text != canonical {
+        warnings.push(format!(
+            "{path}: non-standard IP address {} will be considered invalid in a future Kubernetes release: use {}",
+            quote(text),
+            quote(&canonical)
+        ));
+    } else if text != canonical {
+        warnings.push(format!(
+            "{path}: IPv6 address {} should be in RFC 5952 canonical format ({})",
+            quote(text),
+            quote(&canonical)
+        ));
     }
 }
 
