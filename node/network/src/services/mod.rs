@@ -1,0 +1,75 @@
+//! Services: what is to be served, computed from the cluster's objects, and the two ways to serve
+//! it.
+
+pub(crate) mod catalog;
+pub(crate) mod model;
+pub(crate) mod nft;
+pub(crate) mod proxy;
+
+use std::time::Duration;
+
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+
+use catalog::Catalog;
+use model::{Key, Port};
+use proxy::Proxy;
+
+/// Changes that come together are applied together.
+const TOGETHER: Duration = Duration::from_millis(10);
+const AGAIN: Duration = Duration::from_secs(5);
+
+/// Serves the catalog's Services on this node.
+pub(crate) struct Services {
+    pub(crate) catalog: Catalog,
+    pub(crate) node_name: String,
+    pub(crate) table: Option<nft::Table>,
+    pub(crate) proxy: Proxy,
+}
+
+impl Services {
+    pub(crate) async fn run(mut self, shutdown: CancellationToken) {
+        loop {
+            let complete = self.sync().await;
+            let again = async {
+                if complete { std::future::pending().await } else { sleep(AGAIN).await }
+            };
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                () = self.catalog.changed() => sleep(TOGETHER).await,
+                () = again => {}
+            }
+        }
+    }
+
+    /// Applies what changed; false if some of it is to be tried again.
+    pub(crate) async fn sync(&mut self) -> bool {
+        let changes = self.changes();
+        let mut complete = true;
+        if let Some(table) = &mut self.table
+            && let Err(error) = table.apply(&changes).await
+        {
+            // What was there stays in force, and the guards hold for the rest.
+            tracing::error!(%error, "Services are not up to date; trying again");
+            complete = false;
+        }
+        self.proxy.apply(&changes);
+        complete && !self.proxy.incomplete()
+    }
+
+    fn changes(&self) -> Vec<(Key, Vec<Port>)> {
+        let changed = self.catalog.take_changed();
+        self.catalog.read(|state| {
+            changed
+                .into_iter()
+                .map(|key| {
+                    let ports = state
+                        .service(&key.0, &key.1)
+                        .map(|service| model::ports(service, state.slices(&key), &self.node_name))
+                        .unwrap_or_default();
+                    (key, ports)
+                })
+                .collect()
+        })
+    }
+}

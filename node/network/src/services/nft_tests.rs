@@ -1,0 +1,286 @@
+#![allow(clippy::unwrap_used)]
+
+use proptest::prelude::*;
+
+use super::*;
+
+fn settings() -> Settings {
+    Settings {
+        table: "sampan-test".to_owned(),
+        node_name: "node".to_owned(),
+        pod_cidr: "10.244.0.0/24".parse().unwrap(),
+        cluster_cidr: "10.244.0.0/16".parse().unwrap(),
+        service_cidr: "10.96.0.0/16".parse().unwrap(),
+        cluster_dns: Ipv4Addr::new(10, 96, 0, 10),
+        node_addresses: vec![Ipv4Addr::new(192, 0, 2, 1)],
+    }
+}
+
+/// What `nft` would make of our scripts: strict about what is there and what is not.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Kernel {
+    elements: BTreeMap<String, BTreeMap<String, String>>,
+    chains: BTreeMap<String, Vec<String>>,
+    sets: BTreeSet<String>,
+}
+
+impl Kernel {
+    fn run(&mut self, script: &str) {
+        let mut in_table = false;
+        for line in script.lines() {
+            if line.starts_with("table ip") || in_table {
+                in_table = line != "}";
+                continue;
+            }
+            let words: Vec<&str> = line.split(' ').collect();
+            let name = (*words.get(4).unwrap_or(&"")).to_owned();
+            match words.as_slice() {
+                ["add", "table", ..] | [""] => {}
+                ["delete", "table", ..] => *self = Self::default(),
+                ["add", "set", ..] => drop(self.sets.insert(name)),
+                ["delete", "set", ..] => assert!(self.sets.remove(&name), "{line}"),
+                ["add", "chain", ..] => drop(self.chains.entry(name).or_default()),
+                ["flush", "chain", ..] => self.chains.get_mut(&name).unwrap().clear(),
+                ["delete", "chain", ..] => {
+                    assert_eq!(self.chains.remove(&name), Some(Vec::new()), "{line}");
+                    self.assert_unused(&name, line);
+                }
+                ["add", "rule", _, _, _, rule @ ..] => self.chains.get_mut(&name).unwrap().push(rule.join(" ")),
+                [verb @ ("add" | "delete"), "element", ..] => {
+                    let (_, list) = line.split_once("{ ").unwrap();
+                    let map = self.elements.entry(name).or_default();
+                    for element in list.strip_suffix(" }").unwrap().split(", ") {
+                        let (place, value) = element.split_once(" : ").unwrap_or((element, ""));
+                        if *verb == "add" {
+                            assert_eq!(map.insert(place.to_owned(), value.to_owned()), None, "{element}");
+                            if let Some(chain) = value.strip_prefix("goto ") {
+                                assert!(self.chains.contains_key(chain), "{element}");
+                            }
+                        } else {
+                            assert!(map.remove(place).is_some(), "{element}");
+                        }
+                    }
+                }
+                _ => panic!("{line}"),
+            }
+        }
+        self.elements.retain(|_, map| !map.is_empty());
+    }
+
+    fn assert_unused(&self, chain: &str, line: &str) {
+        let goto = format!("goto {chain}");
+        let used = self.elements.values().flat_map(|map| map.values()).any(|value| *value == goto)
+            || self.chains.values().flatten().any(|rule| rule.split(" goto ").skip(1).any(|it| it.split([' ', ',']).next() == Some(chain)));
+        assert!(!used, "still used: {line}");
+    }
+
+    fn get(&self, map: &str, place: &str) -> Option<&String> {
+        self.elements.get(map)?.get(place)
+    }
+
+    /// Where packets to this address and port may go.
+    fn lead(&self, address: &str, protocol: &str, port: u16) -> Vec<String> {
+        let place = format!("{address} . {protocol} . {port}");
+        self.follow("services", "endpoints", &place)
+    }
+
+    fn follow(&self, services: &str, endpoints: &str, place: &str) -> Vec<String> {
+        let Some(verdict) = self.get(services, place) else { return Vec::new() };
+        let chain = verdict.strip_prefix("goto ").unwrap();
+        let rules = &self.chains[chain];
+        let masquerading = chain.contains("masq");
+        assert_eq!(rules.iter().any(|rule| rule.contains("meta mark set")), masquerading);
+        if let Some(name) = chain.strip_prefix("sticky-masq-").or(chain.strip_prefix("sticky-")) {
+            let sticky = &self.chains[&format!("sticky-{name}")];
+            let last = sticky.last().unwrap();
+            return last
+                .split("goto ")
+                .skip(1)
+                .map(|part| {
+                    let chain = part.split([' ', ',']).next().unwrap();
+                    let rule = &self.chains[chain][0];
+                    rule.rsplit(' ').next().unwrap().replace(':', " . ")
+                })
+                .collect();
+        }
+        let count: usize = chain.rsplit('-').next().unwrap().parse().unwrap();
+        assert!(rules[0].contains(&format!("random mod {count} ")));
+        (0..count).map(|index| self.get(endpoints, &format!("{place} . {index}")).unwrap().clone()).collect()
+    }
+}
+
+fn key(name: &str) -> Key {
+    ("shop".to_owned(), name.to_owned())
+}
+
+fn port(address: u8, endpoints: &[u8]) -> Port {
+    let endpoints: Vec<Endpoint> = endpoints
+        .iter()
+        .map(|last| Endpoint { address: Ipv4Addr::new(10, 244, 0, *last), port: 8080 })
+        .collect();
+    Port {
+        name: "http".to_owned(),
+        protocol: Protocol::Tcp,
+        cluster_ips: vec![Ipv4Addr::new(10, 96, 0, address)],
+        external_ips: Vec::new(),
+        port: 80,
+        node_port: None,
+        affinity: None,
+        inside: endpoints.clone(),
+        outside: endpoints,
+        keep_source: false,
+    }
+}
+
+fn loaded() -> (Table, Kernel) {
+    let table = Table::new(settings());
+    let mut kernel = Kernel::default();
+    kernel.run(&table.whole());
+    (table, kernel)
+}
+
+fn targets(port: &[Endpoint]) -> Vec<String> {
+    port.iter().map(target).collect()
+}
+
+#[test]
+fn an_address_leads_to_its_endpoints() {
+    let (mut table, mut kernel) = loaded();
+    assert_eq!(kernel.get("answered", "10.96.0.10 . udp . 53"), Some(&String::new()));
+    let one = port(1, &[1, 2, 3]);
+    kernel.run(&table.update(&[(key("a"), vec![one.clone()])]));
+    assert_eq!(kernel.lead("10.96.0.1", "tcp", 80), targets(&one.inside));
+    assert_eq!(kernel.lead("10.96.0.1", "udp", 80), Vec::<String>::new());
+    assert!(kernel.get("hairpin", "10.244.0.2 . 10.244.0.2").is_some());
+    // A change of one Service touches that one.
+    let script = table.update(&[(key("b"), vec![port(2, &[7, 8])])]);
+    assert!(!script.contains("10.96.0.1 "), "{script}");
+    kernel.run(&script);
+    kernel.run(&table.update(&[(key("a"), vec![port(1, &[])])]));
+    assert_eq!(kernel.lead("10.96.0.1", "tcp", 80), Vec::<String>::new());
+    assert!(kernel.get("hairpin", "10.244.0.2 . 10.244.0.2").is_none());
+    assert_eq!(table.update(&[(key("a"), vec![port(1, &[])])]), "");
+}
+
+#[test]
+fn node_ports_and_external_addresses() {
+    let (mut table, mut kernel) = loaded();
+    let mut service = port(1, &[1, 2]);
+    service.node_port = Some(30080);
+    service.external_ips = vec![Ipv4Addr::new(192, 0, 2, 9)];
+    kernel.run(&table.update(&[(key("a"), vec![service.clone()])]));
+    assert_eq!(kernel.get("node-ports", "tcp . 30080").unwrap(), "goto node-masq-2");
+    assert_eq!(kernel.follow("node-ports", "node-endpoints", "tcp . 30080"), targets(&service.outside));
+    assert_eq!(kernel.get("services", "192.0.2.9 . tcp . 80").unwrap(), "goto pick-masq-2");
+    service.keep_source = true;
+    service.outside.pop();
+    kernel.run(&table.update(&[(key("a"), vec![service.clone()])]));
+    assert_eq!(kernel.get("node-ports", "tcp . 30080").unwrap(), "goto node-1");
+    assert_eq!(kernel.get("services", "192.0.2.9 . tcp . 80").unwrap(), "goto pick-1");
+    assert_eq!(kernel.get("services", "10.96.0.1 . tcp . 80").unwrap(), "goto pick-2");
+    service.outside.clear();
+    kernel.run(&table.update(&[(key("a"), vec![service])]));
+    assert_eq!(kernel.get("node-ports", "tcp . 30080"), None);
+    assert!(kernel.get("refused", "192.0.2.9 . tcp . 80").is_some());
+}
+
+#[test]
+fn loopback_endpoints_are_left_to_the_proxy() {
+    let (mut table, mut kernel) = loaded();
+    let mut service = port(1, &[]);
+    service.inside = vec![Endpoint { address: Ipv4Addr::LOCALHOST, port: 6443 }];
+    kernel.run(&table.update(&[(key("kubernetes"), vec![service])]));
+    assert_eq!(kernel.get("services", "10.96.0.1 . tcp . 80"), None);
+    assert!(kernel.get("answered", "10.96.0.1 . tcp . 80").is_some());
+}
+
+#[test]
+fn an_address_claimed_twice_goes_to_the_next_when_the_first_lets_go() {
+    let (mut table, mut kernel) = loaded();
+    kernel.run(&table.update(&[(key("b"), vec![port(1, &[5])])]));
+    kernel.run(&table.update(&[(key("a"), vec![port(1, &[6, 7])])]));
+    assert_eq!(kernel.lead("10.96.0.1", "tcp", 80), ["10.244.0.6 . 8080", "10.244.0.7 . 8080"]);
+    kernel.run(&table.update(&[(key("a"), Vec::new())]));
+    assert_eq!(kernel.lead("10.96.0.1", "tcp", 80), ["10.244.0.5 . 8080"]);
+}
+
+#[test]
+fn sticky_clients_keep_their_endpoint_while_others_go() {
+    let (mut table, mut kernel) = loaded();
+    let sticky = |endpoints: &[u8]| Port { affinity: Some(60), ..port(1, endpoints) };
+    kernel.run(&table.update(&[(key("a"), vec![sticky(&[1, 2])])]));
+    let before = kernel.sets.clone();
+    assert_eq!(before.len(), 2);
+    kernel.run(&table.update(&[(key("a"), vec![sticky(&[2, 3])])]));
+    assert_eq!(kernel.sets.intersection(&before).count(), 1);
+    assert_eq!(kernel.sets.len(), 2);
+    assert_eq!(kernel.lead("10.96.0.1", "tcp", 80), ["10.244.0.2 . 8080", "10.244.0.3 . 8080"]);
+    kernel.run(&table.update(&[(key("a"), vec![port(1, &[2, 3])])]));
+    assert!(kernel.sets.is_empty() && !kernel.chains.keys().any(|name| name.contains("sticky")));
+}
+
+fn any_port() -> impl Strategy<Value = Port> {
+    (
+        1..6u8,
+        prop::collection::btree_set(1..8u8, 0..5),
+        prop::option::of(30000..30003u16),
+        prop::option::of(Just(60u32)),
+        any::<bool>(),
+        any::<bool>(),
+        0..2usize,
+    )
+        .prop_map(|(address, endpoints, node_port, affinity, keep_source, external, drop)| {
+            let mut service = port(address, &endpoints.into_iter().collect::<Vec<_>>());
+            service.node_port = node_port;
+            service.affinity = affinity;
+            service.keep_source = keep_source;
+            if keep_source {
+                service.outside.truncate(service.outside.len().saturating_sub(drop));
+            }
+            if external {
+                service.external_ips = vec![Ipv4Addr::new(192, 0, 2, address)];
+            }
+            service
+        })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 128, ..ProptestConfig::default() })]
+
+    /// Changes one by one lead where loading everything at once does, and packets to where the
+    /// endpoints are.
+    #[test]
+    fn changes_add_up(steps in prop::collection::vec((0..4u8, prop::option::of(any_port())), 1..16)) {
+        let (mut table, mut kernel) = loaded();
+        let mut services: BTreeMap<Key, Port> = BTreeMap::new();
+        for (number, service) in steps {
+            let key = key(&format!("service-{number}"));
+            kernel.run(&table.update(&[(key.clone(), service.iter().cloned().collect())]));
+            match service {
+                Some(service) => drop(services.insert(key, service)),
+                None => drop(services.remove(&key)),
+            }
+            let mut anew = Kernel::default();
+            anew.run(&table.whole());
+            let mut changed = kernel.clone();
+            for map in ["answered", "node-addresses"] {
+                prop_assert!(anew.elements.contains_key(map) == changed.elements.contains_key(map));
+            }
+            changed.sets.clone_from(&anew.sets);
+            prop_assert_eq!(&anew, &changed);
+            for service in services.values() {
+                // Among those with endpoints, the first that claims an address has it.
+                let first = services
+                    .values()
+                    .find(|it| it.cluster_ips == service.cluster_ips && !it.inside.is_empty())
+                    .map(|it| targets(&it.inside))
+                    .unwrap_or_default();
+                let mut led = kernel.lead(&service.cluster_ips[0].to_string(), "tcp", 80);
+                led.sort();
+                let mut first = first;
+                first.sort();
+                prop_assert_eq!(led, first);
+            }
+        }
+    }
+}
