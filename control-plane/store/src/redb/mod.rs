@@ -17,6 +17,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, mpsc};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -52,6 +53,9 @@ pub struct Stats {
     pub commits: u64,
     pub watchers: usize,
 }
+
+/// How long closing waits for reads; after that the last of them closes the file.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(2);
 
 /// What the writer, the reads and the watches share.
 pub(crate) struct Shared {
@@ -95,11 +99,20 @@ impl Shared {
         db.clone().ok_or(Error::Closed)
     }
 
+    /// Closes the file once the reads under way, which are short, are through.
     fn close(&self) {
-        self.db
+        let db = self
+            .db
             .write()
             .unwrap_or_else(PoisonError::into_inner)
             .take();
+        let Some(db) = db else { return };
+        for _ in 0..CLOSE_PATIENCE.as_millis() {
+            if Arc::strong_count(&db) == 1 {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     fn ended(&self) -> Error {

@@ -303,7 +303,6 @@ impl Writer {
 
     fn end(self, reason: Error) {
         self.shared.hub.close(reason);
-        // Closes the file once the reads under way are through.
         self.shared.close();
     }
 }
