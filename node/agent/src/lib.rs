@@ -1,1 +1,20 @@
+//! The node's agent: what the kubelet is to Kubernetes.
+//!
+//! A pod bound to this node goes through a [state machine](pod::machine) that knows neither clock
+//! nor disk nor network; a [manager](pod::worker) does what it decides. Containers run behind
+//! [`runtime::Runtime`]: in [Wasm host processes](wasm), never in this one, which holds the node's
+//! credentials. The agent reaches the cluster only through the Kubernetes API.
 
+pub mod api;
+pub mod image;
+pub mod join;
+pub mod logs;
+mod network;
+pub mod node;
+pub mod pod;
+mod run;
+pub mod runtime;
+pub mod wasm;
+
+pub use join::{Certificate, CertificateRequest, Joined, join};
+pub use run::{Config, run};

@@ -1,0 +1,29 @@
+//! A pod from "bound here" to "gone".
+//!
+//! [`machine`] decides, without I/O and with the time handed in; [`worker`] does what it decided
+//! and hands back what came of it. Everything else here is one concern of theirs.
+
+pub mod admit;
+pub mod backoff;
+pub mod container;
+pub mod env;
+pub mod expand;
+pub mod hooks;
+pub mod machine;
+pub mod mounts;
+pub mod objects;
+pub mod paths;
+pub mod probes;
+pub mod prober;
+pub mod refuse;
+pub mod resources;
+pub mod shared;
+pub mod spec;
+pub mod start;
+pub mod status;
+pub mod volumes;
+pub mod worker;
+pub mod writer;
+
+#[cfg(test)]
+mod machine_tests;

@@ -1,0 +1,83 @@
+//! What a pod may ask that has no meaning for WebAssembly, said in words rather than ignored.
+
+use k8s_openapi::api::core::v1 as core;
+
+/// Why no pod sandbox can be made.
+pub fn pod(pod: &core::Pod) -> Option<String> {
+    let spec = pod.spec.as_ref()?;
+    if spec.host_network == Some(true) {
+        return Some(
+            "spec.hostNetwork: WebAssembly containers have no access to the node's network; leave it out, or use a Service of type NodePort".to_owned(),
+        );
+    }
+    if spec.host_pid == Some(true) || spec.host_ipc == Some(true) {
+        let field = if spec.host_pid == Some(true) { "hostPID" } else { "hostIPC" };
+        return Some(format!("spec.{field}: WebAssembly containers have no processes to share; leave it out"));
+    }
+    None
+}
+
+/// Why a volume cannot be given.
+pub fn volume(volume: &core::Volume) -> Option<String> {
+    if volume.host_path.is_some() {
+        return Some(
+            "hostPath: the directories of the node are not given to WebAssembly containers, whose host process serves a whole namespace; use emptyDir, configMap, secret or projected".to_owned(),
+        );
+    }
+    let known = volume.empty_dir.is_some()
+        || volume.config_map.is_some()
+        || volume.secret.is_some()
+        || volume.downward_api.is_some()
+        || volume.projected.is_some();
+    if known {
+        return None;
+    }
+    let given = serde_json::to_value(volume).ok();
+    let source = given
+        .as_ref()
+        .and_then(|value| value.as_object())
+        .and_then(|fields| fields.keys().find(|key| *key != "name"))
+        .map_or("no source", String::as_str);
+    Some(format!("{source}: this node has no such volumes; it has emptyDir, configMap, secret, downwardAPI and projected"))
+}
+
+/// Why a container cannot be created as it is written.
+pub fn container(container: &core::Container) -> Option<String> {
+    for (field, probe) in [
+        ("startupProbe", &container.startup_probe),
+        ("readinessProbe", &container.readiness_probe),
+        ("livenessProbe", &container.liveness_probe),
+    ] {
+        let Some(probe) = probe else { continue };
+        if probe.exec.is_some() {
+            return Some(format!(
+                "{field}.exec: a WebAssembly container has no other program to run; use httpGet or tcpSocket"
+            ));
+        }
+        if probe.grpc.is_some() {
+            return Some(format!("{field}.grpc: this node probes with httpGet and tcpSocket only"));
+        }
+    }
+    let lifecycle = container.lifecycle.as_ref();
+    for (field, handler) in [
+        ("postStart", lifecycle.and_then(|it| it.post_start.as_ref())),
+        ("preStop", lifecycle.and_then(|it| it.pre_stop.as_ref())),
+    ] {
+        if handler.is_some_and(|handler| handler.exec.is_some()) {
+            return Some(format!(
+                "lifecycle.{field}.exec: a WebAssembly container has no other program to run; use httpGet or sleep"
+            ));
+        }
+    }
+    if container.security_context.as_ref().and_then(|context| context.privileged) == Some(true) {
+        return Some("securityContext.privileged: a WebAssembly container cannot be given the machine; leave it out".to_owned());
+    }
+    if container.volume_devices.as_ref().is_some_and(|devices| !devices.is_empty()) {
+        return Some("volumeDevices: a WebAssembly container cannot use block devices; use volumeMounts".to_owned());
+    }
+    if container.stdin == Some(true) || container.tty == Some(true) {
+        let field = if container.stdin == Some(true) { "stdin" } else { "tty" };
+        return Some(format!("{field}: WebAssembly containers cannot be attached to; leave it out"));
+    }
+    None
+}

@@ -1,0 +1,118 @@
+//! Reading a pod's spec: what the rest of the agent asks of it.
+
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1 as core;
+use kube::ResourceExt;
+
+use super::container::{Container, Role};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RestartPolicy {
+    Always,
+    OnFailure,
+    Never,
+}
+
+/// Namespace, name and uid, for messages and paths.
+pub fn namespace(pod: &core::Pod) -> &str {
+    pod.metadata.namespace.as_deref().unwrap_or("default")
+}
+
+pub fn name(pod: &core::Pod) -> &str {
+    pod.metadata.name.as_deref().unwrap_or_default()
+}
+
+pub fn uid(pod: &core::Pod) -> &str {
+    pod.metadata.uid.as_deref().unwrap_or_default()
+}
+
+/// `name_namespace(uid)`, as the kubelet names a pod in messages.
+pub fn title(pod: &core::Pod) -> String {
+    format!("{}_{}({})", name(pod), namespace(pod), uid(pod))
+}
+
+pub fn restart_policy(pod: &core::Pod) -> RestartPolicy {
+    match pod.spec.as_ref().and_then(|spec| spec.restart_policy.as_deref()) {
+        Some("Never") => RestartPolicy::Never,
+        Some("OnFailure") => RestartPolicy::OnFailure,
+        _ => RestartPolicy::Always,
+    }
+}
+
+/// Init containers, then the others: the order in which a pod's containers are counted here.
+pub fn containers(pod: &core::Pod) -> impl Iterator<Item = (&core::Container, Role)> {
+    let spec = pod.spec.as_ref();
+    let inits = spec.and_then(|spec| spec.init_containers.as_deref()).unwrap_or_default();
+    let mains = spec.map(|spec| spec.containers.as_slice()).unwrap_or_default();
+    inits
+        .iter()
+        .map(|container| {
+            let sidecar = container.restart_policy.as_deref() == Some("Always");
+            (container, if sidecar { Role::Sidecar } else { Role::Init })
+        })
+        .chain(mains.iter().map(|container| (container, Role::Main)))
+}
+
+pub fn container(pod: &core::Pod, index: usize) -> Option<&core::Container> {
+    containers(pod).nth(index).map(|(container, _)| container)
+}
+
+/// State for each container of a pod.
+pub fn new_containers(pod: &core::Pod) -> Vec<Container> {
+    containers(pod).map(|(spec, role)| Container::new(spec, role)).collect()
+}
+
+/// `spec.containers{app}`, as an event about a container names it.
+pub fn field_path(pod: &core::Pod, index: usize) -> Option<String> {
+    containers(pod).nth(index).map(|(container, role)| {
+        let list = if role == Role::Main { "containers" } else { "initContainers" };
+        format!("spec.{list}{{{}}}", container.name)
+    })
+}
+
+/// The time a pod has to end, from its deletion or its spec.
+pub fn grace_seconds(pod: &core::Pod) -> u32 {
+    let grace = pod
+        .metadata
+        .deletion_grace_period_seconds
+        .or_else(|| pod.spec.as_ref().and_then(|spec| spec.termination_grace_period_seconds))
+        .unwrap_or(30);
+    u32::try_from(grace.max(0)).unwrap_or(u32::MAX)
+}
+
+pub fn is_deleted(pod: &core::Pod) -> bool {
+    pod.metadata.deletion_timestamp.is_some()
+}
+
+/// The phase in the API's object.
+pub fn phase(pod: &core::Pod) -> &str {
+    pod.status.as_ref().and_then(|status| status.phase.as_deref()).unwrap_or("Pending")
+}
+
+pub fn is_terminal(pod: &core::Pod) -> bool {
+    matches!(phase(pod), "Succeeded" | "Failed")
+}
+
+/// A reference for events about a pod or one of its containers.
+pub fn reference(pod: &core::Pod, index: Option<usize>) -> core::ObjectReference {
+    core::ObjectReference {
+        api_version: Some("v1".to_owned()),
+        kind: Some("Pod".to_owned()),
+        namespace: pod.namespace(),
+        name: pod.metadata.name.clone(),
+        uid: pod.metadata.uid.clone(),
+        resource_version: pod.metadata.resource_version.clone(),
+        field_path: index.and_then(|index| field_path(pod, index)),
+    }
+}
+
+/// The status the API's object has for a container.
+pub fn known_status(pod: &core::Pod, container: &str) -> Option<core::ContainerStatus> {
+    let status = pod.status.as_ref()?;
+    let lists = [&status.init_container_statuses, &status.container_statuses];
+    lists.into_iter().flatten().flatten().find(|status| status.name == container).cloned()
+}
+
+/// A pod as the watch hands it over.
+pub type PodRef = Arc<core::Pod>;

@@ -1,0 +1,230 @@
+//! From a container's spec to what a runtime needs to start it.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1 as core;
+
+use super::env::{self, PodObjects};
+use super::expand::expand;
+use super::machine::{Started, StartFailure};
+use super::shared::Shared;
+use super::{hooks, mounts, paths, refuse, resources, spec};
+use crate::image::{Image, Reference};
+use crate::runtime::{ContainerId, Dns, RunState, StartError, StartSpec};
+
+/// The RuntimeClass handler that gives a pod a host process of its own.
+pub const ISOLATED: &str = "wasm-isolated";
+
+/// Starts one container of a pod: image, environment, mounts, then the runtime.
+pub async fn start(
+    shared: &Arc<Shared>,
+    pod: &core::Pod,
+    index: usize,
+    attempt: u32,
+    addresses: &[IpAddr],
+    tenant_name: &str,
+) -> Result<Started, StartFailure> {
+    let container = spec::container(pod, index).ok_or_else(|| StartFailure::Config("no such container".to_owned()))?;
+    if let Some(refusal) = refuse::container(container) {
+        return Err(StartFailure::Config(refusal));
+    }
+    let (reference, image) = find_image(shared, container)?;
+    let services = shared.services(spec::namespace(pod));
+    let source = PodObjects { objects: &shared.objects, namespace: spec::namespace(pod), uid: spec::uid(pod) };
+    let context = env::Context {
+        pod,
+        addresses,
+        host: &shared.host,
+        allocatable: &shared.allocatable,
+        services: &services,
+        objects: &source,
+    };
+    let variables = env::build(&context, container).await.map_err(StartFailure::Config)?;
+    shared.is_isolated(pod).map_err(StartFailure::Config)?;
+    let id = ContainerId {
+        tenant: tenant_name.to_owned(),
+        pod_uid: spec::uid(pod).to_owned(),
+        container: container.name.clone(),
+        attempt,
+    };
+    let tenant = shared.paths.tenant(&id.tenant);
+    let prepared = {
+        let (pod, container, id, tenant, variables, owner) =
+            (pod.clone(), container.clone(), id.clone(), tenant, variables.clone(), shared.owner(&id.tenant));
+        tokio::task::spawn_blocking(move || {
+            let dir = tenant.join(paths::container(&id.pod_uid, &id.container));
+            let made = std::fs::create_dir_all(&dir)
+                .and_then(|()| std::fs::set_permissions(&dir, std::fs::Permissions::from_mode(0o755)))
+                .and_then(|()| match owner {
+                    Some((user, group)) => std::os::unix::fs::chown(&dir, Some(user), Some(group)),
+                    None => Ok(()),
+                });
+            made.map_err(|error| StartFailure::Create(format!("{}: {error}", dir.display())))?;
+            mounts::resolve(&pod, &container, attempt, &variables, &tenant).map_err(StartFailure::Config)
+        })
+        .await
+    };
+    let mounts = prepared.map_err(|error| StartFailure::Create(error.to_string()))??;
+    let (memory_bytes, cpu_millicores) = resources::enforced(container);
+    let start = StartSpec {
+        pod_name: spec::name(pod).to_owned(),
+        module: image.hex().to_owned(),
+        args: arguments(container, &reference, &variables),
+        env: variables.into_iter().collect(),
+        working_dir: container.working_dir.clone().filter(|dir| !dir.is_empty()),
+        mounts,
+        addresses: addresses.to_vec(),
+        http_port: http_port(container),
+        memory_bytes,
+        cpu_millicores,
+        log_path: paths::log(&id),
+        exit_path: paths::exit(&id),
+        termination_message_path: Some(paths::termination_message(&id)),
+        hostname: hostname(pod),
+        dns: dns(pod, &shared.cluster_domain),
+        host_aliases: host_aliases(pod),
+        id,
+    };
+    let image_id = format!("{}@{}", reference.repository, image.digest);
+    let id = start.id.clone();
+    let state = shared.runtime.start(start).await.map_err(|error| match error {
+        StartError::Run(message) => StartFailure::Run(message),
+        StartError::Create(message) => StartFailure::Create(message),
+    })?;
+    if matches!(state, RunState::Running { .. })
+        && let Err(problem) = hooks::post_start(container, addresses.first().copied(), shared.shift).await
+    {
+        let grace = spec::grace_seconds(pod);
+        if let Err(error) = shared.runtime.stop(&id, grace).await {
+            tracing::warn!(container = id.id(), %error, "not stopped after its postStart hook failed");
+        }
+        return Err(StartFailure::PostStart(problem));
+    }
+    Ok(Started { image: container.image.clone().unwrap_or_default(), image_id, state })
+}
+
+fn find_image(shared: &Shared, container: &core::Container) -> Result<(Reference, Image), StartFailure> {
+    let text = container.image.clone().unwrap_or_default();
+    let reference = Reference::parse(&text).map_err(|error| StartFailure::ImageName {
+        message: format!("Failed to apply default image tag \"{text}\": couldn't parse image name \"{text}\": {error}"),
+    })?;
+    match shared.images.find(&reference) {
+        Some(image) => Ok((reference, image)),
+        None if container.image_pull_policy.as_deref() == Some("Never") => Err(StartFailure::ImageNever { image: text }),
+        None => Err(StartFailure::ImageAbsent {
+            message: format!(
+                "image \"{reference}\" is not on node \"{}\", which pulls from no registry: bring it with `sampan image import FILE --as {text}`",
+                shared.node_name
+            ),
+            image: text,
+        }),
+    }
+}
+
+/// `command` is the program and its first arguments, `args` the rest; a module has one entry, so
+/// the program's name is what the guest sees as its own.
+fn arguments(container: &core::Container, reference: &Reference, env: &BTreeMap<String, String>) -> Vec<String> {
+    let given = |list: &Option<Vec<String>>| -> Vec<String> {
+        list.iter().flatten().map(|word| expand(word, |name| env.get(name).map(String::as_str))).collect()
+    };
+    let mut arguments = given(&container.command);
+    if arguments.is_empty() {
+        arguments.push(reference.program().to_owned());
+    }
+    arguments.extend(given(&container.args));
+    arguments
+}
+
+fn http_port(container: &core::Container) -> u16 {
+    container
+        .ports
+        .iter()
+        .flatten()
+        .next()
+        .and_then(|port| u16::try_from(port.container_port).ok())
+        .filter(|port| *port != 0)
+        .unwrap_or(8080)
+}
+
+fn hostname(pod: &core::Pod) -> String {
+    let given = pod.spec.as_ref().and_then(|spec| spec.hostname.clone()).filter(|name| !name.is_empty());
+    let name = given.unwrap_or_else(|| spec::name(pod).to_owned());
+    let cut: String = name.chars().take(63).collect();
+    cut.trim_end_matches(['-', '.']).to_owned()
+}
+
+fn dns(pod: &core::Pod, domain: &str) -> Dns {
+    let Some(spec) = pod.spec.as_ref() else { return Dns::default() };
+    let mut dns = Dns::default();
+    if !matches!(spec.dns_policy.as_deref(), Some("None" | "Default")) {
+        dns.search = vec![
+            format!("{}.svc.{domain}", spec::namespace(pod)),
+            format!("svc.{domain}"),
+            domain.to_owned(),
+        ];
+    }
+    if let Some(config) = &spec.dns_config {
+        dns.nameservers.extend(config.nameservers.iter().flatten().cloned());
+        for search in config.searches.iter().flatten() {
+            if !dns.search.contains(search) {
+                dns.search.push(search.clone());
+            }
+        }
+        let ndots = config.options.iter().flatten().find(|option| option.name.as_deref() == Some("ndots"));
+        dns.ndots = ndots.and_then(|option| option.value.as_ref()).and_then(|value| value.parse().ok()).unwrap_or(0);
+    }
+    dns
+}
+
+fn host_aliases(pod: &core::Pod) -> Vec<(IpAddr, Vec<String>)> {
+    let aliases = pod.spec.as_ref().and_then(|spec| spec.host_aliases.as_deref()).unwrap_or_default();
+    aliases
+        .iter()
+        .filter_map(|alias| Some((alias.ip.parse().ok()?, alias.hostnames.clone().unwrap_or_default())))
+        .collect()
+}
+
+/// Files of a run that is no longer of use.
+pub fn files_of(id: &ContainerId) -> [PathBuf; 4] {
+    let files = paths::container(&id.pod_uid, &id.container).join(format!("{}.files", id.attempt));
+    [paths::log(id), paths::exit(id), paths::termination_message(id), files]
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn command_and_args() {
+        let reference = Reference::parse("localhost/tools/resvg:v1").unwrap();
+        let env = BTreeMap::from([("N".to_owned(), "7".to_owned())]);
+        let run = |container: serde_json::Value| {
+            arguments(&serde_json::from_value(container).unwrap(), &reference, &env)
+        };
+        assert_eq!(run(json!({ "name": "a" })), ["resvg"]);
+        assert_eq!(run(json!({ "name": "a", "args": ["-n", "$(N)"] })), ["resvg", "-n", "7"]);
+        assert_eq!(run(json!({ "name": "a", "command": ["x", "$(N)"], "args": ["$$(N)"] })), ["x", "7", "$(N)"]);
+    }
+
+    #[test]
+    fn names_are_searched_in_the_cluster() {
+        let pod = |spec: serde_json::Value| -> core::Pod {
+            serde_json::from_value(json!({ "metadata": { "namespace": "shop" }, "spec": spec })).unwrap()
+        };
+        let dns_of = |spec| dns(&pod(spec), "cluster.local");
+        assert_eq!(
+            dns_of(json!({ "containers": [] })).search,
+            ["shop.svc.cluster.local", "svc.cluster.local", "cluster.local"]
+        );
+        let own = dns_of(json!({ "containers": [], "dnsPolicy": "None", "dnsConfig": {
+            "nameservers": ["192.0.2.9"], "searches": ["x.example"], "options": [{ "name": "ndots", "value": "2" }] } }));
+        assert_eq!(own, Dns { nameservers: vec!["192.0.2.9".into()], search: vec!["x.example".into()], ndots: 2 });
+    }
+}

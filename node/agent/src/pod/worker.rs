@@ -1,0 +1,803 @@
+//! Does what the state machines decide. One loop hands facts to machines; everything that waits
+//! (set-up, starts, stops, probes, writes) runs beside it and comes back as a fact.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap, HashMap, HashSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1 as core;
+use kube::api::{Api, DeleteParams, Patch, PatchParams, Preconditions};
+use sampan_client::{Change, Subscription};
+use serde_json::json;
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::machine::{Action, Input, Machine, SetUpError};
+use super::objects::Objects;
+use super::probes::{self, ProbeKind};
+use super::shared::Shared;
+use super::{admit, hooks, paths, prober, refuse, spec, start, volumes};
+use crate::runtime::{ContainerId, Exit, RunState, RuntimeEvent, RuntimeEvents};
+
+/// How long a status that tells of nothing new to others may wait for one that does.
+const SETTLE: SignedDuration = SignedDuration::from_millis(100);
+const RETRY: SignedDuration = SignedDuration::from_secs(1);
+/// How long a namespace without pods keeps its host.
+const IDLE: Duration = Duration::from_secs(20);
+
+/// What came of something that ran beside the loop.
+enum Fact {
+    Input(Input),
+    /// The status write ended; the version that it made, or none if it is to be tried again.
+    Written(Result<Option<u64>, ()>),
+    /// The deletion was refused and is to be tried again.
+    NotDeleted,
+    Refreshed(Option<Timestamp>),
+}
+
+struct Worker {
+    machine: Machine,
+    tenant: String,
+    /// When the machine wants to be woken; entries of the heap that differ are old.
+    wake: Option<Timestamp>,
+    published: Option<core::PodStatus>,
+    writing: bool,
+    /// A status differs from what was published since then.
+    flush_at: Option<Timestamp>,
+    /// The version that our last write made.
+    written: u64,
+    delete: bool,
+    deleting: bool,
+    refresh_at: Option<Timestamp>,
+    refreshing: bool,
+    refresh_again: bool,
+    share: admit::Share,
+}
+
+/// The channels that a manager reads beside the pods themselves.
+pub struct Sources {
+    pub pods: Subscription<core::Pod>,
+    pub runtime: RuntimeEvents,
+    pub objects: mpsc::UnboundedReceiver<Vec<String>>,
+    pub images: watch::Receiver<u64>,
+}
+
+pub struct Manager {
+    shared: Arc<Shared>,
+    workers: HashMap<String, Worker>,
+    timers: BinaryHeap<Reverse<(Timestamp, String)>>,
+    facts: mpsc::UnboundedSender<(String, Fact)>,
+    inbox: mpsc::UnboundedReceiver<(String, Fact)>,
+    idle: mpsc::UnboundedSender<String>,
+    idle_inbox: mpsc::UnboundedReceiver<String>,
+    /// What the runtime had at the start, by pod, until its pod is seen.
+    known: HashMap<String, Vec<(ContainerId, RunState)>>,
+    used: admit::Share,
+}
+
+impl Manager {
+    /// `known` is what the runtime has from before.
+    pub fn new(shared: Arc<Shared>, known: Vec<(ContainerId, RunState)>) -> Self {
+        let (facts, inbox) = mpsc::unbounded_channel();
+        let (idle, idle_inbox) = mpsc::unbounded_channel();
+        let mut by_pod: HashMap<String, Vec<_>> = HashMap::new();
+        for (id, state) in known {
+            by_pod.entry(id.pod_uid.clone()).or_default().push((id, state));
+        }
+        Self {
+            shared,
+            workers: HashMap::new(),
+            timers: BinaryHeap::new(),
+            facts,
+            inbox,
+            idle,
+            idle_inbox,
+            known: by_pod,
+            used: admit::Share::default(),
+        }
+    }
+
+    /// Serves pods until shutdown. The first pods that `sources` tells of are all there are.
+    pub async fn run(mut self, mut sources: Sources, shutdown: CancellationToken) {
+        while let Ok(change) = sources.pods.try_recv() {
+            self.pod_changed(change);
+        }
+        self.orphans().await;
+        loop {
+            let next = self.next_timer();
+            let sleep = async {
+                match next {
+                    Some(at) => {
+                        let wait = at.duration_since(Timestamp::now());
+                        tokio::time::sleep(Duration::try_from(wait).unwrap_or_default()).await;
+                    }
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                () = shutdown.cancelled() => return,
+                Some((uid, fact)) = self.inbox.recv() => self.fact(&uid, fact),
+                Some(event) = sources.runtime.recv() => self.runtime_event(event),
+                change = sources.pods.recv() => match change {
+                    Some(change) => self.pod_changed(change),
+                    None => return,
+                },
+                Some(uids) = sources.objects.recv() => self.objects_changed(&uids),
+                Ok(()) = sources.images.changed() => self.all(|| Input::Retry),
+                Some(tenant) = self.idle_inbox.recv() => self.tenant_idle(&tenant),
+                () = sleep => self.timers_due(),
+            }
+        }
+    }
+
+    fn pod_changed(&mut self, change: Change<core::Pod>) {
+        match change {
+            Change::Added(pod) => self.added(pod),
+            Change::Updated { old, new } => {
+                let uid = spec::uid(&new).to_owned();
+                if self.workers.contains_key(&uid) {
+                    self.updated(&uid, &old, new);
+                } else {
+                    self.added(new);
+                }
+            }
+            Change::Deleted(pod) => {
+                let uid = spec::uid(&pod).to_owned();
+                self.input(&uid, Input::Removed(pod));
+            }
+        }
+    }
+
+    fn added(&mut self, pod: Arc<core::Pod>) {
+        let now = Timestamp::now();
+        let uid = spec::uid(&pod).to_owned();
+        let known = self.known.remove(&uid).unwrap_or_default();
+        let known = known.into_iter().map(|(id, state)| (id.container, id.attempt, state)).collect();
+        let begun = pod.status.as_ref().is_some_and(|status| status.start_time.is_some());
+        let machine = Machine::new(pod.clone(), now, known);
+        let mut share = admit::Share::default();
+        let mut refusal = None;
+        if machine.is_active() {
+            share = admit::Share::of(&pod);
+            // What was taken once stays.
+            if !begun && !spec::is_deleted(&pod) {
+                refusal = admit::check(&share, &self.used, &self.shared);
+            }
+        }
+        if refusal.is_some() {
+            share = admit::Share::default();
+        }
+        self.used.add(&share);
+        self.workers.insert(
+            uid.clone(),
+            Worker {
+                machine,
+                tenant: self.shared.tenant(&pod),
+                wake: None,
+                published: None,
+                writing: false,
+                flush_at: None,
+                written: 0,
+                delete: false,
+                deleting: false,
+                refresh_at: None,
+                refreshing: false,
+                refresh_again: false,
+                share,
+            },
+        );
+        match refusal {
+            Some((reason, message)) => {
+                let reference = spec::reference(&pod, None);
+                self.shared.recorder.record_reference(
+                    reference,
+                    sampan_client::EventKind::Warning,
+                    &reason,
+                    message.clone(),
+                );
+                self.input(&uid, Input::Rejected { reason, message });
+            }
+            None => self.input(&uid, Input::Timer),
+        }
+    }
+
+    fn updated(&mut self, uid: &str, old: &core::Pod, new: Arc<core::Pod>) {
+        let meta_changed = old.metadata.labels != new.metadata.labels || old.metadata.annotations != new.metadata.annotations;
+        if let Some(worker) = self.workers.get_mut(uid) {
+            let version = new.metadata.resource_version.as_deref().and_then(|it| it.parse::<u64>().ok()).unwrap_or(0);
+            // Somebody else wrote our part of the status: say it again.
+            if !worker.writing
+                && version > worker.written
+                && worker.published.as_ref().is_some_and(|published| !agrees(published, new.status.as_ref()))
+            {
+                worker.published = None;
+            }
+        }
+        self.input(uid, Input::Spec(new));
+        if meta_changed {
+            self.refresh(uid);
+        }
+    }
+
+    fn objects_changed(&mut self, uids: &[String]) {
+        for uid in uids {
+            self.input(uid, Input::Retry);
+            self.refresh(uid);
+        }
+    }
+
+    fn all(&mut self, input: impl Fn() -> Input) {
+        let uids: Vec<String> = self.workers.keys().cloned().collect();
+        for uid in uids {
+            self.input(&uid, input());
+        }
+    }
+
+    fn runtime_event(&mut self, event: RuntimeEvent) {
+        match event {
+            RuntimeEvent::Changed(id, state) => {
+                let input = Input::Changed { container: id.container, attempt: id.attempt, state };
+                self.input(&id.pod_uid, input);
+            }
+            RuntimeEvent::HostLost { tenant } => {
+                let lost: Vec<(String, String, u32)> = self
+                    .workers
+                    .iter()
+                    .filter(|(_, worker)| worker.tenant == tenant)
+                    .flat_map(|(uid, worker)| {
+                        worker.machine.containers().iter().filter_map(|container| match container.state {
+                            super::container::State::Running { attempt, .. } => {
+                                Some((uid.clone(), container.name.clone(), attempt))
+                            }
+                            _ => None,
+                        })
+                    })
+                    .collect();
+                for (uid, container, attempt) in lost {
+                    self.input(&uid, Input::Lost { container, attempt });
+                }
+            }
+        }
+    }
+
+    fn fact(&mut self, uid: &str, fact: Fact) {
+        match fact {
+            Fact::Input(input) => self.input(uid, input),
+            Fact::Written(result) => {
+                let Some(worker) = self.workers.get_mut(uid) else { return };
+                worker.writing = false;
+                match result {
+                    Ok(version) => worker.written = version.unwrap_or(worker.written),
+                    Err(()) => {
+                        worker.published = None;
+                        worker.flush_at = Some(Timestamp::now().saturating_add(RETRY).unwrap_or(Timestamp::MAX));
+                    }
+                }
+                self.after(uid);
+            }
+            Fact::NotDeleted => {
+                if let Some(worker) = self.workers.get_mut(uid) {
+                    worker.deleting = false;
+                }
+                self.after(uid);
+            }
+            Fact::Refreshed(next) => {
+                let Some(worker) = self.workers.get_mut(uid) else { return };
+                worker.refreshing = false;
+                worker.refresh_at = next;
+                if std::mem::take(&mut worker.refresh_again) {
+                    self.refresh(uid);
+                }
+                self.after(uid);
+            }
+        }
+    }
+
+    fn input(&mut self, uid: &str, input: Input) {
+        let Some(worker) = self.workers.get_mut(uid) else { return };
+        let actions = worker.machine.handle(Timestamp::now(), input);
+        for action in actions {
+            self.act(uid, action);
+        }
+        self.after(uid);
+    }
+
+    /// Runs `work` beside the loop; what it answers comes back as a fact.
+    fn beside(&self, uid: &str, work: impl Future<Output = Fact> + Send + 'static) {
+        let facts = self.facts.clone();
+        let uid = uid.to_owned();
+        tokio::spawn(async move {
+            let fact = work.await;
+            let _ = facts.send((uid, fact));
+        });
+    }
+
+    fn act(&mut self, uid: &str, action: Action) {
+        let Some(worker) = self.workers.get_mut(uid) else { return };
+        let pod = worker.machine.pod().clone();
+        let shared = self.shared.clone();
+        let addresses = worker.machine.addresses().to_vec();
+        let tenant = worker.tenant.clone();
+        let id = |container: &str, attempt| ContainerId {
+            tenant: tenant.clone(),
+            pod_uid: uid.to_owned(),
+            container: container.to_owned(),
+            attempt,
+        };
+        match action {
+            Action::SetUp => {
+                let facts = self.facts.clone();
+                let told = uid.to_owned();
+                self.beside(uid, async move {
+                    match set_up(&shared, &pod, &tenant).await {
+                        Ok((addresses, refresh)) => {
+                            let _ = facts.send((told, Fact::Refreshed(refresh)));
+                            Fact::Input(Input::SetUp(Ok(addresses)))
+                        }
+                        Err(error) => Fact::Input(Input::SetUp(Err(error))),
+                    }
+                });
+            }
+            Action::Start { index, attempt } => self.beside(uid, async move {
+                let result = {
+                    let _permit = shared.busy.acquire().await;
+                    start::start(&shared, &pod, index, attempt, &addresses, &tenant).await
+                };
+                Fact::Input(Input::Started { index, attempt, result })
+            }),
+            Action::Stop { index, attempt, grace } => {
+                let Some(container) = spec::container(&pod, index).cloned() else { return };
+                let id = id(&container.name, attempt);
+                self.beside(uid, async move {
+                    let exit = stop(&shared, &container, &id, &addresses, grace, &pod).await;
+                    Fact::Input(match exit {
+                        Some(exit) => Input::Changed { container: id.container, attempt, state: RunState::Exited(exit) },
+                        None => Input::Lost { container: id.container, attempt },
+                    })
+                });
+            }
+            Action::Remove { container, attempt } => {
+                let id = id(&container, attempt);
+                tokio::spawn(async move { remove(&shared, &id).await });
+            }
+            Action::Probe { index, attempt, kind } => {
+                let target = target(&pod, index, kind, &addresses);
+                self.beside(uid, async move {
+                    let result = match target {
+                        Ok(target) => prober::ask(&target, shared.shift).await,
+                        Err(problem) => Err(problem),
+                    };
+                    Fact::Input(Input::Probed { index, attempt, kind, result })
+                });
+            }
+            Action::Event { index, kind, reason, message } => {
+                self.shared.recorder.record_reference(spec::reference(&pod, index), kind, reason, message);
+            }
+            Action::CleanUp => {
+                let ended: Vec<ContainerId> = worker
+                    .machine
+                    .containers()
+                    .iter()
+                    .filter_map(|container| container.attempt.map(|attempt| id(&container.name, attempt)))
+                    .collect();
+                self.used.subtract(&std::mem::take(&mut worker.share));
+                self.beside(uid, async move {
+                    clean_up(&shared, &pod, &tenant, ended).await;
+                    Fact::Input(Input::CleanedUp)
+                });
+            }
+            Action::Delete => worker.delete = true,
+            Action::Forget => {
+                let dir = shared.paths.pod(&tenant, uid);
+                self.used.subtract(&worker.share);
+                self.workers.remove(uid);
+                self.shared.forget_runs(uid);
+                tokio::task::spawn_blocking(move || {
+                    if let Err(error) = std::fs::remove_dir_all(&dir)
+                        && error.kind() != std::io::ErrorKind::NotFound
+                    {
+                        tracing::warn!(dir = %dir.display(), %error, "a pod's directory stays");
+                    }
+                });
+                self.watch_idle(tenant);
+            }
+        }
+    }
+
+    /// Tells in a while that a tenant may have no pods any more.
+    fn watch_idle(&self, tenant: String) {
+        if self.workers.values().any(|worker| worker.tenant == tenant) {
+            return;
+        }
+        let idle = self.idle.clone();
+        // A host of one pod has nobody to wait for.
+        let wait = if tenant.contains('.') { Duration::ZERO } else { IDLE };
+        tokio::spawn(async move {
+            tokio::time::sleep(wait).await;
+            let _ = idle.send(tenant);
+        });
+    }
+
+    fn tenant_idle(&self, tenant: &str) {
+        if self.workers.values().any(|worker| worker.tenant == tenant) {
+            return;
+        }
+        let namespace = paths::namespace_of(tenant).to_owned();
+        let network = !self.workers.values().any(|worker| spec::namespace(worker.machine.pod()) == namespace);
+        let shared = self.shared.clone();
+        let tenant = tenant.to_owned();
+        tokio::spawn(async move {
+            if let Err(error) = shared.runtime.release_tenant(&tenant).await {
+                tracing::warn!(tenant, error = format!("{error:#}"), "host stays");
+                return;
+            }
+            if network && let Err(error) = shared.addresses.remove_namespace(&namespace).await {
+                tracing::warn!(namespace, error = format!("{error:#}"), "network namespace stays");
+            }
+        });
+    }
+
+    /// What follows a change: the status is written and timers are set.
+    fn after(&mut self, uid: &str) {
+        let Some(worker) = self.workers.get_mut(uid) else { return };
+        let now = Timestamp::now();
+        self.shared.note_runs(uid, &worker.tenant, worker.machine.containers());
+        if worker.machine.tells_status() && !worker.writing {
+            let status = worker.machine.status(now, &self.shared.host);
+            if worker.published.as_ref() == Some(&status) {
+                worker.flush_at = None;
+            } else {
+                let due = worker.flush_at.is_some_and(|at| at <= now);
+                if due || worker.delete || is_urgent(worker.published.as_ref(), &status, worker.machine.pod()) {
+                    worker.flush_at = None;
+                    worker.writing = true;
+                    worker.published = Some(status.clone());
+                    let (shared, pod) = (self.shared.clone(), worker.machine.pod().clone());
+                    self.beside(uid, async move { Fact::Written(write_status(&shared, &pod, &status).await) });
+                } else if worker.flush_at.is_none() {
+                    worker.flush_at = Some(now.saturating_add(SETTLE).unwrap_or(now));
+                }
+            }
+        }
+        let Some(worker) = self.workers.get_mut(uid) else { return };
+        if worker.delete && !worker.deleting && !worker.writing && worker.flush_at.is_none() {
+            worker.deleting = true;
+            let (shared, pod) = (self.shared.clone(), worker.machine.pod().clone());
+            let facts = self.facts.clone();
+            let uid = uid.to_owned();
+            tokio::spawn(async move {
+                if !delete(&shared, &pod).await {
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                    let _ = facts.send((uid, Fact::NotDeleted));
+                }
+            });
+        }
+        let Some(worker) = self.workers.get_mut(uid) else { return };
+        let wake = [worker.machine.next_timer(), worker.flush_at, worker.refresh_at].into_iter().flatten().min();
+        if wake != worker.wake {
+            worker.wake = wake;
+            if let Some(at) = wake {
+                self.timers.push(Reverse((at, uid.to_owned())));
+            }
+        }
+    }
+
+    fn next_timer(&mut self) -> Option<Timestamp> {
+        while let Some(Reverse((at, uid))) = self.timers.peek() {
+            if self.workers.get(uid).is_some_and(|worker| worker.wake == Some(*at)) {
+                return Some(*at);
+            }
+            self.timers.pop();
+        }
+        None
+    }
+
+    fn timers_due(&mut self) {
+        let now = Timestamp::now();
+        while let Some(at) = self.next_timer()
+            && at <= now
+        {
+            let Some(Reverse((_, uid))) = self.timers.pop() else { return };
+            if let Some(worker) = self.workers.get_mut(&uid) {
+                worker.wake = None;
+                if worker.refresh_at.is_some_and(|at| at <= now) {
+                    self.refresh(&uid);
+                }
+            }
+            self.input(&uid, Input::Timer);
+        }
+    }
+
+    /// Writes a pod's volumes anew.
+    fn refresh(&mut self, uid: &str) {
+        let Some(worker) = self.workers.get_mut(uid) else { return };
+        worker.refresh_at = None;
+        if !worker.machine.is_active() || worker.machine.addresses().is_empty() {
+            return;
+        }
+        if worker.refreshing {
+            worker.refresh_again = true;
+            return;
+        }
+        worker.refreshing = true;
+        let (shared, pod) = (self.shared.clone(), worker.machine.pod().clone());
+        let (addresses, tenant) = (worker.machine.addresses().to_vec(), worker.tenant.clone());
+        self.beside(uid, async move {
+            match write_volumes(&shared, &pod, &addresses, &tenant).await {
+                Ok(next) => Fact::Refreshed(next),
+                Err(error) => {
+                    let reference = spec::reference(&pod, None);
+                    let kind = sampan_client::EventKind::Warning;
+                    shared.recorder.record_reference(reference, kind, error.reason, error.message);
+                    let later = Timestamp::now().saturating_add(SignedDuration::from_secs(60));
+                    Fact::Refreshed(later.ok())
+                }
+            }
+        });
+    }
+
+    /// What nobody asked for any more: containers, addresses and files of pods that are gone.
+    async fn orphans(&mut self) {
+        let known = std::mem::take(&mut self.known);
+        let mut found: HashSet<String> = HashSet::new();
+        for (uid, containers) in known {
+            tracing::info!(pod = uid, "ending containers of a pod that is gone");
+            for (id, state) in containers {
+                found.insert(id.tenant.clone());
+                let shared = self.shared.clone();
+                tokio::spawn(async move {
+                    if matches!(state, RunState::Running { .. }) {
+                        let _ = shared.runtime.stop(&id, 10).await;
+                    }
+                    remove(&shared, &id).await;
+                    let dir = shared.paths.pod(&id.tenant, &id.pod_uid);
+                    let _ = tokio::fs::remove_dir_all(dir).await;
+                });
+            }
+        }
+        for uid in self.shared.addresses.assigned().await {
+            if !self.workers.contains_key(&uid)
+                && let Err(error) = self.shared.addresses.release(&uid).await
+            {
+                tracing::warn!(pod = uid, error = format!("{error:#}"), "address stays");
+            }
+        }
+        let tenants = std::fs::read_dir(self.shared.paths.tenants()).into_iter().flatten().flatten();
+        for tenant in tenants {
+            let tenant = tenant.file_name().to_string_lossy().into_owned();
+            let pods = std::fs::read_dir(self.shared.paths.pods(&tenant)).into_iter().flatten().flatten();
+            for pod in pods {
+                let uid = pod.file_name().to_string_lossy().into_owned();
+                if !self.workers.contains_key(&uid) {
+                    let _ = tokio::fs::remove_dir_all(pod.path()).await;
+                }
+            }
+            found.insert(tenant);
+        }
+        for tenant in found {
+            self.watch_idle(tenant);
+        }
+    }
+}
+
+async fn set_up(
+    shared: &Arc<Shared>,
+    pod: &core::Pod,
+    tenant: &str,
+) -> Result<(Vec<IpAddr>, Option<Timestamp>), SetUpError> {
+    let sandbox = |message: String| SetUpError {
+        reason: "FailedCreatePodSandBox",
+        message: format!("Failed to create pod sandbox: {message}"),
+    };
+    if let Some(refusal) = refuse::pod(pod) {
+        return Err(sandbox(refusal));
+    }
+    shared.is_isolated(pod).map_err(sandbox)?;
+    let _permit = shared.busy.acquire().await;
+    let address = shared
+        .addresses
+        .assign(spec::namespace(pod), spec::uid(pod))
+        .await
+        .map_err(|error| sandbox(format!("{error:#}")))?;
+    let addresses = vec![address];
+    let refresh = write_volumes(shared, pod, &addresses, tenant).await?;
+    Ok((addresses, refresh))
+}
+
+async fn write_volumes(
+    shared: &Arc<Shared>,
+    pod: &core::Pod,
+    addresses: &[IpAddr],
+    tenant: &str,
+) -> Result<Option<Timestamp>, SetUpError> {
+    let namespace = spec::namespace(pod);
+    let context = volumes::Context {
+        client: &shared.client,
+        paths: &shared.paths,
+        tenant,
+        source: super::env::PodObjects { objects: &shared.objects, namespace, uid: spec::uid(pod) },
+        host: &shared.host,
+        addresses,
+        allocatable: &shared.allocatable,
+        owner: shared.owner(tenant),
+    };
+    volumes::write(&context, pod).await
+}
+
+fn target(pod: &core::Pod, index: usize, kind: ProbeKind, addresses: &[IpAddr]) -> Result<prober::Target, String> {
+    let container = spec::container(pod, index).ok_or("no such container")?;
+    let probe = probes::of(container, kind).ok_or("no such probe")?;
+    let address = *addresses.first().ok_or("the pod has no address")?;
+    prober::target(container, probe, address)
+}
+
+/// Ends one container: its preStop hook, then the runtime, within the grace.
+async fn stop(
+    shared: &Arc<Shared>,
+    container: &core::Container,
+    id: &ContainerId,
+    addresses: &[IpAddr],
+    grace: u32,
+    pod: &core::Pod,
+) -> Option<Exit> {
+    let begin = tokio::time::Instant::now();
+    let hook = hooks::pre_stop(container, addresses.first().copied(), shared.shift, Duration::from_secs(grace.into()));
+    if let Err(problem) = hook.await {
+        let index = spec::containers(pod).position(|(it, _)| it.name == container.name);
+        let reference = spec::reference(pod, index);
+        shared.recorder.record_reference(reference, sampan_client::EventKind::Warning, "FailedPreStopHook", problem);
+    }
+    let spent = u32::try_from(begin.elapsed().as_secs()).unwrap_or(u32::MAX);
+    for attempt in 0..3_u32 {
+        match shared.runtime.stop(id, grace.saturating_sub(spent)).await {
+            Ok(exit) => return Some(exit),
+            Err(error) => {
+                tracing::warn!(container = id.id(), error = format!("{error:#}"), "not stopped");
+                tokio::time::sleep(Duration::from_millis(200 << attempt)).await;
+            }
+        }
+    }
+    None
+}
+
+async fn remove(shared: &Arc<Shared>, id: &ContainerId) {
+    if let Err(error) = shared.runtime.remove(id).await {
+        tracing::debug!(container = id.id(), error = format!("{error:#}"), "not removed");
+    }
+    let tenant = shared.paths.tenant(&id.tenant);
+    for file in start::files_of(id) {
+        let path = tenant.join(file);
+        if tokio::fs::remove_file(&path).await.is_err() {
+            let _ = tokio::fs::remove_dir_all(&path).await;
+        }
+    }
+}
+
+/// Gives back what only a living pod needs. Logs stay until the pod is gone from the API.
+async fn clean_up(shared: &Arc<Shared>, pod: &core::Pod, tenant: &str, ended: Vec<ContainerId>) {
+    let uid = spec::uid(pod);
+    for id in ended {
+        if let Err(error) = shared.runtime.remove(&id).await {
+            tracing::debug!(container = id.id(), error = format!("{error:#}"), "not removed");
+        }
+    }
+    shared.objects.release(uid);
+    if let Err(error) = shared.addresses.release(uid).await {
+        tracing::warn!(pod = uid, error = format!("{error:#}"), "address stays");
+    }
+    let volumes = shared.paths.tenant(tenant).join(paths::pod(uid)).join("volumes");
+    let _ = tokio::task::spawn_blocking(move || std::fs::remove_dir_all(volumes)).await;
+}
+
+/// Whether others wait for this: phases, readiness and ends are told at once.
+fn is_urgent(published: Option<&core::PodStatus>, status: &core::PodStatus, pod: &core::Pod) -> bool {
+    let ready = |status: Option<&core::PodStatus>| {
+        status
+            .and_then(|status| status.conditions.as_ref())
+            .and_then(|conditions| conditions.iter().find(|condition| condition.type_ == "Ready"))
+            .is_some_and(|condition| condition.status == "True")
+    };
+    let before = published.or(pod.status.as_ref());
+    let phase = |status: Option<&core::PodStatus>| status.and_then(|status| status.phase.clone());
+    phase(before) != phase(Some(status)) && status.phase.as_deref() != Some("Pending")
+        || ready(before) != ready(Some(status))
+}
+
+/// Whether the API's status is the one we told, in what others act on.
+fn agrees(published: &core::PodStatus, api: Option<&core::PodStatus>) -> bool {
+    let Some(api) = api else { return false };
+    let conditions = |status: &core::PodStatus| -> BTreeMap<String, String> {
+        let ours = ["Ready", "ContainersReady", "Initialized"];
+        status
+            .conditions
+            .iter()
+            .flatten()
+            .filter(|condition| ours.contains(&condition.type_.as_str()))
+            .map(|condition| (condition.type_.clone(), condition.status.clone()))
+            .collect()
+    };
+    published.phase == api.phase && conditions(published) == conditions(api)
+}
+
+/// Writes the status; `Err` asks for another try.
+async fn write_status(shared: &Shared, pod: &core::Pod, status: &core::PodStatus) -> Result<Option<u64>, ()> {
+    let pods: Api<core::Pod> = Api::namespaced(shared.client.clone(), spec::namespace(pod));
+    let mut body = match serde_json::to_value(status) {
+        Ok(serde_json::Value::Object(body)) => body,
+        _ => return Ok(None),
+    };
+    // What is no longer so has to be said.
+    for field in ["reason", "message"] {
+        body.entry(field).or_insert(serde_json::Value::Null);
+    }
+    let patch = json!({ "metadata": { "uid": spec::uid(pod) }, "status": body });
+    match pods.patch_status(spec::name(pod), &PatchParams::default(), &Patch::Strategic(patch)).await {
+        Ok(pod) => Ok(pod.metadata.resource_version.and_then(|version| version.parse().ok())),
+        // Gone, or another pod of that name: the watch will tell.
+        Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(None),
+        Err(error) => {
+            tracing::warn!(pod = spec::title(pod), %error, "status not written; trying again");
+            Err(())
+        }
+    }
+}
+
+/// Removes the object of a pod that has ended. False asks for another try.
+async fn delete(shared: &Shared, pod: &core::Pod) -> bool {
+    let pods: Api<core::Pod> = Api::namespaced(shared.client.clone(), spec::namespace(pod));
+    let params = DeleteParams {
+        grace_period_seconds: Some(0),
+        preconditions: Some(Preconditions { uid: pod.metadata.uid.clone(), resource_version: None }),
+        ..Default::default()
+    };
+    match pods.delete(spec::name(pod), &params).await {
+        Ok(_) => true,
+        Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => true,
+        Err(error) => {
+            tracing::warn!(pod = spec::title(pod), %error, "not deleted; trying again");
+            false
+        }
+    }
+}
+
+/// Ends every container, as the shutdown of a whole cluster asks.
+pub async fn end_all(shared: &Arc<Shared>, grace: u32) {
+    let running = match shared.runtime.list().await {
+        Ok(list) => list,
+        Err(error) => {
+            tracing::warn!(error = format!("{error:#}"), "containers are not known");
+            return;
+        }
+    };
+    let mut tenants: HashSet<String> = HashSet::new();
+    let mut ending = tokio::task::JoinSet::new();
+    for (id, state) in running {
+        tenants.insert(id.tenant.clone());
+        if matches!(state, RunState::Running { .. }) {
+            let shared = shared.clone();
+            ending.spawn(async move {
+                if let Err(error) = shared.runtime.stop(&id, grace).await {
+                    tracing::warn!(container = id.id(), error = format!("{error:#}"), "not stopped");
+                }
+            });
+        }
+    }
+    ending.join_all().await;
+    let mut ending = tokio::task::JoinSet::new();
+    for tenant in tenants {
+        let shared = shared.clone();
+        ending.spawn(async move {
+            if let Err(error) = shared.runtime.release_tenant(&tenant).await {
+                tracing::warn!(tenant, error = format!("{error:#}"), "host stays");
+            }
+        });
+    }
+    ending.join_all().await;
+}
+
+/// What a manager hears objects' changes from.
+pub type ObjectChanges = (Arc<Objects>, mpsc::UnboundedReceiver<Vec<String>>);

@@ -1,0 +1,228 @@
+//! The agent's life: registered, networked, adopting what runs, serving, leaving.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use ipnet::IpNet;
+use k8s_openapi::api::core::v1 as core;
+use k8s_openapi::api::node::v1::RuntimeClass;
+use kube::Client;
+use kube::api::Api;
+use sampan_client::{EventRecorder, Informers};
+use sampan_network::{Mode, Network};
+use sampan_wasm::Cache;
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::api;
+use crate::image::Images;
+use crate::join::Certificate;
+use crate::node::{self, Facts, Registration};
+use crate::pod::objects::Objects;
+use crate::pod::paths::Paths;
+use crate::pod::prober::PortShift;
+use crate::pod::shared::Shared;
+use crate::pod::worker::{self, Manager, Sources};
+use crate::runtime::Runtime;
+use crate::wasm::{Settings, Wasm, WasmCompiler, WasmRuntime};
+
+/// What an agent is told.
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub node_name: String,
+    /// `DATA/node`.
+    pub dir: PathBuf,
+    pub max_pods: u32,
+    pub mode: Mode,
+    /// The node's addresses, the one that others reach it at first.
+    pub addresses: Vec<IpAddr>,
+    /// Where the node's HTTPS API listens; port 0 takes any.
+    pub listen: SocketAddr,
+    /// The cluster's CA: who may call that API is certified by it.
+    pub ca_pem: String,
+    /// What that API shows.
+    pub certificate: Certificate,
+    /// Whether pods end with the agent, as those of `sampan up` do.
+    pub end_pods: bool,
+    /// As in `v1.36.0+sampan`.
+    pub version: String,
+}
+
+/// The ConfigMap that says how the cluster is laid out.
+const CLUSTER: (&str, &str) = ("kube-system", "sampan-cluster");
+/// How many pods are set up or started at the same time.
+const BUSY: usize = 64;
+/// What pods are given when everything ends.
+const END_GRACE: u32 = 5;
+const END_LIMIT: Duration = Duration::from_secs(8);
+
+struct Cluster {
+    id: String,
+    cluster_cidr: IpNet,
+    service_cidr: IpNet,
+    dns: IpAddr,
+    domain: String,
+}
+
+/// Runs the agent until shutdown. Returns early only when the node cannot be.
+pub async fn run(config: Config, client: Client, shutdown: CancellationToken) -> anyhow::Result<()> {
+    api::make_dirs(&config.dir)?;
+    let paths = Paths::new(&config.dir);
+    let cache = Cache::open(paths.modules(), sampan_wasm::compile::Options::default())
+        .map_err(|error| anyhow::anyhow!("the store of compiled modules: {error}"))?;
+    let images = Arc::new(Images::open(&paths.images(), Arc::new(WasmCompiler(cache.clone())))?);
+    let listener = tokio::net::TcpListener::bind(config.listen)
+        .await
+        .with_context(|| format!("the node's API cannot listen on {}", config.listen))?;
+    let tls = api::tls(&config.ca_pem, &config.certificate.cert_pem, &config.certificate.key_pem)?;
+    let privileged = config.mode == Mode::Privileged && rustix::process::geteuid().is_root();
+    let facts = Facts::read(&config.dir, config.max_pods, &config.version, &format!("sampan-wasm://{}", config.version));
+    let allocatable = facts.allocatable.clone();
+    let registration = Arc::new(Registration {
+        client: client.clone(),
+        name: config.node_name.clone(),
+        addresses: config.addresses.clone(),
+        port: listener.local_addr()?.port(),
+        facts,
+        dir: config.dir.clone(),
+        images: images.clone(),
+        limits: confinement(privileged),
+        mode: if privileged { "privileged" } else { "unprivileged" },
+    });
+    let node = node::register(&registration, &shutdown).await?;
+
+    // Tasks end when this function does, whatever the way out.
+    let stop = CancellationToken::new();
+    let _stop = stop.clone().drop_guard();
+    let mut tasks = JoinSet::new();
+    tasks.spawn(node::renew(client.clone(), node, stop.clone()));
+
+    let pod_cidr = node::wait_for_range(&client, &config.node_name, &shutdown).await?;
+    let cluster = cluster(&client, &shutdown).await?;
+    let informers = Informers::new(client.clone(), stop.clone());
+    let network = Network::start(
+        sampan_network::Config {
+            cluster_id: cluster.id.clone(),
+            node_name: config.node_name.clone(),
+            mode: config.mode,
+            pod_cidr,
+            cluster_cidr: cluster.cluster_cidr,
+            service_cidr: cluster.service_cidr,
+            cluster_dns: cluster.dns,
+            cluster_domain: cluster.domain.clone(),
+            dir: config.dir.join("network"),
+            node_addresses: config.addresses.clone(),
+        },
+        informers.clone(),
+        stop.clone(),
+    )
+    .await
+    .context("the node's network")?;
+    let shift = network.port_shift();
+
+    let settings = Settings {
+        paths: paths.clone(),
+        cache,
+        cluster_id: cluster.id,
+        cluster_ranges: vec![cluster.cluster_cidr, cluster.service_cidr],
+        privileged,
+        version: config.version.clone(),
+    };
+    let (wasm, runtime_events) = WasmRuntime::new(settings, network.clone());
+    let runtime: Arc<dyn Runtime> = Arc::new(Wasm(wasm));
+    let known = runtime.list().await.context("containers from before")?;
+
+    let (objects, object_changes) = Objects::new(client.clone());
+    let services = informers.all::<core::Service>();
+    let runtime_classes = informers.all::<RuntimeClass>();
+    let pods = informers.selected::<core::Pod>(&format!("spec.nodeName={}", config.node_name));
+    tokio::select! {
+        () = shutdown.cancelled() => return Ok(()),
+        () = async { tokio::join!(services.synced(), runtime_classes.synced(), pods.synced()); } => {}
+    }
+    let shared = Arc::new(Shared {
+        node_name: config.node_name.clone(),
+        client: client.clone(),
+        runtime,
+        addresses: Arc::new(network),
+        images: images.clone(),
+        objects,
+        services,
+        runtime_classes,
+        recorder: EventRecorder::new(client.clone(), "kubelet", Some(&config.node_name)),
+        paths,
+        host: config.addresses.clone(),
+        allocatable,
+        cluster_domain: cluster.domain,
+        shift: PortShift { below: shift.below, by: shift.by },
+        max_pods: usize::try_from(config.max_pods).unwrap_or(usize::MAX),
+        busy: Semaphore::new(BUSY),
+        owner: Box::new(move |tenant| privileged.then(|| WasmRuntime::user(tenant))),
+        runs: Mutex::default(),
+    });
+    let sources =
+        Sources { pods: pods.subscribe(), runtime: runtime_events, objects: object_changes, images: images.changes() };
+    let serving = CancellationToken::new();
+    let mut managing = JoinSet::new();
+    managing.spawn(Manager::new(shared.clone(), known).run(sources, serving.clone()));
+    tasks.spawn(api::serve(listener, tls, api::router(shared.clone(), pods), stop.clone()));
+    let keeping = registration.clone();
+    let kept = stop.clone();
+    tasks.spawn(async move { keeping.keep(kept).await });
+    tracing::info!(node = config.node_name, %pod_cidr, "node is up");
+
+    tokio::select! {
+        () = shutdown.cancelled() => {}
+        _ = managing.join_next() => anyhow::bail!("the pods' manager ended"),
+    }
+    // First nobody starts anything any more.
+    serving.cancel();
+    managing.join_all().await;
+    if config.end_pods {
+        registration.not_ready("the node is stopping").await;
+        if tokio::time::timeout(END_LIMIT, worker::end_all(&shared, END_GRACE)).await.is_err() {
+            tracing::warn!("some pods did not end in time");
+        }
+    }
+    stop.cancel();
+    tasks.abort_all();
+    Ok(())
+}
+
+/// What keeps guests in their place here, or what is missing.
+fn confinement(privileged: bool) -> Result<String, String> {
+    if privileged {
+        Ok("hosts of guests have users, control groups and networks of their own".to_owned())
+    } else {
+        Err("the node runs without privileges: hosts of guests share its user, have no control group and no network of their own; limits are kept by the Wasm host alone, ports below 1024 are shifted".to_owned())
+    }
+}
+
+async fn cluster(client: &Client, shutdown: &CancellationToken) -> anyhow::Result<Cluster> {
+    let maps: Api<core::ConfigMap> = Api::namespaced(client.clone(), CLUSTER.0);
+    let map = loop {
+        match maps.get(CLUSTER.1).await {
+            Ok(map) => break map,
+            Err(error) => tracing::warn!(%error, "the cluster's layout cannot be read; trying again"),
+        }
+        tokio::select! {
+            () = shutdown.cancelled() => anyhow::bail!("stopped before the cluster's layout was known"),
+            () = tokio::time::sleep(Duration::from_secs(1)) => {}
+        }
+    };
+    let data = map.data.unwrap_or_default();
+    let field = |name: &str| -> anyhow::Result<&String> {
+        data.get(name).with_context(|| format!("ConfigMap {}/{} has no {name}", CLUSTER.0, CLUSTER.1))
+    };
+    Ok(Cluster {
+        id: field("clusterID")?.clone(),
+        cluster_cidr: field("clusterCIDR")?.parse().context("clusterCIDR")?,
+        service_cidr: field("serviceCIDR")?.parse().context("serviceCIDR")?,
+        dns: field("clusterDNS")?.parse().context("clusterDNS")?,
+        domain: field("clusterDomain")?.clone(),
+    })
+}
