@@ -96,8 +96,12 @@ fn parse(text: &str, name: &str) -> Result<Option<Type>> {
     let short = name.rsplit('.').next().unwrap_or(name);
     let head = Regex::new(&format!(r"(?m)^pub struct {short}( \{{|;|\(|<)"))?;
     let Some(found) = head.captures(text) else { return Ok(None) };
-    if found[1] == *"(" || found[1] == *"<" {
+    if found[1] == *"<" {
         return Ok(None);
+    }
+    if found[1] == *"(" {
+        // An object without fields of its own.
+        return Ok(text.contains("(pub crate::serde_json::Value)").then(Type::default));
     }
     let mut this = Type::default();
     // What the Rust field is called in JSON.
