@@ -259,6 +259,13 @@ impl<K> Index<K> {
         let bucket = state.indexes.get(self.slot).and_then(|index| index.buckets.get(bucket));
         bucket.map(|objects| objects.values().cloned().collect()).unwrap_or_default()
     }
+
+    /// How many objects there are under `bucket`.
+    pub fn count(&self, bucket: &str) -> usize {
+        let state = self.cache.state.read().unwrap_or_else(PoisonError::into_inner);
+        let bucket = state.indexes.get(self.slot).and_then(|index| index.buckets.get(bucket));
+        bucket.map_or(0, BTreeMap::len)
+    }
 }
 
 impl<K: Object> Informer<K> {

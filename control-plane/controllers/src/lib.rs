@@ -1,1 +1,117 @@
+//! The controllers: each makes one part of the cluster be as its objects say it should be.
+//!
+//! All reach the cluster through the Kubernetes API only, with shared caches
+//! ([`sampan_client::Informers`]) and one work-queue mechanism ([`queue`]). A controller is a
+//! function of the whole state of its key, never of the change that woke it, so that nothing is
+//! lost when a process ends at any point.
 
+mod context;
+mod deployment;
+mod endpoints;
+mod error;
+mod event_ttl;
+mod gc;
+mod kinds;
+mod namespace;
+mod node;
+mod node_ipam;
+mod owner;
+mod pod;
+mod pod_gc;
+mod queue;
+mod replicaset;
+mod root_ca;
+mod service_account;
+#[cfg(test)]
+mod simulation;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use sampan_client::{Clock, Informers};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::context::Context;
+
+/// What an operator can set.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// How long a node may stay silent before it counts as lost.
+    pub node_monitor_grace: Duration,
+    /// The same for a node that has never said anything.
+    pub node_startup_grace: Duration,
+    /// How many nodes a second may have their pods evicted.
+    pub node_eviction_rate: f32,
+    /// Where nodes get the ranges of their pods' addresses from; `None`: somebody else sets them.
+    pub cluster_cidr: Option<IpNet>,
+    /// PEM of what signed the API server's certificate, published to every namespace.
+    pub root_ca: String,
+    /// So many finished pods are kept.
+    pub terminated_pod_threshold: usize,
+    /// How long a pod may name a node that is not there before it is deleted.
+    pub orphaned_pod_grace: Duration,
+    pub event_ttl: Duration,
+    pub clock: Clock,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            node_monitor_grace: Duration::from_secs(40),
+            node_startup_grace: Duration::from_secs(60),
+            node_eviction_rate: 0.1,
+            cluster_cidr: None,
+            root_ca: String::new(),
+            terminated_pod_threshold: 12_500,
+            orphaned_pod_grace: Duration::from_secs(40),
+            event_ttl: Duration::from_secs(3600),
+            clock: Clock::system(),
+        }
+    }
+}
+
+/// Runs all controllers until `shutdown`.
+pub async fn run(
+    informers: Informers,
+    config: Config,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
+    let context = Context {
+        client: informers.client().clone(),
+        informers,
+        clock: config.clock.clone(),
+        config: Arc::new(config),
+        shutdown: shutdown.clone(),
+    };
+    let mut controllers = JoinSet::new();
+    controllers.spawn(deployment::run(context.clone()));
+    controllers.spawn(replicaset::run(context.clone()));
+    controllers.spawn(endpoints::run(context.clone()));
+    controllers.spawn(namespace::run(context.clone()));
+    controllers.spawn(gc::run(context.clone()));
+    controllers.spawn(service_account::run(context.clone()));
+    controllers.spawn(root_ca::run(context.clone()));
+    controllers.spawn(node::run(context.clone()));
+    controllers.spawn(node_ipam::run(context.clone()));
+    controllers.spawn(pod_gc::run(context.clone()));
+    controllers.spawn(event_ttl::run(context));
+    loop {
+        tokio::select! {
+            () = shutdown.cancelled() => break,
+            ended = controllers.join_next() => match ended {
+                // One that ends early would leave its part of the cluster alone, unseen.
+                Some(Err(error)) => anyhow::bail!("a controller ended: {error}"),
+                Some(Ok(())) if shutdown.is_cancelled() => break,
+                Some(Ok(())) => {}
+                None => {
+                    shutdown.cancelled().await;
+                    break;
+                }
+            },
+        }
+    }
+    while controllers.join_next().await.is_some() {}
+    Ok(())
+}
