@@ -1,1 +1,286 @@
+//! What end-to-end tests share: a real cluster in a directory of its own, and the real kubectl.
+//!
+//! `SAMPAN_BIN` and `SAMPAN_SAMPLES` name the program and the built sample workloads; `make test`
+//! sets them. Everything a cluster leaves is taken away when its [`Cluster`] is dropped.
 
+#![allow(clippy::unwrap_used, clippy::missing_panics_doc)]
+
+mod http;
+mod process;
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+pub use http::{http_get, tcp_echo};
+pub use process::{Finished, Process, run, run_with_input};
+
+/// How long anything may take before a test gives up.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The program under test.
+pub fn sampan() -> PathBuf {
+    from_environment("SAMPAN_BIN", "debug/sampan")
+}
+
+/// The module of a sample workload.
+pub fn sample(name: &str) -> PathBuf {
+    from_environment("SAMPAN_SAMPLES", "samples").join(format!("{name}.wasm"))
+}
+
+/// The folder of the repository.
+pub fn repository() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
+}
+
+/// The manifest of a sample workload.
+pub fn manifest(name: &str) -> PathBuf {
+    repository().join("sample-workloads").join(name).join("deploy.yaml")
+}
+
+fn from_environment(variable: &str, below_target: &str) -> PathBuf {
+    let path = match std::env::var_os(variable) {
+        Some(path) => PathBuf::from(path),
+        None => {
+            // A test program lies in TARGET/PROFILE/deps.
+            let program = std::env::current_exe().unwrap();
+            program.ancestors().nth(3).unwrap().join(below_target)
+        }
+    };
+    assert!(path.exists(), "{} is not there: run the tests through `make test`", path.display());
+    path
+}
+
+/// Asks until the answer is `Some`; fails with what was waited for.
+pub fn eventually<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
+    within(PATIENCE, what, &mut ask)
+}
+
+/// As [`eventually`], with another limit.
+pub fn within<T>(limit: Duration, what: &str, ask: &mut dyn FnMut() -> Option<T>) -> T {
+    let start = Instant::now();
+    loop {
+        if let Some(answer) = ask() {
+            return answer;
+        }
+        assert!(start.elapsed() < limit, "not within {limit:?}: {what}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// A running `sampan up` or `sampan server`, and its kubeconfig.
+pub struct Cluster {
+    dir: tempfile::TempDir,
+    process: Option<Process>,
+    arguments: Vec<String>,
+    command: &'static str,
+}
+
+impl Cluster {
+    /// `sampan up` with a node, ready.
+    pub fn up() -> Self {
+        Self::start("up", &[])
+    }
+
+    /// `sampan server`, ready.
+    pub fn server() -> Self {
+        Self::start("server", &[])
+    }
+
+    /// With further arguments.
+    pub fn start(command: &'static str, arguments: &[&str]) -> Self {
+        let dir = tempfile::Builder::new().prefix("sampan-test-").tempdir().unwrap();
+        let arguments = arguments.iter().map(ToString::to_string).collect();
+        let mut cluster = Self { dir, process: None, arguments, command };
+        cluster.resume();
+        cluster
+    }
+
+    /// Starts it again on the same data dir.
+    pub fn resume(&mut self) {
+        let data = self.data_dir();
+        let mut arguments = vec![self.command, "--data-dir", data.to_str().unwrap(), "--listen", "127.0.0.1:0"];
+        arguments.extend(self.arguments.iter().map(String::as_str));
+        let mut process = Process::spawn(&sampan(), &arguments, &[]);
+        process.wait_for_line("ready");
+        self.process = Some(process);
+    }
+
+    pub fn data_dir(&self) -> PathBuf {
+        self.dir.path().join("data")
+    }
+
+    pub fn kubeconfig(&self) -> PathBuf {
+        self.data_dir().join("kubeconfig")
+    }
+
+    /// https://ADDRESS:PORT
+    pub fn url(&self) -> String {
+        let config = std::fs::read_to_string(self.kubeconfig()).unwrap();
+        let start = config.find("https://").unwrap();
+        config[start..].split('"').next().unwrap().to_owned()
+    }
+
+    pub fn process(&mut self) -> &mut Process {
+        self.process.as_mut().unwrap()
+    }
+
+    /// SIGKILL to the program; host processes of tenants live on.
+    pub fn kill(&mut self) {
+        self.process.take().unwrap().kill();
+    }
+
+    /// SIGTERM, and how it ended.
+    pub fn terminate(&mut self) -> Finished {
+        self.process.take().unwrap().terminate()
+    }
+
+    /// kubectl's standard output; a failure fails the test.
+    pub fn kubectl(&self, arguments: &[&str]) -> String {
+        let finished = self.try_kubectl(arguments);
+        assert!(finished.ok, "kubectl {arguments:?} failed:\n{}{}{}", finished.out, finished.err, self.situation());
+        finished.out
+    }
+
+    pub fn try_kubectl(&self, arguments: &[&str]) -> Finished {
+        run(Path::new("kubectl"), &with_kubeconfig(&self.kubeconfig(), arguments))
+    }
+
+    /// kubectl with a manifest on its standard input.
+    pub fn kubectl_with(&self, manifest: &str, arguments: &[&str]) -> Finished {
+        run_with_input(Path::new("kubectl"), &with_kubeconfig(&self.kubeconfig(), arguments), manifest)
+    }
+
+    /// Applies a manifest, which has to work.
+    pub fn apply(&self, manifest: &str) {
+        let finished = self.kubectl_with(manifest, &["apply", "-f", "-"]);
+        assert!(finished.ok, "{}{}", finished.out, finished.err);
+    }
+
+    /// An object as JSON.
+    pub fn get(&self, arguments: &[&str]) -> Value {
+        let mut all = vec!["get", "-o", "json"];
+        all.extend(arguments);
+        serde_json::from_str(&self.kubectl(&all)).unwrap()
+    }
+
+    /// `sampan` as a client of this cluster.
+    pub fn sampan(&self, arguments: &[&str]) -> String {
+        let finished = self.try_sampan(arguments);
+        assert!(finished.ok, "sampan {arguments:?} failed:\n{}{}{}", finished.out, finished.err, self.situation());
+        finished.out
+    }
+
+    pub fn try_sampan(&self, arguments: &[&str]) -> Finished {
+        let kubeconfig = self.kubeconfig();
+        let mut all = arguments.to_vec();
+        all.extend(["--kubeconfig", kubeconfig.to_str().unwrap()]);
+        run(&sampan(), &all)
+    }
+
+    /// Imports a sample workload under the name of its manifest.
+    pub fn import(&self, name: &str) {
+        let file = sample(name);
+        self.sampan(&["image", "import", file.to_str().unwrap(), "--as", &format!("localhost/{name}:v1")]);
+    }
+
+    /// Imports and applies a sample workload.
+    pub fn deploy(&self, name: &str) {
+        self.import(name);
+        self.kubectl(&["apply", "-f", manifest(name).to_str().unwrap()]);
+    }
+
+    /// Waits for `kubectl rollout status`.
+    pub fn rolled_out(&self, deployment: &str) {
+        self.kubectl(&["rollout", "status", &format!("deployment/{deployment}"), "--timeout=60s"]);
+    }
+
+    /// ADDRESS of a Service.
+    pub fn service_address(&self, name: &str) -> String {
+        self.get(&["service", name])["spec"]["clusterIP"].as_str().unwrap().to_owned()
+    }
+
+    /// The pods that a selector picks and that are not on their way out.
+    pub fn pods(&self, selector: &str) -> Vec<Value> {
+        let pods = self.get(&["pods", "-l", selector]);
+        let living = |pod: &&Value| pod["metadata"]["deletionTimestamp"].is_null();
+        pods["items"].as_array().unwrap().iter().filter(living).cloned().collect()
+    }
+
+    /// What a person would look at when a test fails.
+    pub fn situation(&self) -> String {
+        let mut text = String::new();
+        for arguments in [
+            &["get", "nodes,pods,deployments,replicasets,endpointslices", "-A", "-o", "wide"][..],
+            &["get", "events", "-A", "--sort-by=.lastTimestamp"],
+        ] {
+            let finished = self.try_kubectl(arguments);
+            text += &format!("\n--- kubectl {}\n{}{}", arguments.join(" "), finished.out, finished.err);
+        }
+        if let Some(process) = &self.process {
+            text += &format!("\n--- log\n{}", process.log());
+        }
+        text
+    }
+}
+
+fn with_kubeconfig<'a>(kubeconfig: &'a Path, arguments: &[&'a str]) -> Vec<&'a str> {
+    let mut all = vec!["--kubeconfig", kubeconfig.to_str().unwrap()];
+    all.extend(arguments);
+    all
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{}", self.situation());
+        }
+        if let Some(process) = self.process.take() {
+            process.terminate();
+        }
+        // Whatever a killed one left.
+        let _ = run(&sampan(), &["down", "--data-dir", self.data_dir().to_str().unwrap()]);
+    }
+}
+
+/// A `sampan node` of a cluster.
+pub struct Node {
+    dir: tempfile::TempDir,
+    process: Option<Process>,
+    pub name: String,
+}
+
+impl Node {
+    /// Joins with a new token, ready.
+    pub fn join(cluster: &Cluster, name: &str) -> Self {
+        let dir = tempfile::Builder::new().prefix("sampan-test-").tempdir().unwrap();
+        let token = cluster.sampan(&["token", "create"]);
+        let data = dir.path().join("data");
+        let url = cluster.url();
+        let arguments = [
+            "node", "--data-dir", data.to_str().unwrap(), "--server", &url, "--token", token.trim(), "--node-name", name,
+        ];
+        let mut process = Process::spawn(&sampan(), &arguments, &[]);
+        process.wait_for_line("ready");
+        Self { dir, process: Some(process), name: name.to_owned() }
+    }
+
+    /// SIGKILL, and everything of the node gone as when a machine loses power.
+    pub fn lose_power(&mut self) {
+        self.process.take().unwrap().kill();
+        let _ = run(&sampan(), &["down", "--data-dir", self.dir.path().join("data").to_str().unwrap()]);
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        if let Some(process) = self.process.take() {
+            if std::thread::panicking() {
+                eprintln!("--- log of node {}\n{}", self.name, process.log());
+            }
+            process.terminate();
+        }
+        let _ = run(&sampan(), &["down", "--data-dir", self.dir.path().join("data").to_str().unwrap()]);
+    }
+}

@@ -121,9 +121,10 @@ pub async fn up(args: UpArgs) -> Result<()> {
     let data_dir = DataDir::open(&config.data_dir)?;
     let mut parts = Parts::default();
     let control_plane = control_plane::start(&config, &data_dir).await?;
-    parts.spawn("node", NODE_DRAIN, |stop| node::run_beside(&control_plane, &config, &data_dir, stop));
-    control_plane.spawn(&mut parts);
+    let agent = node::beside(&control_plane, &config, &data_dir).await?;
+    parts.spawn("node", NODE_DRAIN, |stop| node::run(agent, stop));
     let ready = control_plane.ready(Some(&config.node_name));
+    control_plane.spawn(&mut parts);
     supervise(parts, signals, ready).await
 }
 
@@ -134,8 +135,8 @@ pub async fn server(args: ServerArgs) -> Result<()> {
     let data_dir = DataDir::open(&config.data_dir)?;
     let mut parts = Parts::default();
     let control_plane = control_plane::start(&config, &data_dir).await?;
-    control_plane.spawn(&mut parts);
     let ready = control_plane.ready(None);
+    control_plane.spawn(&mut parts);
     supervise(parts, signals, ready).await
 }
 
@@ -146,9 +147,9 @@ pub async fn node(args: NodeArgs) -> Result<()> {
     let data_dir = DataDir::open(&config.data_dir)?;
     let server = config.server.clone().context("which control plane? give --server https://ADDR:PORT")?;
     let mut parts = Parts::default();
-    let client = node::join(&server, args.token.as_deref(), &config, &data_dir).await?;
-    let ready = node::ready(client.clone(), config.node_name.clone(), server);
-    parts.spawn("node", NODE_DRAIN, |stop| node::run_alone(client, &config, &data_dir, stop));
+    let agent = node::join(&server, args.token.as_deref(), &config, &data_dir).await?;
+    let ready = node::ready(agent.1.clone(), config.node_name.clone(), server);
+    parts.spawn("node", NODE_DRAIN, |stop| node::run(agent, stop));
     supervise(parts, signals, ready).await
 }
 

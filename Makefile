@@ -1,0 +1,42 @@
+# What a user types is here; how it is done lies in scripts/.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+# Outside the checkout, so that a fresh clone need not build wasmtime again.
+export CARGO_TARGET_DIR ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/sampan/target
+PREFIX ?= /usr/local
+
+.PHONY: help demo test test-setup lint fmt samples build install uninstall
+
+help:
+	@echo 'make demo      build, start a cluster, deploy a Wasm microservice, call it, clean up'
+	@echo 'make test      install what the tests need, then run every test'
+	@echo 'make samples   build the sample workloads'
+	@echo 'make lint      formatting, clippy and cargo-deny'
+	@echo 'make install   the program, shell completions and a systemd unit, under PREFIX (now $(PREFIX))'
+
+build:
+	cargo build --locked --package sampan
+
+samples:
+	@scripts/samples.sh
+
+demo: build samples
+	@scripts/demo.sh "$(CARGO_TARGET_DIR)/debug/sampan" "$(CARGO_TARGET_DIR)/samples"
+
+test:
+	@scripts/test.sh
+
+fmt:
+	cargo fmt --all
+	cargo fmt --all --manifest-path sample-workloads/Cargo.toml
+
+lint:
+	@scripts/lint.sh
+
+install:
+	cargo build --locked --release --package sampan
+	@scripts/install.sh "$(CARGO_TARGET_DIR)/release/sampan" "$(DESTDIR)$(PREFIX)"
+
+uninstall:
+	@scripts/install.sh --remove "$(DESTDIR)$(PREFIX)"

@@ -1,0 +1,147 @@
+//! The control plane: the API server, and the scheduler and controllers that reach it as clients.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use futures::TryStreamExt as _;
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Node;
+use kube::runtime::{WatchStreamExt as _, watcher};
+use kube::{Api, Client, ResourceExt as _};
+use sampan_client::Informers;
+use sampan_network::Mode;
+use sampan_server::{Identity, Server};
+use tokio_util::sync::CancellationToken;
+
+use super::ranges::{self, Held};
+use super::{PART_DRAIN, Parts};
+use crate::config::Config;
+use crate::data_dir::DataDir;
+use crate::kubeconfig::{self, Access};
+
+const PORT: u16 = 6443;
+/// How long the server may take to end the answers it is giving.
+const SERVER_DRAIN: Duration = Duration::from_secs(3);
+
+pub struct ControlPlane {
+    server: Server,
+    stop_server: CancellationToken,
+    ranges: Held,
+    kubeconfig: PathBuf,
+    url: String,
+}
+
+/// Starts the server and writes the administrator's kubeconfig; nothing else runs yet.
+pub async fn start(config: &Config, data_dir: &DataDir) -> Result<ControlPlane> {
+    let mode = tokio::task::spawn_blocking(sampan_network::detect_mode).await?;
+    let dir = data_dir.part("server")?;
+    let ranges = ranges::settle(&dir, mode, config.cluster_cidr, config.service_cidr)?;
+    let listen = config.listen.unwrap_or_else(|| match mode {
+        Mode::Privileged => (Ipv4Addr::UNSPECIFIED, PORT).into(),
+        Mode::Unprivileged => (Ipv4Addr::LOCALHOST, PORT).into(),
+    });
+    let stop_server = CancellationToken::new();
+    let server = Server::start(
+        sampan_server::Config {
+            dir,
+            listen,
+            advertise: None,
+            names: vec![config.node_name.clone()],
+            service_cidr: ranges.ranges.service,
+            cluster_cidr: ranges.ranges.cluster,
+            node_ports: 30_000..=32_767,
+        },
+        stop_server.clone(),
+    )
+    .await?;
+
+    let mut address = server.local_addr();
+    if address.ip().is_unspecified() {
+        address = SocketAddr::from((Ipv4Addr::LOCALHOST, address.port()));
+    }
+    let url = format!("https://{address}");
+    let kubeconfig = config.kubeconfig.clone().unwrap_or_else(|| data_dir.kubeconfig());
+    let admin = server.client_certificate("kubernetes-admin", &["system:masters"])?;
+    kubeconfig::write(
+        &kubeconfig,
+        &Access { server: &url, ca_pem: server.ca_pem(), certificate_pem: &admin.certificate_pem, key_pem: &admin.key_pem },
+    )?;
+    Ok(ControlPlane { server, stop_server, ranges, kubeconfig, url })
+}
+
+impl ControlPlane {
+    pub fn server(&self) -> &Server {
+        &self.server
+    }
+
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// A client of the server in this process.
+    pub fn client(&self, identity: Identity) -> Client {
+        Client::new(self.server.router(identity), "default")
+    }
+
+    /// Spawns scheduler and controllers, and last what is drained last: the server.
+    pub fn spawn(self, parts: &mut Parts) {
+        let client = self.client(Identity::controller_manager());
+        let controllers = sampan_controllers::Config {
+            cluster_cidr: Some(self.ranges.ranges.cluster),
+            root_ca: self.server.ca_pem().to_owned(),
+            ..Default::default()
+        };
+        parts.spawn("controllers", PART_DRAIN, |stop| {
+            sampan_controllers::run(Informers::new(client, stop.clone()), controllers, stop)
+        });
+        let client = self.client(Identity::scheduler());
+        parts.spawn("scheduler", PART_DRAIN, |stop| sampan_scheduler::run(Informers::new(client, stop.clone()), stop));
+        parts.spawn("server", SERVER_DRAIN, |stop| async move {
+            stop.cancelled().await;
+            self.stop_server.cancel();
+            self.server.finished().await;
+            // Held until the very end: another cluster may take the ranges from here on.
+            drop(self.ranges);
+            Ok(())
+        });
+    }
+
+    /// Waits for /readyz and, where one is named, for the node; answers with what users need to know.
+    pub fn ready(&self, node: Option<&str>) -> impl Future<Output = Result<String>> + use<> {
+        let client = self.client(Identity::admin());
+        let node = node.map(str::to_owned);
+        let since = Timestamp::now();
+        let line = format!("{}, KUBECONFIG={}", self.url, self.kubeconfig.display());
+        async move {
+            client
+                .request_text(http::Request::get("/readyz").body(Vec::new())?)
+                .await
+                .context("the server is not ready")?;
+            if let Some(node) = &node {
+                node_ready(client, node, since).await?;
+            }
+            Ok(match node {
+                Some(node) => format!("{line}, node {node}"),
+                None => line,
+            })
+        }
+    }
+}
+
+/// Waits until a node says that it is ready; what it said before `since`, in an earlier life, does not count.
+pub async fn node_ready(client: Client, name: &str, since: Timestamp) -> Result<()> {
+    let config = watcher::Config::default().fields(&format!("metadata.name={name}"));
+    let mut nodes = std::pin::pin!(watcher(Api::<Node>::all(client), config).default_backoff().applied_objects());
+    while let Some(node) = nodes.try_next().await? {
+        let conditions = node.status.iter().flat_map(|status| status.conditions.iter().flatten());
+        let mut ready = conditions.filter(|condition| condition.type_ == "Ready" && condition.status == "True");
+        // Times on the wire are whole seconds.
+        let said = ready.next().and_then(|condition| condition.last_heartbeat_time.as_ref());
+        if node.name_any() == name && said.is_some_and(|time| time.0.as_second() >= since.as_second()) {
+            return Ok(());
+        }
+    }
+    anyhow::bail!("the watch of node {name} ended")
+}

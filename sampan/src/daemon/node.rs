@@ -1,0 +1,116 @@
+//! The node: beside a control plane in one process, or alone against one elsewhere.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+use anyhow::Result;
+use jiff::Timestamp;
+use kube::Client;
+use sampan_agent::{Certificate, CertificateRequest, Joined};
+use sampan_network::Mode;
+use sampan_server::Identity;
+use sampan_wasm::launch;
+use tokio_util::sync::CancellationToken;
+
+use super::control_plane::{ControlPlane, node_ready};
+use crate::config::Config;
+use crate::data_dir::DataDir;
+
+/// What an agent is made of but for how it reaches the cluster.
+async fn agent_config(
+    config: &Config,
+    data_dir: &DataDir,
+    ca_pem: String,
+    certificate: Certificate,
+    end_pods: bool,
+) -> Result<sampan_agent::Config> {
+    let mode = tokio::task::spawn_blocking(sampan_network::detect_mode).await?;
+    let addresses = addresses();
+    Ok(sampan_agent::Config {
+        node_name: config.node_name.clone(),
+        dir: data_dir.part("node")?,
+        max_pods: config.max_pods,
+        mode,
+        listen: SocketAddr::new(listen_address(mode), 0),
+        addresses,
+        ca_pem,
+        certificate,
+        end_pods,
+        version: sampan_server::version(),
+    })
+}
+
+/// Everybody of the cluster may ask a node's API, with a certificate; an ordinary user's stays local.
+fn listen_address(mode: Mode) -> IpAddr {
+    match mode {
+        Mode::Privileged => Ipv4Addr::UNSPECIFIED.into(),
+        Mode::Unprivileged => Ipv4Addr::LOCALHOST.into(),
+    }
+}
+
+/// How others reach this machine.
+fn addresses() -> Vec<IpAddr> {
+    let local = IpAddr::from(Ipv4Addr::LOCALHOST);
+    if rustix::process::geteuid().is_root() {
+        vec![sampan_server::outgoing_address().filter(IpAddr::is_ipv4).unwrap_or(local)]
+    } else {
+        vec![local]
+    }
+}
+
+/// The node of `sampan up`: its pods end with it.
+pub async fn beside(
+    control_plane: &ControlPlane,
+    config: &Config,
+    data_dir: &DataDir,
+) -> Result<(sampan_agent::Config, Client)> {
+    let server = control_plane.server();
+    let request = CertificateRequest::new(&config.node_name, &addresses())?;
+    let certificate = Certificate { cert_pem: server.node_certificate(&request.csr_pem)?, key_pem: request.key_pem };
+    let agent = agent_config(config, data_dir, server.ca_pem().to_owned(), certificate, true).await?;
+    Ok((agent, control_plane.client(Identity::node(&config.node_name))))
+}
+
+/// A node of its own: its pods go on while it is replaced.
+pub async fn join(
+    server: &str,
+    token: Option<&str>,
+    config: &Config,
+    data_dir: &DataDir,
+) -> Result<(sampan_agent::Config, Client)> {
+    let dir = data_dir.part("identity")?;
+    let joined: Joined = sampan_agent::join(server, token, &dir, &config.node_name, &addresses()).await?;
+    let client = joined.client()?;
+    let agent = agent_config(config, data_dir, joined.ca_pem, joined.certificate, false).await?;
+    Ok((agent, client))
+}
+
+/// Waits for the node; answers with what users need to know.
+pub async fn ready(client: Client, name: String, server: String) -> Result<String> {
+    node_ready(client, &name, Timestamp::now()).await?;
+    Ok(format!("node {name} of {server}"))
+}
+
+/// Runs the agent until it is told to stop.
+pub async fn run((config, client): (sampan_agent::Config, Client), stop: CancellationToken) -> Result<()> {
+    sampan_agent::run(config, client, stop).await
+}
+
+/// What `sampan down` does.
+pub async fn clean(data_dir: &DataDir) -> Result<()> {
+    let dir = data_dir.part("node")?;
+    let tenants = dir.join("tenants");
+    let hosts = launch::list(&tenants);
+    for (tenant, record) in &hosts {
+        launch::kill(tenant, record).await;
+    }
+    let removed = sampan_network::clean(&dir.join("network")).await?;
+    println!(
+        "removed {} host processes, {} network namespaces, {} interfaces, {} routes, {} tables",
+        hosts.len(),
+        removed.namespaces,
+        removed.links,
+        removed.routes,
+        removed.tables
+    );
+    Ok(())
+}

