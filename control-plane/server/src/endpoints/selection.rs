@@ -1,0 +1,72 @@
+//! Which objects a list, watch or delete of a collection is about.
+
+use sampan_api::selector::{FieldSelector, LabelSelector};
+use sampan_api::{Error, Kind};
+
+use super::Context;
+use crate::cache::Object;
+
+enum Target {
+    Name,
+    Namespace,
+    Field(usize),
+}
+
+/// Label and field selectors, on what the cache keeps beside an object.
+pub struct Selection {
+    labels: Option<LabelSelector>,
+    fields: Vec<(Target, bool, String)>,
+}
+
+impl Selection {
+    pub fn read(context: &Context, kind: &'static Kind) -> Result<Self, Error> {
+        let text = context.query.text("labelSelector");
+        let labels = match text {
+            "" => None,
+            text => Some(LabelSelector::parse(text)?),
+        };
+        let mut fields = Vec::new();
+        let selector = FieldSelector::parse(context.query.text("fieldSelector"))?;
+        for requirement in selector.terms() {
+            let target = target(kind, &requirement.path)?;
+            fields.push((target, requirement.equal, requirement.value.clone()));
+        }
+        if !context.path.name.is_empty() {
+            fields.push((Target::Name, true, context.path.name.clone()));
+        }
+        Ok(Self { labels, fields })
+    }
+
+    pub fn is_everything(&self) -> bool {
+        self.labels.is_none() && self.fields.is_empty()
+    }
+
+    pub fn matches(&self, object: &Object) -> bool {
+        let fields = self.fields.iter().all(|(target, equal, value)| {
+            let own = match target {
+                Target::Name => &*object.name,
+                Target::Namespace => &*object.namespace,
+                Target::Field(at) => object.fields.get(*at).map_or("", String::as_str),
+            };
+            (own == value) == *equal
+        });
+        fields && self.labels.as_ref().is_none_or(|labels| labels.matches_with(|key| object.labels.get(key).map(String::as_str)))
+    }
+}
+
+fn target(kind: &Kind, field: &str) -> Result<Target, Error> {
+    match field {
+        "metadata.name" => return Ok(Target::Name),
+        "metadata.namespace" => return Ok(Target::Namespace),
+        _ => {}
+    }
+    // What is stored as another kind is selected by that kind's fields, in the same order.
+    if let Some(at) = kind.selectable_fields.iter().position(|known| known.path == field) {
+        return Ok(Target::Field(at));
+    }
+    Err(Error::BadRequest(if kind.selectable_fields.is_empty() {
+        format!("{field:?} is not a known field selector: only \"metadata.name\", \"metadata.namespace\"")
+    } else {
+        format!("field label not supported: {field}")
+    }))
+}
