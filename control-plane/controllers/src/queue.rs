@@ -140,6 +140,7 @@ impl<K: Key> Queue<K> {
                 None => changed.await,
                 Some(at) => {
                     tokio::select! {
+                    biased;
                         () = changed => {}
                         () = tokio::time::sleep_until(at) => {}
                     }
@@ -237,11 +238,13 @@ pub async fn work<C: Controller>(
     loop {
         while running.len() >= concurrency {
             tokio::select! {
+                    biased;
                 () = shutdown.cancelled() => return,
                 ended = running.join_next() => report::<C>(ended),
             }
         }
         let key = tokio::select! {
+                    biased;
             () = shutdown.cancelled() => return,
             ended = running.join_next(), if !running.is_empty() => {
                 report::<C>(ended);
@@ -305,6 +308,7 @@ pub fn feed<K: Object>(
     tokio::spawn(async move {
         loop {
             tokio::select! {
+                    biased;
                 () = shutdown.cancelled() => return,
                 change = changes.recv() => match change {
                     Some(change) => handle(change),

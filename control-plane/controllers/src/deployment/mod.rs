@@ -7,7 +7,7 @@ mod rollout;
 mod sets;
 mod status;
 
-use std::collections::HashSet;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -76,8 +76,8 @@ fn deployment_of(set: &ReplicaSet) -> Option<Key> {
 }
 
 /// The Deployments that a change of a replica set concerns.
-fn touched(change: &Change<ReplicaSet>, deployments: &Informer<Deployment>) -> HashSet<Key> {
-    let mut keys = HashSet::new();
+fn touched(change: &Change<ReplicaSet>, deployments: &Informer<Deployment>) -> BTreeSet<Key> {
+    let mut keys = BTreeSet::new();
     if let Change::Updated { old, .. } = change {
         keys.extend(deployment_of(old));
     }

@@ -7,7 +7,7 @@ mod mirror;
 mod select;
 mod slices;
 
-use std::collections::HashSet;
+use std::collections::BTreeSet;
 
 use k8s_openapi::api::core::v1::{Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
@@ -40,10 +40,10 @@ fn key(meta: &ObjectMeta) -> Key {
 }
 
 /// The Services that a change of a pod concerns.
-fn services_of(change: &Change<Pod>, services: &Informer<Service>) -> HashSet<Key> {
+fn services_of(change: &Change<Pod>, services: &Informer<Service>) -> BTreeSet<Key> {
     let pod = change.object();
     let old = match change {
-        Change::Updated { old, new } if !select::differs(old, new) => return HashSet::new(),
+        Change::Updated { old, new } if !select::differs(old, new) => return BTreeSet::new(),
         Change::Updated { old, .. } => Some(old),
         _ => None,
     };

@@ -3,7 +3,7 @@
 mod rank;
 mod status;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -61,8 +61,8 @@ fn key(meta: &ObjectMeta) -> Key {
 }
 
 /// The replica sets that a change of a pod concerns.
-fn touched(change: &Change<Pod>, sets: &Informer<ReplicaSet>) -> HashSet<Key> {
-    let mut keys = HashSet::new();
+fn touched(change: &Change<Pod>, sets: &Informer<ReplicaSet>) -> BTreeSet<Key> {
+    let mut keys = BTreeSet::new();
     let mut owned = |pod: &Pod| {
         if let Some(owner) = owner::controller(&pod.metadata)
             && owner.kind == "ReplicaSet"
