@@ -2,6 +2,9 @@
 //! reference would print after decoding into its Go types, zero values dropped or kept as their
 //! encoding does.
 
+mod encode;
+#[cfg(test)]
+mod laws;
 mod node;
 mod proto;
 mod time;
@@ -126,6 +129,12 @@ pub fn canonicalize_type(schema: &str, value: Value) -> Result<Canonical, String
     let mut strict = Vec::new();
     let object = walk::canonical(of, &Node::from_value(&value), Some(&mut strict))?;
     Ok(Canonical { object, strict })
+}
+
+/// An object as protobuf, in the envelope that clients expect.
+pub fn encode_protobuf(of: &TypeDef, (group, version, kind): (&str, &str, &str), object: &Value) -> Vec<u8> {
+    let empty = serde_json::Map::new();
+    encode::envelope(of, &api_version(group, version), kind, object.as_object().unwrap_or(&empty))
 }
 
 /// The canonical form of a type's zero value: `{"metadata":{},"spec":{"containers":null},"status":{}}`.
