@@ -26,20 +26,83 @@ pub static CORE: Kind = Kind {
         field!("involvedObject.fieldPath"),
         field!("reason"),
         field!("reportingComponent"),
-        SelectableField { path: "source", get: source },
+        SelectableField {
+            path: "source",
+            get: source,
+        },
         field!("type"),
     ],
     columns: &[
-        Column { name: "Last Seen", kind: "string", format: "", description: "", priority: 0 },
-        Column { name: "Type", kind: "string", format: "", description: "", priority: 0 },
-        Column { name: "Reason", kind: "string", format: "", description: "", priority: 0 },
-        Column { name: "Object", kind: "string", format: "", description: "", priority: 0 },
-        Column { name: "Subobject", kind: "string", format: "", description: "", priority: 1 },
-        Column { name: "Source", kind: "string", format: "", description: "", priority: 1 },
-        Column { name: "Message", kind: "string", format: "", description: "", priority: 0 },
-        Column { name: "First Seen", kind: "string", format: "", description: "", priority: 1 },
-        Column { name: "Count", kind: "string", format: "", description: "", priority: 1 },
-        Column { name: "Name", kind: "string", format: "name", description: "Name must be unique within its scope. It cannot be changed.", priority: 1 },
+        Column {
+            name: "Last Seen",
+            kind: "string",
+            format: "",
+            description: "",
+            priority: 0,
+        },
+        Column {
+            name: "Type",
+            kind: "string",
+            format: "",
+            description: "",
+            priority: 0,
+        },
+        Column {
+            name: "Reason",
+            kind: "string",
+            format: "",
+            description: "",
+            priority: 0,
+        },
+        Column {
+            name: "Object",
+            kind: "string",
+            format: "",
+            description: "",
+            priority: 0,
+        },
+        Column {
+            name: "Subobject",
+            kind: "string",
+            format: "",
+            description: "",
+            priority: 1,
+        },
+        Column {
+            name: "Source",
+            kind: "string",
+            format: "",
+            description: "",
+            priority: 1,
+        },
+        Column {
+            name: "Message",
+            kind: "string",
+            format: "",
+            description: "",
+            priority: 0,
+        },
+        Column {
+            name: "First Seen",
+            kind: "string",
+            format: "",
+            description: "",
+            priority: 1,
+        },
+        Column {
+            name: "Count",
+            kind: "string",
+            format: "",
+            description: "",
+            priority: 1,
+        },
+        Column {
+            name: "Name",
+            kind: "string",
+            format: "name",
+            description: "Name must be unique within its scope. It cannot be changed.",
+            priority: 1,
+        },
     ],
     cells,
     name: names::path_segment,
@@ -73,21 +136,85 @@ pub static EVENTS: Kind = Kind {
         field!("type"),
     ],
     columns: &[
-        Column { name: "Last Seen", kind: "string", format: "", description: "", priority: 0 },
-        Column { name: "Type", kind: "string", format: "", description: "", priority: 0 },
-        Column { name: "Reason", kind: "string", format: "", description: "", priority: 0 },
-        Column { name: "Object", kind: "string", format: "", description: "", priority: 0 },
-        Column { name: "Subobject", kind: "string", format: "", description: "", priority: 1 },
-        Column { name: "Source", kind: "string", format: "", description: "", priority: 1 },
-        Column { name: "Message", kind: "string", format: "", description: "", priority: 0 },
-        Column { name: "First Seen", kind: "string", format: "", description: "", priority: 1 },
-        Column { name: "Count", kind: "string", format: "", description: "", priority: 1 },
-        Column { name: "Name", kind: "string", format: "name", description: "Name must be unique within its scope. It cannot be changed.", priority: 1 },
+        Column {
+            name: "Last Seen",
+            kind: "string",
+            format: "",
+            description: "",
+            priority: 0,
+        },
+        Column {
+            name: "Type",
+            kind: "string",
+            format: "",
+            description: "",
+            priority: 0,
+        },
+        Column {
+            name: "Reason",
+            kind: "string",
+            format: "",
+            description: "",
+            priority: 0,
+        },
+        Column {
+            name: "Object",
+            kind: "string",
+            format: "",
+            description: "",
+            priority: 0,
+        },
+        Column {
+            name: "Subobject",
+            kind: "string",
+            format: "",
+            description: "",
+            priority: 1,
+        },
+        Column {
+            name: "Source",
+            kind: "string",
+            format: "",
+            description: "",
+            priority: 1,
+        },
+        Column {
+            name: "Message",
+            kind: "string",
+            format: "",
+            description: "",
+            priority: 0,
+        },
+        Column {
+            name: "First Seen",
+            kind: "string",
+            format: "",
+            description: "",
+            priority: 1,
+        },
+        Column {
+            name: "Count",
+            kind: "string",
+            format: "",
+            description: "",
+            priority: 1,
+        },
+        Column {
+            name: "Name",
+            kind: "string",
+            format: "name",
+            description: "Name must be unique within its scope. It cannot be changed.",
+            priority: 1,
+        },
     ],
     cells: |object, now| cells(&to_stored(object.clone()), now),
     name: names::dns_subdomain,
     strategy: EVENTS_STRATEGY,
-    stored_as: Some(StoredAs { kind: || &CORE, to_stored, from_stored }),
+    stored_as: Some(StoredAs {
+        kind: || &CORE,
+        to_stored,
+        from_stored,
+    }),
     deprecated: None,
 };
 
@@ -101,7 +228,9 @@ const CORE_STRATEGY: Strategy = Strategy {
 /// The newer group is stricter; it is checked, as the reference does, in the shape that is stored.
 const EVENTS_STRATEGY: Strategy = Strategy {
     validate: |object, errors| strict(&to_stored(object.clone()), errors),
-    validate_update: |new, old, errors| strict_update(&to_stored(new.clone()), &to_stored(old.clone()), errors),
+    validate_update: |new, old, errors| {
+        strict_update(&to_stored(new.clone()), &to_stored(old.clone()), errors)
+    },
     ..CORE_STRATEGY
 };
 
@@ -137,7 +266,9 @@ fn to_stored(mut object: Value) -> Value {
 
 /// To the shape of events.k8s.io.
 fn from_stored(mut object: Value) -> Value {
-    rename(&mut object, "events.k8s.io/v1", |(events, core)| (core, events));
+    rename(&mut object, "events.k8s.io/v1", |(events, core)| {
+        (core, events)
+    });
     if let Some(map) = object.as_object_mut() {
         // Always written in one shape, left out in the other where empty.
         for key in ["reportingController", "reportingInstance"] {
@@ -159,7 +290,9 @@ fn from_stored(mut object: Value) -> Value {
 type Pair = (&'static str, &'static str);
 
 fn rename(object: &mut Value, api_version: &str, way: fn(Pair) -> Pair) {
-    let Some(map) = object.as_object_mut() else { return };
+    let Some(map) = object.as_object_mut() else {
+        return;
+    };
     for pair in RENAMED {
         let (from, to) = way(*pair);
         if let Some(value) = map.remove(from) {
@@ -176,8 +309,11 @@ fn legacy(object: &Value, errors: &mut FieldErrors) {
     let about = root.below(&["involvedObject", "namespace"]);
     let mismatch = "does not match event.namespace";
     if root.child("eventTime").is_empty() {
-        let fits =
-            if about.is_empty() { matches!(namespace, "" | "default") } else { about.str() == namespace };
+        let fits = if about.is_empty() {
+            matches!(namespace, "" | "default")
+        } else {
+            about.str() == namespace
+        };
         if !fits {
             errors.invalid_str(about.path(), about.str(), mismatch);
         }
@@ -202,11 +338,19 @@ fn legacy(object: &Value, errors: &mut FieldErrors) {
                 errors.required(field.path(), "");
             }
             if field.len() > limit {
-                errors.invalid_str(field.path(), "", format!("can have at most {limit} characters"));
+                errors.invalid_str(
+                    field.path(),
+                    "",
+                    format!("can have at most {limit} characters"),
+                );
             }
         }
     }
-    errors.invalid_all(&Path::new("namespace"), namespace, names::is_dns_subdomain(namespace));
+    errors.invalid_all(
+        &Path::new("namespace"),
+        namespace,
+        names::is_dns_subdomain(namespace),
+    );
 }
 
 fn series(root: &Field<'_>, errors: &mut FieldErrors) {
@@ -265,7 +409,11 @@ fn strict_update(new: &Value, old: &Value, errors: &mut FieldErrors) {
         "reportingComponent",
         "reportingInstance",
     ] {
-        let told = if name == "reportingComponent" { "reportingController" } else { name };
+        let told = if name == "reportingComponent" {
+            "reportingController"
+        } else {
+            name
+        };
         let field = root.child(name).with_path(Path::new(told));
         immutable(&field, &before.child(name), errors);
     }
@@ -274,8 +422,18 @@ fn strict_update(new: &Value, old: &Value, errors: &mut FieldErrors) {
 /// One row: when, what, about what, by whom, how often.
 fn cells(object: &Value, now: i64) -> Vec<Value> {
     let root = Field::root(object);
-    let time = |field: Field<'_>| field.value().filter(|_| !field.is_empty()).and_then(print::seconds);
-    let since = |time: Option<i64>| time.map_or_else(|| "<unknown>".to_owned(), |then| print::duration(now - then));
+    let time = |field: Field<'_>| {
+        field
+            .value()
+            .filter(|_| !field.is_empty())
+            .and_then(print::seconds)
+    };
+    let since = |time: Option<i64>| {
+        time.map_or_else(
+            || "<unknown>".to_owned(),
+            |then| print::duration(now - then),
+        )
+    };
     let first = time(root.child("firstTimestamp")).or_else(|| time(root.child("eventTime")));
     let mut last = time(root.child("lastTimestamp")).or(first);
     let mut count = root.child("count").int();
@@ -291,10 +449,22 @@ fn cells(object: &Value, now: i64) -> Vec<Value> {
     if !about.child("name").is_empty() {
         target = format!("{target}/{}", about.child("name").str());
     }
-    let or = |a: &str, b: &str| if a.is_empty() { b.to_owned() } else { a.to_owned() };
+    let or = |a: &str, b: &str| {
+        if a.is_empty() {
+            b.to_owned()
+        } else {
+            a.to_owned()
+        }
+    };
     let source = root.child("source");
-    let mut by = or(source.child("component").str(), root.child("reportingComponent").str());
-    let host = or(source.child("host").str(), root.child("reportingInstance").str());
+    let mut by = or(
+        source.child("component").str(),
+        root.child("reportingComponent").str(),
+    );
+    let host = or(
+        source.child("host").str(),
+        root.child("reportingInstance").str(),
+    );
     if !host.is_empty() {
         by = format!("{by}, {host}");
     }
@@ -314,8 +484,16 @@ fn cells(object: &Value, now: i64) -> Vec<Value> {
 
 /// Who reported: the old field, or the new one where that is empty.
 fn source(object: &Value) -> String {
-    let text = |path| object.pointer(path).and_then(Value::as_str).filter(|text| !text.is_empty());
-    text("/source/component").or_else(|| text("/reportingComponent")).unwrap_or_default().to_owned()
+    let text = |path| {
+        object
+            .pointer(path)
+            .and_then(Value::as_str)
+            .filter(|text| !text.is_empty())
+    };
+    text("/source/component")
+        .or_else(|| text("/reportingComponent"))
+        .unwrap_or_default()
+        .to_owned()
 }
 
 #[cfg(test)]

@@ -19,10 +19,34 @@ pub static KIND: Kind = Kind {
     schema: "io.k8s.api.core.v1.PodTemplate",
     selectable_fields: &[],
     columns: &[
-        Column { name: "Name", kind: "string", format: "name", description: "Name must be unique within its scope. It cannot be changed.", priority: 0 },
-        Column { name: "Containers", kind: "string", format: "", description: "Names of the containers in the template.", priority: 0 },
-        Column { name: "Images", kind: "string", format: "", description: "Images of the containers in the template.", priority: 0 },
-        Column { name: "Pod Labels", kind: "string", format: "", description: "", priority: 0 },
+        Column {
+            name: "Name",
+            kind: "string",
+            format: "name",
+            description: "Name must be unique within its scope. It cannot be changed.",
+            priority: 0,
+        },
+        Column {
+            name: "Containers",
+            kind: "string",
+            format: "",
+            description: "Names of the containers in the template.",
+            priority: 0,
+        },
+        Column {
+            name: "Images",
+            kind: "string",
+            format: "",
+            description: "Images of the containers in the template.",
+            priority: 0,
+        },
+        Column {
+            name: "Pod Labels",
+            kind: "string",
+            format: "",
+            description: "",
+            priority: 0,
+        },
     ],
     cells,
     name: names::dns_subdomain,
@@ -46,7 +70,11 @@ const STRATEGY: Strategy = Strategy {
     validate_update: |new, _, errors| validate(new, errors),
     warnings: |new, old| {
         let unchanged = old.is_some_and(|old| edit::generation(old) == edit::generation(new));
-        if unchanged { Vec::new() } else { warnings::warnings(&Field::root(new).child("template")) }
+        if unchanged {
+            Vec::new()
+        } else {
+            warnings::warnings(&Field::root(new).child("template"))
+        }
     },
     ..Strategy::PLAIN
 };
@@ -58,5 +86,10 @@ fn validate(object: &Value, errors: &mut FieldErrors) {
 fn cells(object: &Value, _: i64) -> Vec<Value> {
     let (names, images) = print::containers(object.get("template"));
     let labels = print::labels(object.pointer("/template/metadata/labels"));
-    vec![print::name(object), json!(names), json!(images), json!(labels)]
+    vec![
+        print::name(object),
+        json!(names),
+        json!(images),
+        json!(labels),
+    ]
 }

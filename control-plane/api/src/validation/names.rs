@@ -26,8 +26,12 @@ fn lower_or_digit(c: u8) -> bool {
 
 fn is_label(text: &str) -> bool {
     let bytes = text.as_bytes();
-    let (Some(&first), Some(&last)) = (bytes.first(), bytes.last()) else { return false };
-    lower_or_digit(first) && lower_or_digit(last) && bytes.iter().all(|&c| lower_or_digit(c) || c == b'-')
+    let (Some(&first), Some(&last)) = (bytes.first(), bytes.last()) else {
+        return false;
+    };
+    lower_or_digit(first)
+        && lower_or_digit(last)
+        && bytes.iter().all(|&c| lower_or_digit(c) || c == b'-')
 }
 
 /// The prefix of a generated name ends where the random part begins: a dash there is fine.
@@ -39,7 +43,11 @@ fn mask_trailing_dash(name: &str) -> String {
 }
 
 fn masked(name: &str, prefix: bool, check: impl Fn(&str) -> Vec<String>) -> Vec<String> {
-    if prefix { check(&mask_trailing_dash(name)) } else { check(name) }
+    if prefix {
+        check(&mask_trailing_dash(name))
+    } else {
+        check(name)
+    }
 }
 
 /// RFC 1123 label: namespaces, services.
@@ -106,10 +114,14 @@ pub fn is_dns1035_label(text: &str) -> Vec<String> {
 
 fn is_qualified_part(text: &str) -> bool {
     let bytes = text.as_bytes();
-    let (Some(first), Some(last)) = (bytes.first(), bytes.last()) else { return false };
+    let (Some(first), Some(last)) = (bytes.first(), bytes.last()) else {
+        return false;
+    };
     first.is_ascii_alphanumeric()
         && last.is_ascii_alphanumeric()
-        && bytes.iter().all(|c| c.is_ascii_alphanumeric() || matches!(c, b'-' | b'_' | b'.'))
+        && bytes
+            .iter()
+            .all(|c| c.is_ascii_alphanumeric() || matches!(c, b'-' | b'_' | b'.'))
 }
 
 /// `name` or `prefix.example/name`: keys of labels, annotations, finalizers, resources.
@@ -122,7 +134,11 @@ pub fn is_qualified_name(text: &str) -> Vec<String> {
             if prefix.is_empty() {
                 errors.push("prefix part must be non-empty".to_owned());
             } else {
-                errors.extend(is_dns_subdomain(prefix).into_iter().map(|message| format!("prefix part {message}")));
+                errors.extend(
+                    is_dns_subdomain(prefix)
+                        .into_iter()
+                        .map(|message| format!("prefix part {message}")),
+                );
             }
             *name
         }
@@ -130,7 +146,9 @@ pub fn is_qualified_name(text: &str) -> Vec<String> {
             let message = "a qualified name must consist of alphanumeric characters, '-', '_' or '.', and must start and end \
                            with an alphanumeric character";
             let error = regex_error(message, QUALIFIED, &["MyName", "my.name", "123-abc"]);
-            return vec![format!("{error} with an optional DNS subdomain prefix and '/' (e.g. 'example.com/MyName')")];
+            return vec![format!(
+                "{error} with an optional DNS subdomain prefix and '/' (e.g. 'example.com/MyName')"
+            )];
         }
     };
     if name.is_empty() {
@@ -141,7 +159,11 @@ pub fn is_qualified_name(text: &str) -> Vec<String> {
     if !is_qualified_part(name) {
         let message = "name part must consist of alphanumeric characters, '-', '_' or '.', and must start and end with an \
                        alphanumeric character";
-        errors.push(regex_error(message, QUALIFIED, &["MyName", "my.name", "123-abc"]));
+        errors.push(regex_error(
+            message,
+            QUALIFIED,
+            &["MyName", "my.name", "123-abc"],
+        ));
     }
     errors
 }
@@ -154,7 +176,11 @@ pub fn is_label_value(text: &str) -> Vec<String> {
     if !text.is_empty() && !is_qualified_part(text) {
         let message = "a valid label must be an empty string or consist of alphanumeric characters, '-', '_' or '.', and must \
                        start and end with an alphanumeric character";
-        errors.push(regex_error(message, LABEL_VALUE, &["MyValue", "my_value", "12345"]));
+        errors.push(regex_error(
+            message,
+            LABEL_VALUE,
+            &["MyValue", "my_value", "12345"],
+        ));
     }
     errors
 }
@@ -179,9 +205,17 @@ pub fn is_config_key(key: &str) -> Vec<String> {
     if key.len() > 253 {
         errors.push(max_length(253));
     }
-    if key.is_empty() || !key.bytes().all(|c| c.is_ascii_alphanumeric() || matches!(c, b'-' | b'.' | b'_')) {
+    if key.is_empty()
+        || !key
+            .bytes()
+            .all(|c| c.is_ascii_alphanumeric() || matches!(c, b'-' | b'.' | b'_'))
+    {
         let message = "a valid config key must consist of alphanumeric characters, '-', '_' or '.'";
-        errors.push(regex_error(message, "[-._a-zA-Z0-9]+", &["key.name", "KEY_NAME", "key-name"]));
+        errors.push(regex_error(
+            message,
+            "[-._a-zA-Z0-9]+",
+            &["key.name", "KEY_NAME", "key-name"],
+        ));
     }
     match key {
         "." => errors.push("must not be '.'".to_owned()),
@@ -219,8 +253,14 @@ pub fn is_dns_subdomain_with_underscore(text: &str) -> Vec<String> {
     }
     let label = |label: &str| {
         let label = label.strip_prefix('_').unwrap_or(label).as_bytes();
-        let (Some(&first), Some(&last)) = (label.first(), label.last()) else { return false };
-        lower_or_digit(first) && lower_or_digit(last) && label.iter().all(|&c| lower_or_digit(c) || matches!(c, b'-' | b'_'))
+        let (Some(&first), Some(&last)) = (label.first(), label.last()) else {
+            return false;
+        };
+        lower_or_digit(first)
+            && lower_or_digit(last)
+            && label
+                .iter()
+                .all(|&c| lower_or_digit(c) || matches!(c, b'-' | b'_'))
     };
     if !text.split('.').all(label) {
         let message = "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '_', '-' or '.', \
@@ -229,4 +269,45 @@ pub fn is_dns_subdomain_with_underscore(text: &str) -> Vec<String> {
         errors.push(regex_error(message, form, &["example.com"]));
     }
     errors
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use regex::Regex;
+
+    use super::*;
+
+    fn matches(form: &str, text: &str) -> bool {
+        Regex::new(&format!("^(?:{form})$")).is_ok_and(|form| form.is_match(text))
+    }
+
+    proptest! {
+        /// The hand-written checks decide as the expressions that the messages name.
+        #[test]
+        fn forms_decide_as_their_expressions(text in "[a-zA-Z0-9._/ -]{0,12}") {
+            prop_assert_eq!(is_label(&text), matches(LABEL, &text));
+            prop_assert_eq!(is_subdomain(&text), matches(SUBDOMAIN, &text));
+            prop_assert_eq!(is_dns1035_label(&text).is_empty(), matches(DNS1035, &text));
+            prop_assert_eq!(is_qualified_part(&text), matches(QUALIFIED, &text));
+            prop_assert_eq!(is_label_value(&text).is_empty(), matches(LABEL_VALUE, &text));
+            prop_assert_eq!(is_http_header(&text).is_empty(), matches("[-A-Za-z0-9]+", &text));
+        }
+    }
+
+    #[test]
+    fn lengths_and_prefixes() {
+        assert_eq!(
+            is_dns_label(&"a".repeat(64)),
+            ["must be no more than 63 bytes"]
+        );
+        assert_eq!(is_dns_label("a.b"), ["must not contain dots"]);
+        assert!(dns_subdomain("web-", true).is_empty());
+        assert!(!dns_subdomain("web-", false).is_empty());
+        assert_eq!(is_qualified_name("/x"), ["prefix part must be non-empty"]);
+        assert_eq!(
+            path_segment("a/b%", false),
+            ["may not contain '/'", "may not contain '%'"]
+        );
+    }
 }

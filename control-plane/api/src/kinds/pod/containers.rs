@@ -1,9 +1,9 @@
 //! Validation of containers, of every kind.
 
-use super::security;
 use super::volumes::{Volumes, descending, no_backsteps};
+use super::{environment, security};
 use crate::error::FieldErrors;
-use crate::validation::common::{Holder, PROTOCOLS, quantity, resources};
+use crate::validation::common::{Holder, PROTOCOLS, resources};
 use crate::validation::field::{Field, Path};
 use crate::validation::metadata::non_negative;
 use crate::validation::{names, net};
@@ -41,8 +41,16 @@ pub fn containers(list: &Field<'_>, context: &Context<'_>, errors: &mut FieldErr
 }
 
 /// The containers that run before, one after another, or beside as sidecars.
-pub fn init_containers(list: &Field<'_>, regular: &Field<'_>, context: &Context<'_>, errors: &mut FieldErrors) {
-    let mut seen: Vec<&str> = regular.items().map(|container| container.child("name").str()).collect();
+pub fn init_containers(
+    list: &Field<'_>,
+    regular: &Field<'_>,
+    context: &Context<'_>,
+    errors: &mut FieldErrors,
+) {
+    let mut seen: Vec<&str> = regular
+        .items()
+        .map(|container| container.child("name").str())
+        .collect();
     for container in list.items() {
         common(&container, context, errors);
         restart_policy(&container, errors);
@@ -52,15 +60,26 @@ pub fn init_containers(list: &Field<'_>, regular: &Field<'_>, context: &Context<
         } else if !name.is_empty() {
             seen.push(name.str());
         }
-        host_ports(std::iter::once(container.with_path(list.path().index(0))), errors);
+        host_ports(
+            std::iter::once(container.with_path(list.path().index(0))),
+            errors,
+        );
         if container.child("restartPolicy").str() == "Always" {
             lifecycle(&container, context, errors);
             probes(&container, context, errors);
         } else {
-            for name in ["lifecycle", "livenessProbe", "readinessProbe", "startupProbe"] {
+            for name in [
+                "lifecycle",
+                "livenessProbe",
+                "readinessProbe",
+                "startupProbe",
+            ] {
                 let field = container.child(name);
                 if field.is_set() {
-                    errors.forbidden(field.path(), "may not be set for init containers without restartPolicy=Always");
+                    errors.forbidden(
+                        field.path(),
+                        "may not be set for init containers without restartPolicy=Always",
+                    );
                 }
             }
         }
@@ -69,8 +88,15 @@ pub fn init_containers(list: &Field<'_>, regular: &Field<'_>, context: &Context<
 
 /// Fields that a container put into a running pod cannot have, in the order of the type.
 const NOT_EPHEMERAL: &[&str] = &[
-    "ports", "resources", "resizePolicy", "restartPolicy", "restartPolicyRules", "livenessProbe", "readinessProbe",
-    "startupProbe", "lifecycle",
+    "ports",
+    "resources",
+    "resizePolicy",
+    "restartPolicy",
+    "restartPolicyRules",
+    "livenessProbe",
+    "readinessProbe",
+    "startupProbe",
+    "lifecycle",
 ];
 
 /// The containers that are put into a running pod.
@@ -81,7 +107,11 @@ pub fn ephemeral_containers(
     context: &Context<'_>,
     errors: &mut FieldErrors,
 ) {
-    let others: Vec<&str> = regular.items().chain(init.items()).map(|one| one.child("name").str()).collect();
+    let others: Vec<&str> = regular
+        .items()
+        .chain(init.items())
+        .map(|one| one.child("name").str())
+        .collect();
     let mut seen = others.clone();
     let refusal = "cannot be set for an Ephemeral Container";
     for container in list.items() {
@@ -133,16 +163,37 @@ fn common(container: &Field<'_>, context: &Context<'_>, errors: &mut FieldErrors
     if image.is_empty() {
         errors.required(image.path(), "");
     }
-    one_of(&container.child("terminationMessagePolicy"), &["File", "FallbackToLogsOnError"], errors);
+    one_of(
+        &container.child("terminationMessagePolicy"),
+        &["File", "FallbackToLogsOnError"],
+        errors,
+    );
     ports(&container.child("ports"), errors);
-    env(&container.child("env"), errors);
-    env_from(&container.child("envFrom"), errors);
+    environment::variables(&container.child("env"), errors);
+    environment::sources(&container.child("envFrom"), errors);
     mounts(container, context, errors);
     devices(container, context, errors);
-    one_of(&container.child("imagePullPolicy"), &["Always", "IfNotPresent", "Never"], errors);
-    resources(&container.child("resources"), Holder::Container, &context.claims, errors);
-    resize_policy(&container.child("resizePolicy"), context.restart_policy, errors);
-    security::container(&container.child("securityContext"), context.host_users, errors);
+    one_of(
+        &container.child("imagePullPolicy"),
+        &["Always", "IfNotPresent", "Never"],
+        errors,
+    );
+    resources(
+        &container.child("resources"),
+        Holder::Container,
+        &context.claims,
+        errors,
+    );
+    resize_policy(
+        &container.child("resizePolicy"),
+        context.restart_policy,
+        errors,
+    );
+    security::container(
+        &container.child("securityContext"),
+        context.host_users,
+        errors,
+    );
 }
 
 /// A word out of a list that has to be given.
@@ -182,209 +233,6 @@ fn ports(list: &Field<'_>, errors: &mut FieldErrors) {
     }
 }
 
-fn env(list: &Field<'_>, errors: &mut FieldErrors) {
-    for variable in list.items() {
-        let name = variable.child("name");
-        if name.is_empty() {
-            errors.required(name.path(), "");
-        } else {
-            errors.invalid_all(name.path(), name.str(), names::is_env_name(name.str()));
-        }
-        value_from(&variable, errors);
-    }
-}
-
-const ENV_FIELDS: &[&str] = &[
-    "metadata.name",
-    "metadata.namespace",
-    "metadata.uid",
-    "spec.nodeName",
-    "spec.serviceAccountName",
-    "status.hostIP",
-    "status.hostIPs",
-    "status.podIP",
-    "status.podIPs",
-];
-
-fn value_from(variable: &Field<'_>, errors: &mut FieldErrors) {
-    let from = variable.child("valueFrom");
-    if !from.is_set() {
-        return;
-    }
-    let mut count = 0;
-    let mut source = |name| {
-        let field = from.child(name);
-        count += i32::from(field.is_set());
-        field
-    };
-    let (field, resource) = (source("fieldRef"), source("resourceFieldRef"));
-    let (config_map, secret, file) = (source("configMapKeyRef"), source("secretKeyRef"), source("fileKeyRef"));
-    if field.is_set() {
-        field_selector(&field, ENV_FIELDS, errors);
-    }
-    if resource.is_set() {
-        resource_selector(&resource, false, errors);
-    }
-    for selector in [config_map, secret] {
-        if selector.is_set() {
-            let (name, key) = (selector.child("name"), selector.child("key"));
-            errors.invalid_all(name.path(), name.str(), names::is_dns_subdomain(name.str()));
-            if key.is_empty() {
-                errors.required(key.path(), "");
-            } else {
-                errors.invalid_all(key.path(), key.str(), names::is_config_key(key.str()));
-            }
-        }
-    }
-    if file.is_set() {
-        for name in ["key", "volumeName", "path"] {
-            if file.child(name).is_empty() {
-                errors.required(file.child(name).path(), "");
-            }
-        }
-    }
-    if count == 0 {
-        let detail = "must specify one of: `fieldRef`, `resourceFieldRef`, `configMapKeyRef`, `secretKeyRef` or \
-                      `fileKeyRef`";
-        errors.invalid_str(from.path(), "", detail);
-    } else if !variable.child("value").is_empty() {
-        errors.invalid_str(from.path(), "", "may not be specified when `value` is not empty");
-    } else if count > 1 {
-        errors.invalid_str(from.path(), "", "may not have more than one field specified at a time");
-    }
-}
-
-/// Fields of a pod that can be named at all.
-const FIELDS: &[&str] = &[
-    "metadata.annotations",
-    "metadata.labels",
-    "metadata.name",
-    "metadata.namespace",
-    "metadata.uid",
-    "spec.nodeName",
-    "spec.restartPolicy",
-    "spec.serviceAccountName",
-    "spec.schedulerName",
-    "status.phase",
-    "status.hostIP",
-    "status.hostIPs",
-    "status.podIP",
-    "status.podIPs",
-];
-
-/// A field of the pod that a container or volume shows: `metadata.labels['key']`.
-pub fn field_selector(field: &Field<'_>, supported: &[&str], errors: &mut FieldErrors) {
-    let (version, path) = (field.child("apiVersion"), field.child("fieldPath"));
-    for needed in [&version, &path] {
-        if needed.is_empty() {
-            errors.required(needed.path(), "");
-            return;
-        }
-    }
-    let mut fail = |detail: String| errors.invalid(&path, format!("error converting fieldPath: {detail}"));
-    if version.str() != "v1" {
-        fail(format!("unsupported pod version: {}", version.str()));
-        return;
-    }
-    let subscript = path.str().strip_suffix("']").and_then(|text| text.split_once("['"));
-    let (name, subscript) = match subscript {
-        Some((name, key)) if !name.is_empty() && !key.is_empty() => (name, Some(key)),
-        _ => (path.str(), None),
-    };
-    match subscript {
-        Some(_) if !matches!(name, "metadata.annotations" | "metadata.labels") => {
-            fail(format!("field label does not support subscript: {}", path.str()));
-        }
-        Some(key) if name == "metadata.annotations" => {
-            errors.invalid_all(field.path(), &key.to_lowercase(), names::is_qualified_name(&key.to_lowercase()));
-        }
-        Some(key) => errors.invalid_all(field.path(), key, names::is_qualified_name(key)),
-        None => {
-            let name = if name == "spec.host" { "spec.nodeName" } else { name };
-            if !FIELDS.contains(&name) {
-                fail(format!("field label not supported: {name}"));
-            } else if !supported.contains(&name) {
-                errors.not_supported(path.path(), name, supported);
-            }
-        }
-    }
-}
-
-const CONTAINER_RESOURCES: &[&str] = &[
-    "limits.cpu",
-    "limits.ephemeral-storage",
-    "limits.memory",
-    "requests.cpu",
-    "requests.ephemeral-storage",
-    "requests.memory",
-];
-
-/// A resource of a container that it or a volume shows.
-pub fn resource_selector(field: &Field<'_>, volume: bool, errors: &mut FieldErrors) {
-    let (container, resource) = (field.child("containerName"), field.child("resource"));
-    let name = resource.str();
-    let huge = name.starts_with("requests.hugepages-") || name.starts_with("limits.hugepages-");
-    if volume && container.is_empty() {
-        errors.required(container.path(), "");
-    } else if resource.is_empty() {
-        errors.required(resource.path(), "");
-    } else if !CONTAINER_RESOURCES.contains(&name) && !huge {
-        errors.not_supported(resource.path(), name, CONTAINER_RESOURCES);
-    }
-    let divisor = field.child("divisor");
-    let value = quantity(&divisor);
-    if value.is_zero() {
-        return;
-    }
-    let told = value.to_string();
-    let sizes = ["1", "1k", "1M", "1G", "1T", "1P", "1E", "1Ki", "1Mi", "1Gi", "1Ti", "1Pi", "1Ei"];
-    let (allowed, list, what): (&[&str], _, _) = match name {
-        "limits.cpu" | "requests.cpu" => (&["1m", "1"], "1m and 1", "cpu"),
-        _ => {
-            let what = match name {
-                "limits.memory" | "requests.memory" => "memory",
-                "limits.ephemeral-storage" | "requests.ephemeral-storage" => "local ephemeral storage",
-                _ if huge => "hugepages",
-                _ => return,
-            };
-            (&sizes, "1, 1k, 1M, 1G, 1T, 1P, 1E, 1Ki, 1Mi, 1Gi, 1Ti, 1Pi, 1Ei", what)
-        }
-    };
-    if !allowed.contains(&told.as_str()) {
-        let detail = format!("only divisor's values {list} are supported with the {what} resource");
-        errors.invalid_str(divisor.path(), name, detail);
-    }
-}
-
-fn env_from(list: &Field<'_>, errors: &mut FieldErrors) {
-    for source in list.items() {
-        let prefix = source.child("prefix");
-        if !prefix.is_empty() {
-            errors.invalid_all(prefix.path(), prefix.str(), names::is_env_name(prefix.str()));
-        }
-        let mut count = 0;
-        for kind in ["configMapRef", "secretRef"] {
-            let reference = source.child(kind);
-            if !reference.is_set() {
-                continue;
-            }
-            count += 1;
-            let name = reference.child("name");
-            if name.is_empty() {
-                errors.required(name.path(), "");
-            } else {
-                errors.invalid_all(name.path(), name.str(), names::dns_subdomain(name.str(), true));
-            }
-        }
-        // The reference tells both at the list.
-        if count == 0 {
-            errors.invalid_str(list.path(), "", "must specify one of: `configMapRef` or `secretRef`");
-        } else if count > 1 {
-            errors.invalid_str(list.path(), "", "may not have more than one field specified at a time");
-        }
-    }
-}
-
 fn mounts(container: &Field<'_>, context: &Context<'_>, errors: &mut FieldErrors) {
     let list = container.child("volumeMounts");
     let devices = container.child("volumeDevices");
@@ -405,11 +253,25 @@ fn mounts(container: &Field<'_>, context: &Context<'_>, errors: &mut FieldErrors
             errors.invalid_str(path.path(), path.str(), "must be unique");
         }
         seen.push(path.str());
-        if devices.items().any(|device| device.child("name").str() == name.str()) {
-            errors.invalid_str(name.path(), name.str(), "must not already exist in volumeDevices");
+        if devices
+            .items()
+            .any(|device| device.child("name").str() == name.str())
+        {
+            errors.invalid_str(
+                name.path(),
+                name.str(),
+                "must not already exist in volumeDevices",
+            );
         }
-        if devices.items().any(|device| device.child("devicePath").str() == path.str()) {
-            errors.invalid_str(path.path(), path.str(), "must not already exist as a path in volumeDevices");
+        if devices
+            .items()
+            .any(|device| device.child("devicePath").str() == path.str())
+        {
+            errors.invalid_str(
+                path.path(),
+                path.str(),
+                "must not already exist as a path in volumeDevices",
+            );
         }
         let (sub, expression) = (mount.child("subPath"), mount.child("subPathExpr"));
         // Errors of these are told at the list.
@@ -419,7 +281,10 @@ fn mounts(container: &Field<'_>, context: &Context<'_>, errors: &mut FieldErrors
         }
         if !expression.is_empty() {
             if !sub.is_empty() {
-                errors.invalid(&expression, "subPathExpr and subPath are mutually exclusive");
+                errors.invalid(
+                    &expression,
+                    "subPathExpr and subPath are mutually exclusive",
+                );
             }
             descending(&at("subPathExpr"), expression.str(), errors);
         }
@@ -437,8 +302,12 @@ fn propagation(mount: &Field<'_>, container: &Field<'_>, at: &Path, errors: &mut
     if !supported.contains(&mode.str()) {
         errors.not_supported(at, mode.str(), &supported);
     }
-    if mode.str() == "Bidirectional" && !container.below(&["securityContext", "privileged"]).bool() {
-        errors.forbidden(at, "Bidirectional mount propagation is available only to privileged containers");
+    if mode.str() == "Bidirectional" && !container.below(&["securityContext", "privileged"]).bool()
+    {
+        errors.forbidden(
+            at,
+            "Bidirectional mount propagation is available only to privileged containers",
+        );
     }
 }
 
@@ -450,8 +319,14 @@ fn recursive_read_only(mount: &Field<'_>, at: &Path, errors: &mut FieldErrors) {
             if !mount.child("readOnly").bool() {
                 errors.forbidden(at, "may only be specified when readOnly is true");
             }
-            if !matches!(mount.child("mountPropagation").opt_str(), None | Some("None")) {
-                errors.forbidden(at, "may only be specified when mountPropagation is None or not specified");
+            if !matches!(
+                mount.child("mountPropagation").opt_str(),
+                None | Some("None")
+            ) {
+                errors.forbidden(
+                    at,
+                    "may only be specified when mountPropagation is None or not specified",
+                );
             }
         }
         Some(other) => errors.not_supported(at, other, &["Disabled", "Enabled", "IfPossible"]),
@@ -472,7 +347,10 @@ fn devices(container: &Field<'_>, context: &Context<'_>, errors: &mut FieldError
         }
         match context.volumes.get(name.str()) {
             None => errors.not_found(name.path(), name.str()),
-            Some(volume) if !volume.child("persistentVolumeClaim").is_set() && !volume.child("ephemeral").is_set() => {
+            Some(volume)
+                if !volume.child("persistentVolumeClaim").is_set()
+                    && !volume.child("ephemeral").is_set() =>
+            {
                 let detail = "can only use volume source type of PersistentVolumeClaim or Ephemeral for block mode";
                 errors.invalid_str(name.path(), name.str(), detail);
             }
@@ -491,11 +369,25 @@ fn devices(container: &Field<'_>, context: &Context<'_>, errors: &mut FieldError
         } else {
             errors.invalid_str(path.path(), path.str(), "can not contain backsteps ('..')");
         }
-        if mounts.items().any(|mount| mount.child("name").str() == name.str()) {
-            errors.invalid_str(name.path(), name.str(), "must not already exist in volumeMounts");
+        if mounts
+            .items()
+            .any(|mount| mount.child("name").str() == name.str())
+        {
+            errors.invalid_str(
+                name.path(),
+                name.str(),
+                "must not already exist in volumeMounts",
+            );
         }
-        if mounts.items().any(|mount| mount.child("mountPath").str() == path.str()) {
-            errors.invalid_str(path.path(), path.str(), "must not already exist as a path in volumeMounts");
+        if mounts
+            .items()
+            .any(|mount| mount.child("mountPath").str() == path.str())
+        {
+            errors.invalid_str(
+                path.path(),
+                path.str(),
+                "must not already exist as a path in volumeMounts",
+            );
         }
         if !name.is_empty() {
             names.push(name.str());
@@ -506,14 +398,25 @@ fn devices(container: &Field<'_>, context: &Context<'_>, errors: &mut FieldError
 fn resize_policy(list: &Field<'_>, restart_policy: &str, errors: &mut FieldErrors) {
     let mut seen: Vec<&str> = Vec::new();
     for entry in list.items() {
-        let (resource, policy) = (entry.child("resourceName").str(), entry.child("restartPolicy").str());
+        let (resource, policy) = (
+            entry.child("resourceName").str(),
+            entry.child("restartPolicy").str(),
+        );
         if seen.contains(&resource) {
             errors.duplicate(entry.path(), resource);
         }
         seen.push(resource);
-        one_of(&entry.child("resourceName").with_path(list.path().clone()), &["cpu", "memory"], errors);
+        one_of(
+            &entry.child("resourceName").with_path(list.path().clone()),
+            &["cpu", "memory"],
+            errors,
+        );
         let policies = ["NotRequired", "RestartContainer"];
-        one_of(&entry.child("restartPolicy").with_path(list.path().clone()), &policies, errors);
+        one_of(
+            &entry.child("restartPolicy").with_path(list.path().clone()),
+            &policies,
+            errors,
+        );
         if restart_policy == "Never" && policy != "NotRequired" {
             let detail = "must be 'NotRequired' when `restartPolicy` is 'Never'";
             errors.invalid_str(list.path(), policy, detail);
@@ -523,7 +426,10 @@ fn resize_policy(list: &Field<'_>, restart_policy: &str, errors: &mut FieldError
 
 /// A container's own restart policy, and rules by exit code.
 fn restart_policy(container: &Field<'_>, errors: &mut FieldErrors) {
-    let (policy, rules) = (container.child("restartPolicy"), container.child("restartPolicyRules"));
+    let (policy, rules) = (
+        container.child("restartPolicy"),
+        container.child("restartPolicyRules"),
+    );
     let policies = ["Always", "Never", "OnFailure"];
     if policy.is_set() && !policies.contains(&policy.str()) {
         errors.not_supported(policy.path(), policy.str(), &policies);
@@ -532,7 +438,10 @@ fn restart_policy(container: &Field<'_>, errors: &mut FieldErrors) {
         return;
     }
     if !policy.is_set() {
-        errors.required(policy.path(), "must specify restartPolicy when restart rules are used");
+        errors.required(
+            policy.path(),
+            "must specify restartPolicy when restart rules are used",
+        );
     }
     if rules.len() > 20 {
         errors.too_many(rules.path(), rules.len(), 20);
@@ -540,7 +449,11 @@ fn restart_policy(container: &Field<'_>, errors: &mut FieldErrors) {
     for rule in rules.items() {
         let action = rule.child("action");
         if !matches!(action.str(), "Restart" | "RestartAllContainers") {
-            errors.not_supported(action.path(), action.str(), &["Restart", "RestartAllContainers"]);
+            errors.not_supported(
+                action.path(),
+                action.str(),
+                &["Restart", "RestartAllContainers"],
+            );
         }
         let codes = rule.child("exitCodes");
         if !codes.is_set() {
@@ -566,7 +479,12 @@ fn host_ports<'v>(list: impl Iterator<Item = Field<'v>>, errors: &mut FieldError
             if host.int() == 0 {
                 continue;
             }
-            let key = format!("{}/{}/{}", port.child("protocol").str(), port.child("hostIP").str(), host.int());
+            let key = format!(
+                "{}/{}/{}",
+                port.child("protocol").str(),
+                port.child("hostIP").str(),
+                host.int()
+            );
             if seen.contains(&key) {
                 errors.duplicate(host.path(), &key);
             } else {
@@ -581,12 +499,21 @@ fn lifecycle(container: &Field<'_>, context: &Context<'_>, errors: &mut FieldErr
     for name in ["postStart", "preStop"] {
         let hook = lifecycle.child(name);
         if hook.is_set() {
-            handler(&hook, &["exec", "httpGet", "tcpSocket", "sleep"], context, errors);
+            handler(
+                &hook,
+                &["exec", "httpGet", "tcpSocket", "sleep"],
+                context,
+                errors,
+            );
         }
     }
     let signal = lifecycle.child("stopSignal");
     if signal.is_set() && !signal.str().starts_with("SIG") {
-        errors.not_supported(signal.path(), signal.str(), &["SIGINT", "SIGKILL", "SIGQUIT", "SIGTERM"]);
+        errors.not_supported(
+            signal.path(),
+            signal.str(),
+            &["SIGINT", "SIGKILL", "SIGQUIT", "SIGTERM"],
+        );
     }
 }
 
@@ -596,8 +523,19 @@ fn probes(container: &Field<'_>, context: &Context<'_>, errors: &mut FieldErrors
         if !probe.is_set() {
             continue;
         }
-        handler(&probe, &["exec", "httpGet", "tcpSocket", "grpc"], context, errors);
-        for name in ["initialDelaySeconds", "timeoutSeconds", "periodSeconds", "successThreshold", "failureThreshold"] {
+        handler(
+            &probe,
+            &["exec", "httpGet", "tcpSocket", "grpc"],
+            context,
+            errors,
+        );
+        for name in [
+            "initialDelaySeconds",
+            "timeoutSeconds",
+            "periodSeconds",
+            "successThreshold",
+            "failureThreshold",
+        ] {
             non_negative(&probe.child(name), errors);
         }
         let grace = probe.child("terminationGracePeriodSeconds");
@@ -615,7 +553,12 @@ fn probes(container: &Field<'_>, context: &Context<'_>, errors: &mut FieldErrors
     }
 }
 
-fn handler(field: &Field<'_>, kinds: &[&'static str], context: &Context<'_>, errors: &mut FieldErrors) {
+fn handler(
+    field: &Field<'_>,
+    kinds: &[&'static str],
+    context: &Context<'_>,
+    errors: &mut FieldErrors,
+) {
     let mut found = false;
     for kind in kinds {
         let action = field.child(kind);
@@ -660,7 +603,9 @@ fn handler(field: &Field<'_>, kinds: &[&'static str], context: &Context<'_>, err
                 if let Some(grace) = context.grace_period
                     && !(0..=grace).contains(&seconds)
                 {
-                    let detail = format!("must be non-negative and less than terminationGracePeriodSeconds ({grace})");
+                    let detail = format!(
+                        "must be non-negative and less than terminationGracePeriodSeconds ({grace})"
+                    );
                     errors.invalid_int(action.path(), seconds, detail);
                 }
             }

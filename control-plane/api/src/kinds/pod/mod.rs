@@ -5,6 +5,7 @@ pub mod cells;
 pub mod containers;
 pub mod defaults;
 pub mod diff;
+pub mod environment;
 mod internal;
 pub mod scheduling;
 pub mod security;
@@ -31,16 +32,56 @@ pub static KIND: Kind = Kind {
     scope: Scope::Namespaced,
     verbs: ALL_VERBS,
     subresources: &[
-        Subresource { name: "attach", object: Some(("", "v1", "PodAttachOptions")), verbs: &["create", "get"] },
-        Subresource { name: "binding", object: Some(("", "v1", "Binding")), verbs: &["create"] },
-        Subresource { name: "ephemeralcontainers", object: None, verbs: &["get", "patch", "update"] },
-        Subresource { name: "eviction", object: Some(("policy", "v1", "Eviction")), verbs: &["create"] },
-        Subresource { name: "exec", object: Some(("", "v1", "PodExecOptions")), verbs: &["create", "get"] },
-        Subresource { name: "log", object: None, verbs: &["get"] },
-        Subresource { name: "portforward", object: Some(("", "v1", "PodPortForwardOptions")), verbs: &["create", "get"] },
-        Subresource { name: "proxy", object: Some(("", "v1", "PodProxyOptions")), verbs: &["create", "delete", "get", "patch", "update"] },
-        Subresource { name: "resize", object: None, verbs: &["get", "patch", "update"] },
-        Subresource { name: "status", object: None, verbs: &["get", "patch", "update"] },
+        Subresource {
+            name: "attach",
+            object: Some(("", "v1", "PodAttachOptions")),
+            verbs: &["create", "get"],
+        },
+        Subresource {
+            name: "binding",
+            object: Some(("", "v1", "Binding")),
+            verbs: &["create"],
+        },
+        Subresource {
+            name: "ephemeralcontainers",
+            object: None,
+            verbs: &["get", "patch", "update"],
+        },
+        Subresource {
+            name: "eviction",
+            object: Some(("policy", "v1", "Eviction")),
+            verbs: &["create"],
+        },
+        Subresource {
+            name: "exec",
+            object: Some(("", "v1", "PodExecOptions")),
+            verbs: &["create", "get"],
+        },
+        Subresource {
+            name: "log",
+            object: None,
+            verbs: &["get"],
+        },
+        Subresource {
+            name: "portforward",
+            object: Some(("", "v1", "PodPortForwardOptions")),
+            verbs: &["create", "get"],
+        },
+        Subresource {
+            name: "proxy",
+            object: Some(("", "v1", "PodProxyOptions")),
+            verbs: &["create", "delete", "get", "patch", "update"],
+        },
+        Subresource {
+            name: "resize",
+            object: None,
+            verbs: &["get", "patch", "update"],
+        },
+        Subresource {
+            name: "status",
+            object: None,
+            verbs: &["get", "patch", "update"],
+        },
     ],
     schema: "io.k8s.api.core.v1.Pod",
     selectable_fields: &[
@@ -51,19 +92,76 @@ pub static KIND: Kind = Kind {
         field!("spec.hostNetwork"),
         field!("status.phase"),
         field!("status.podIP"),
-        SelectableField { path: "status.podIPs", get: pod_ips },
+        SelectableField {
+            path: "status.podIPs",
+            get: pod_ips,
+        },
         field!("status.nominatedNodeName"),
     ],
     columns: &[
-        Column { name: "Name", kind: "string", format: "name", description: "Name must be unique within its scope. It cannot be changed.", priority: 0 },
-        Column { name: "Ready", kind: "string", format: "", description: "How many are ready.", priority: 0 },
-        Column { name: "Status", kind: "string", format: "", description: "The state of the object.", priority: 0 },
-        Column { name: "Restarts", kind: "string", format: "", description: "", priority: 0 },
-        Column { name: "Age", kind: "string", format: "", description: "Time since the object was made.", priority: 0 },
-        Column { name: "IP", kind: "string", format: "", description: "", priority: 1 },
-        Column { name: "Node", kind: "string", format: "", description: "", priority: 1 },
-        Column { name: "Nominated Node", kind: "string", format: "", description: "", priority: 1 },
-        Column { name: "Readiness Gates", kind: "string", format: "", description: "", priority: 1 },
+        Column {
+            name: "Name",
+            kind: "string",
+            format: "name",
+            description: "Name must be unique within its scope. It cannot be changed.",
+            priority: 0,
+        },
+        Column {
+            name: "Ready",
+            kind: "string",
+            format: "",
+            description: "How many are ready.",
+            priority: 0,
+        },
+        Column {
+            name: "Status",
+            kind: "string",
+            format: "",
+            description: "The state of the object.",
+            priority: 0,
+        },
+        Column {
+            name: "Restarts",
+            kind: "string",
+            format: "",
+            description: "",
+            priority: 0,
+        },
+        Column {
+            name: "Age",
+            kind: "string",
+            format: "",
+            description: "Time since the object was made.",
+            priority: 0,
+        },
+        Column {
+            name: "IP",
+            kind: "string",
+            format: "",
+            description: "",
+            priority: 1,
+        },
+        Column {
+            name: "Node",
+            kind: "string",
+            format: "",
+            description: "",
+            priority: 1,
+        },
+        Column {
+            name: "Nominated Node",
+            kind: "string",
+            format: "",
+            description: "",
+            priority: 1,
+        },
+        Column {
+            name: "Readiness Gates",
+            kind: "string",
+            format: "",
+            description: "",
+            priority: 1,
+        },
     ],
     cells: cells::cells,
     name: names::dns_subdomain,
@@ -80,7 +178,13 @@ const STRATEGY: Strategy = Strategy {
     validate: update::validate_create,
     validate_update: update::validate,
     validate_status_update: update::validate_status,
-    warnings: |new, old| if old.is_none() { create_warnings(new) } else { Vec::new() },
+    warnings: |new, old| {
+        if old.is_none() {
+            create_warnings(new)
+        } else {
+            Vec::new()
+        }
+    },
     grace_period,
     ..Strategy::PLAIN
 };
@@ -88,7 +192,10 @@ const STRATEGY: Strategy = Strategy {
 fn prepare_create(pod: &mut Value) {
     edit::set_generation(pod, 1);
     let mut status = json!({"phase": "Pending", "qosClass": aggregate::qos_class(pod)});
-    let gated = pod.pointer("/spec/schedulingGates").and_then(Value::as_array).is_some_and(|gates| !gates.is_empty());
+    let gated = pod
+        .pointer("/spec/schedulingGates")
+        .and_then(Value::as_array)
+        .is_some_and(|gates| !gates.is_empty());
     if gated && let Some(map) = status.as_object_mut() {
         let condition = json!({
             "type": "PodScheduled",
@@ -110,13 +217,19 @@ fn prepare_create(pod: &mut Value) {
 /// Keys of the pod's own labels become requirements of the selectors that name them.
 fn merge_label_keys(pod: &mut Value) {
     let labels = pod.pointer("/metadata/labels").cloned().unwrap_or_default();
-    let Some(spec) = pod.get_mut("spec").and_then(Value::as_object_mut) else { return };
+    let Some(spec) = pod.get_mut("spec").and_then(Value::as_object_mut) else {
+        return;
+    };
     for constraint in edit::objects(spec, "topologySpreadConstraints") {
         merge(constraint, "matchLabelKeys", "In", &labels);
     }
-    let Some(affinity) = edit::object(spec, "affinity") else { return };
+    let Some(affinity) = edit::object(spec, "affinity") else {
+        return;
+    };
     for kind in ["podAffinity", "podAntiAffinity"] {
-        let Some(affinity) = edit::object(affinity, kind) else { continue };
+        let Some(affinity) = edit::object(affinity, kind) else {
+            continue;
+        };
         for term in edit::objects(affinity, "requiredDuringSchedulingIgnoredDuringExecution") {
             merge(term, "matchLabelKeys", "In", &labels);
             merge(term, "mismatchLabelKeys", "NotIn", &labels);
@@ -131,11 +244,21 @@ fn merge_label_keys(pod: &mut Value) {
 }
 
 fn merge(term: &mut edit::Object, keys: &str, operator: &str, labels: &Value) {
-    let keys: Vec<Value> = term.get(keys).and_then(Value::as_array).cloned().unwrap_or_default();
-    let Some(selector) = edit::object(term, "labelSelector") else { return };
+    let keys: Vec<Value> = term
+        .get(keys)
+        .and_then(Value::as_array)
+        .cloned()
+        .unwrap_or_default();
+    let Some(selector) = edit::object(term, "labelSelector") else {
+        return;
+    };
     for key in keys {
-        let Some(value) = key.as_str().and_then(|key| labels.get(key)) else { continue };
-        let list = selector.entry("matchExpressions").or_insert_with(|| json!([]));
+        let Some(value) = key.as_str().and_then(|key| labels.get(key)) else {
+            continue;
+        };
+        let list = selector
+            .entry("matchExpressions")
+            .or_insert_with(|| json!([]));
         if let Some(list) = list.as_array_mut() {
             list.push(json!({"key": key, "operator": operator, "values": [value]}));
         }
@@ -160,9 +283,16 @@ fn create_warnings(pod: &Value) -> Vec<String> {
 
 /// A pod that runs nowhere, or no longer, goes at once.
 fn grace_period(pod: &Value, asked: Option<i64>) -> Option<i64> {
-    let own = pod.pointer("/spec/terminationGracePeriodSeconds").and_then(Value::as_i64);
-    let text = |path| pod.pointer(path).and_then(Value::as_str).unwrap_or_default();
-    if text("/spec/nodeName").is_empty() || matches!(text("/status/phase"), "Failed" | "Succeeded") {
+    let own = pod
+        .pointer("/spec/terminationGracePeriodSeconds")
+        .and_then(Value::as_i64);
+    let text = |path| {
+        pod.pointer(path)
+            .and_then(Value::as_str)
+            .unwrap_or_default()
+    };
+    if text("/spec/nodeName").is_empty() || matches!(text("/status/phase"), "Failed" | "Succeeded")
+    {
         return Some(0);
     }
     let seconds = asked.or(own).unwrap_or(0);
@@ -172,6 +302,10 @@ fn grace_period(pod: &Value, asked: Option<i64>) -> Option<i64> {
 /// All addresses in one text, as the reference compares them.
 fn pod_ips(object: &Value) -> String {
     let ips = object.pointer("/status/podIPs").and_then(Value::as_array);
-    let ips: Vec<&str> = ips.into_iter().flatten().filter_map(|entry| entry.get("ip")?.as_str()).collect();
+    let ips: Vec<&str> = ips
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| entry.get("ip")?.as_str())
+        .collect();
     ips.join(",")
 }

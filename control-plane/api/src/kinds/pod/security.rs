@@ -18,7 +18,10 @@ pub fn all_containers<'v>(spec: &Field<'v>) -> impl Iterator<Item = Field<'v>> +
 }
 
 fn id(field: &Field<'_>, errors: &mut FieldErrors) {
-    if field.opt_int().is_some_and(|id| !(0..=i64::from(i32::MAX)).contains(&id)) {
+    if field
+        .opt_int()
+        .is_some_and(|id| !(0..=i64::from(i32::MAX)).contains(&id))
+    {
         errors.invalid(field, ID);
     }
 }
@@ -43,11 +46,23 @@ pub fn container(context: &Field<'_>, host_users: bool, errors: &mut FieldErrors
     if context.child("allowPrivilegeEscalation").opt_bool() == Some(false) {
         if context.child("privileged").bool() {
             let detail = "cannot set `allowPrivilegeEscalation` to false and `privileged` to true";
-            errors.invalid_shown(context.path(), &super::internal::container_security(context.value()), detail);
+            errors.invalid_shown(
+                context.path(),
+                &super::internal::container_security(context.value()),
+                detail,
+            );
         }
-        if context.below(&["capabilities", "add"]).strings().any(|name| name == "CAP_SYS_ADMIN") {
+        if context
+            .below(&["capabilities", "add"])
+            .strings()
+            .any(|name| name == "CAP_SYS_ADMIN")
+        {
             let detail = "cannot set `allowPrivilegeEscalation` to false and `capabilities.Add` CAP_SYS_ADMIN";
-            errors.invalid_shown(context.path(), &super::internal::container_security(context.value()), detail);
+            errors.invalid_shown(
+                context.path(),
+                &super::internal::container_security(context.value()),
+                detail,
+            );
         }
     }
     windows(&context.child("windowsOptions"), errors);
@@ -60,19 +75,38 @@ pub fn pod(spec: &Field<'_>, errors: &mut FieldErrors) {
     id(&context.child("fsGroup"), errors);
     id(&context.child("runAsUser"), errors);
     id(&context.child("runAsGroup"), errors);
-    context.child("supplementalGroups").items().for_each(|group| id(&group, errors));
+    context
+        .child("supplementalGroups")
+        .items()
+        .for_each(|group| id(&group, errors));
     let share = spec.child("shareProcessNamespace");
     if share.bool() && spec.child("hostPID").bool() {
         let path = context.path().child("shareProcessNamespace");
-        errors.invalid_shown(&path, "true", "ShareProcessNamespace and HostPID cannot both be enabled");
+        errors.invalid_shown(
+            &path,
+            "true",
+            "ShareProcessNamespace and HostPID cannot both be enabled",
+        );
     }
     sysctls(spec, &context.child("sysctls"), errors);
-    word(&context.child("fsGroupChangePolicy"), &["Always", "OnRootMismatch"], errors);
+    word(
+        &context.child("fsGroupChangePolicy"),
+        &["Always", "OnRootMismatch"],
+        errors,
+    );
     seccomp(&context.child("seccompProfile"), errors);
     windows(&context.child("windowsOptions"), errors);
     app_armor(&context.child("appArmorProfile"), errors);
-    word(&context.child("supplementalGroupsPolicy"), &["Merge", "Strict"], errors);
-    word(&context.child("seLinuxChangePolicy"), &["MountOption", "Recursive"], errors);
+    word(
+        &context.child("supplementalGroupsPolicy"),
+        &["Merge", "Strict"],
+        errors,
+    );
+    word(
+        &context.child("seLinuxChangePolicy"),
+        &["MountOption", "Recursive"],
+        errors,
+    );
 }
 
 fn word(field: &Field<'_>, words: &[&str], errors: &mut FieldErrors) {
@@ -101,7 +135,10 @@ fn sysctls(spec: &Field<'_>, list: &Field<'_>, errors: &mut FieldErrors) {
         if name.is_empty() {
             errors.required(name.path(), "");
         } else if !is_sysctl(name.str()) {
-            errors.invalid(&name, format!("must have at most 253 characters and match regex {SYSCTL}"));
+            errors.invalid(
+                &name,
+                format!("must have at most 253 characters and match regex {SYSCTL}"),
+            );
         } else if seen.contains(&name.str()) {
             errors.duplicate(name.path(), name.str());
         }
@@ -127,7 +164,11 @@ fn seccomp(profile: &Field<'_>, errors: &mut FieldErrors) {
     match kind.str() {
         "Localhost" | "RuntimeDefault" | "Unconfined" => {}
         "" => errors.required(kind.path(), "type is required when seccompProfile is set"),
-        other => errors.not_supported(kind.path(), other, &["Localhost", "RuntimeDefault", "Unconfined"]),
+        other => errors.not_supported(
+            kind.path(),
+            other,
+            &["Localhost", "RuntimeDefault", "Unconfined"],
+        ),
     }
     if kind.str() == "Localhost" {
         if local.is_set() {
@@ -136,8 +177,14 @@ fn seccomp(profile: &Field<'_>, errors: &mut FieldErrors) {
             errors.required(local.path(), "must be set when seccomp type is Localhost");
         }
     } else if local.is_set() {
-        let shown = ordered(profile.value(), &[]).replace("\"type\"", "\"Type\"").replace("\"localhostProfile\"", "\"LocalhostProfile\"");
-        errors.invalid_shown(local.path(), &shown, "can only be set when seccomp type is Localhost");
+        let shown = ordered(profile.value(), &[])
+            .replace("\"type\"", "\"Type\"")
+            .replace("\"localhostProfile\"", "\"LocalhostProfile\"");
+        errors.invalid_shown(
+            local.path(),
+            &shown,
+            "can only be set when seccomp type is Localhost",
+        );
     }
 }
 
@@ -151,7 +198,9 @@ fn app_armor(profile: &Field<'_>, errors: &mut FieldErrors) {
             let needed = "must be set when AppArmor type is Localhost";
             match local.opt_str() {
                 None => errors.required(local.path(), needed),
-                Some(text) if text.trim() != text => errors.invalid(&local, "must not be padded with whitespace"),
+                Some(text) if text.trim() != text => {
+                    errors.invalid(&local, "must not be padded with whitespace")
+                }
                 Some("") => errors.required(local.path(), needed),
                 Some(_) => {}
             }
@@ -165,7 +214,11 @@ fn app_armor(profile: &Field<'_>, errors: &mut FieldErrors) {
             }
         }
         "" => errors.required(kind.path(), "type is required when appArmorProfile is set"),
-        other => errors.not_supported(kind.path(), other, &["Localhost", "RuntimeDefault", "Unconfined"]),
+        other => errors.not_supported(
+            kind.path(),
+            other,
+            &["Localhost", "RuntimeDefault", "Unconfined"],
+        ),
     }
 }
 
@@ -191,21 +244,35 @@ fn windows(options: &Field<'_>, errors: &mut FieldErrors) {
         } else if text.chars().any(char::is_control) {
             errors.invalid(&user, "runAsUserName cannot contain control characters");
         } else if text.matches('\\').count() > 1 {
-            errors.invalid(&user, "runAsUserName cannot contain more than one backslash");
+            errors.invalid(
+                &user,
+                "runAsUserName cannot contain more than one backslash",
+            );
         } else {
             let (domain, name) = text.split_once('\\').unwrap_or(("", text));
             if domain.len() >= 256 {
-                errors.invalid(&user, "runAsUserName's Domain length must be under 256 characters");
+                errors.invalid(
+                    &user,
+                    "runAsUserName's Domain length must be under 256 characters",
+                );
             }
             if name.is_empty() {
                 errors.invalid(&user, "runAsUserName's User cannot be empty");
             } else if name.len() > 104 {
-                errors.invalid(&user, "runAsUserName's User length must not be longer than 104 characters");
+                errors.invalid(
+                    &user,
+                    "runAsUserName's User length must not be longer than 104 characters",
+                );
             }
             if !name.is_empty() && name.chars().all(|c| matches!(c, '.' | ' ')) {
-                errors.invalid(&user, "runAsUserName's User cannot contain only periods or spaces");
+                errors.invalid(
+                    &user,
+                    "runAsUserName's User cannot contain only periods or spaces",
+                );
             }
-            if name.contains(['"', '/', '\\', ':', ';', '|', '=', ',', '+', '*', '?', '<', '>', '@', '[', ']']) {
+            if name.contains([
+                '"', '/', '\\', ':', ';', '|', '=', ',', '+', '*', '?', '<', '>', '@', '[', ']',
+            ]) {
                 let detail = "runAsUserName's User cannot contain the following characters: \"/\\:;|=,+*?<>@[]";
                 errors.invalid(&user, detail);
             }
@@ -215,7 +282,9 @@ fn windows(options: &Field<'_>, errors: &mut FieldErrors) {
 
 /// Containers of the machine itself, as Windows has them: all or none, and on the machine's network.
 pub fn host_process(spec: &Field<'_>, errors: &mut FieldErrors) {
-    let of_pod = spec.below(&["securityContext", "windowsOptions", "hostProcess"]).opt_bool();
+    let of_pod = spec
+        .below(&["securityContext", "windowsOptions", "hostProcess"])
+        .opt_bool();
     let (mut all, mut host) = (0, 0);
     for container in all_containers(spec) {
         all += 1;
@@ -223,7 +292,8 @@ pub fn host_process(spec: &Field<'_>, errors: &mut FieldErrors) {
         if let (Some(pod), Some(own)) = (of_pod, field.opt_bool())
             && pod != own
         {
-            let detail = format!("pod hostProcess value must be identical if both are specified, was {pod}");
+            let detail =
+                format!("pod hostProcess value must be identical if both are specified, was {pod}");
             errors.invalid(&field, detail);
         }
         host += i32::from(field.opt_bool().or(of_pod) == Some(true));
@@ -246,9 +316,16 @@ pub fn host_users(spec: &Field<'_>, errors: &mut FieldErrors) {
     if spec.child("hostUsers").opt_bool() != Some(false) {
         return;
     }
-    for (field, told) in [("hostNetwork", "hostNetwork"), ("hostPID", "HostPID"), ("hostIPC", "HostIPC")] {
+    for (field, told) in [
+        ("hostNetwork", "hostNetwork"),
+        ("hostPID", "HostPID"),
+        ("hostIPC", "HostIPC"),
+    ] {
         if spec.child(field).bool() {
-            errors.forbidden(&spec.path().child(told), "when `pod.Spec.HostUsers` is false");
+            errors.forbidden(
+                &spec.path().child(told),
+                "when `pod.Spec.HostUsers` is false",
+            );
         }
     }
 }
@@ -265,7 +342,9 @@ pub fn operating_system(spec: &Field<'_>, errors: &mut FieldErrors) {
         "linux" => {
             let refusal = "windows options cannot be set for a linux pod";
             let contexts = std::iter::once(spec.child("securityContext"));
-            for context in contexts.chain(all_containers(spec).map(|container| container.child("securityContext"))) {
+            for context in contexts
+                .chain(all_containers(spec).map(|container| container.child("securityContext")))
+            {
                 if context.child("windowsOptions").is_set() {
                     errors.forbidden(context.child("windowsOptions").path(), refusal);
                 }
@@ -285,15 +364,37 @@ pub fn operating_system(spec: &Field<'_>, errors: &mut FieldErrors) {
             };
             forbid(&context, &["appArmorProfile", "seLinuxOptions"], errors);
             forbid(spec, &["hostUsers", "hostPID", "hostIPC"], errors);
-            forbid(&context, &["seccompProfile", "fsGroup", "fsGroupChangePolicy", "sysctls"], errors);
+            forbid(
+                &context,
+                &[
+                    "seccompProfile",
+                    "fsGroup",
+                    "fsGroupChangePolicy",
+                    "sysctls",
+                ],
+                errors,
+            );
             forbid(spec, &["shareProcessNamespace"], errors);
-            let rest =
-                ["runAsUser", "runAsGroup", "supplementalGroups", "supplementalGroupsPolicy", "seLinuxChangePolicy"];
+            let rest = [
+                "runAsUser",
+                "runAsGroup",
+                "supplementalGroups",
+                "supplementalGroupsPolicy",
+                "seLinuxChangePolicy",
+            ];
             forbid(&context, &rest, errors);
             for container in all_containers(spec) {
                 let fields = [
-                    "appArmorProfile", "seLinuxOptions", "seccompProfile", "capabilities", "readOnlyRootFilesystem",
-                    "privileged", "allowPrivilegeEscalation", "procMount", "runAsUser", "runAsGroup",
+                    "appArmorProfile",
+                    "seLinuxOptions",
+                    "seccompProfile",
+                    "capabilities",
+                    "readOnlyRootFilesystem",
+                    "privileged",
+                    "allowPrivilegeEscalation",
+                    "procMount",
+                    "runAsUser",
+                    "runAsGroup",
                 ];
                 forbid(&container.child("securityContext"), &fields, errors);
             }
@@ -310,13 +411,20 @@ pub fn annotations(annotations: &Field<'_>, spec: &Field<'_>, errors: &mut Field
         }
     }
     for (key, value) in annotations.entries() {
-        let Some(name) = key.strip_prefix(APP_ARMOR) else { continue };
+        let Some(name) = key.strip_prefix(APP_ARMOR) else {
+            continue;
+        };
         if !all_containers(spec).any(|container| container.child("name").str() == name) {
             errors.invalid_str(value.path(), name, "container not found");
         }
         let profile = value.str();
-        if !matches!(profile, "" | "runtime/default" | "unconfined") && !profile.starts_with("localhost/") {
-            let detail = format!("invalid AppArmor profile name: {}", crate::validation::field::quote(profile));
+        if !matches!(profile, "" | "runtime/default" | "unconfined")
+            && !profile.starts_with("localhost/")
+        {
+            let detail = format!(
+                "invalid AppArmor profile name: {}",
+                crate::validation::field::quote(profile)
+            );
             errors.invalid_str(value.path(), profile, detail);
         }
     }
@@ -349,10 +457,18 @@ pub fn annotations_match(annotations: &Field<'_>, spec: &Field<'_>, errors: &mut
         }
     };
     let context = spec.child("securityContext");
-    seccomp(annotation(SECCOMP), &context.child("seccompProfile"), errors);
+    seccomp(
+        annotation(SECCOMP),
+        &context.child("seccompProfile"),
+        errors,
+    );
     for container in all_containers(spec) {
         let key = format!("{CONTAINER_SECCOMP}{}", container.child("name").str());
-        seccomp(annotation(&key), &container.below(&["securityContext", "seccompProfile"]), errors);
+        seccomp(
+            annotation(&key),
+            &container.below(&["securityContext", "seccompProfile"]),
+            errors,
+        );
     }
     if spec.below(&["os", "name"]).str() == "windows" {
         return;
@@ -362,10 +478,14 @@ pub fn annotations_match(annotations: &Field<'_>, spec: &Field<'_>, errors: &mut
         let profile = if own.is_set() {
             own
         } else {
-            context.child("appArmorProfile").with_path(own.path().clone())
+            context
+                .child("appArmorProfile")
+                .with_path(own.path().clone())
         };
         let key = format!("{APP_ARMOR}{}", container.child("name").str());
-        let Some(text) = annotation(&key).filter(|_| profile.is_set()) else { continue };
+        let Some(text) = annotation(&key).filter(|_| profile.is_set()) else {
+            continue;
+        };
         let plain = match profile.child("type").str() {
             "Unconfined" => text == "unconfined",
             "RuntimeDefault" => text == "runtime/default",
@@ -375,7 +495,10 @@ pub fn annotations_match(annotations: &Field<'_>, spec: &Field<'_>, errors: &mut
             }
         };
         if !plain {
-            errors.forbidden(&profile.path().child("type"), "apparmor type in annotation and field must match");
+            errors.forbidden(
+                &profile.path().child("type"),
+                "apparmor type in annotation and field must match",
+            );
         }
     }
 }
@@ -391,7 +514,10 @@ fn local_match(text: &str, profile: &Field<'_>, what: &str, errors: &mut FieldEr
             errors.forbidden(&profile.path().child("type"), detail);
         }
         Some(name) if local.opt_str() != Some(name) => {
-            errors.forbidden(local.path(), format!("{what} profile in annotation and field must match"));
+            errors.forbidden(
+                local.path(),
+                format!("{what} profile in annotation and field must match"),
+            );
         }
         Some(_) => {}
     }
@@ -406,10 +532,16 @@ pub fn annotation_updates(new: &Field<'_>, old: &Field<'_>, errors: &mut FieldEr
             continue;
         }
         if key.starts_with(APP_ARMOR) {
-            errors.forbidden(&new.path().key(key), "may not remove or update AppArmor annotations");
+            errors.forbidden(
+                &new.path().key(key),
+                "may not remove or update AppArmor annotations",
+            );
         }
         if key == mirror {
-            errors.forbidden(&new.path().key(key), "may not remove or update mirror pod annotation");
+            errors.forbidden(
+                &new.path().key(key),
+                "may not remove or update mirror pod annotation",
+            );
         }
     }
     for (key, after) in new.entries() {

@@ -1,13 +1,8 @@
-//! A pod's spec the way the reference prints it inside messages: every field of every type, in the
-//! order and under the names of its own Go types.
-
-use std::fmt::Write;
-
-use serde_json::Value;
+//! The reference's own types, as far as a pod's spec goes: facts, no code.
 
 /// How one field is printed.
 #[derive(Clone, Copy)]
-enum Kind {
+pub enum Kind {
     /// Text; absent is "".
     Text,
     /// A number; absent is 0.
@@ -32,29 +27,52 @@ enum Kind {
 }
 
 /// Name as Go has it, as JSON has it, and how it is printed.
-type Entry = (&'static str, &'static str, Kind);
-type Type = [Entry];
+pub type Entry = (&'static str, &'static str, Kind);
+pub type Type = [Entry];
 
-use Kind::{External, Flag, Inline, IntOrString, List, Nullable, Number, Pointer, Quantity, Struct, Text};
+use Kind::{
+    External, Flag, Inline, IntOrString, List, Nullable, Number, Pointer, Quantity, Struct, Text,
+};
 
 const SELECTOR: &[&str] = &["matchLabels", "matchExpressions"];
 
 static NAME: &Type = &[("Name", "name", Text)];
-static KEY_TO_PATH: &Type = &[("Key", "key", Text), ("Path", "path", Text), ("Mode", "mode", Nullable)];
-static FIELD_REF: &Type = &[("APIVersion", "apiVersion", Text), ("FieldPath", "fieldPath", Text)];
-static RESOURCE_REF: &Type =
-    &[("ContainerName", "containerName", Text), ("Resource", "resource", Text), ("Divisor", "divisor", Quantity)];
+static KEY_TO_PATH: &Type = &[
+    ("Key", "key", Text),
+    ("Path", "path", Text),
+    ("Mode", "mode", Nullable),
+];
+static FIELD_REF: &Type = &[
+    ("APIVersion", "apiVersion", Text),
+    ("FieldPath", "fieldPath", Text),
+];
+static RESOURCE_REF: &Type = &[
+    ("ContainerName", "containerName", Text),
+    ("Resource", "resource", Text),
+    ("Divisor", "divisor", Quantity),
+];
 static DOWNWARD_FILE: &Type = &[
     ("Path", "path", Text),
     ("FieldRef", "fieldRef", Pointer(FIELD_REF)),
-    ("ResourceFieldRef", "resourceFieldRef", Pointer(RESOURCE_REF)),
+    (
+        "ResourceFieldRef",
+        "resourceFieldRef",
+        Pointer(RESOURCE_REF),
+    ),
     ("Mode", "mode", Nullable),
 ];
-static NAMED_ITEMS: &Type =
-    &[("Name", "name", Text), ("Items", "items", List(KEY_TO_PATH)), ("Optional", "optional", Nullable)];
+static NAMED_ITEMS: &Type = &[
+    ("Name", "name", Text),
+    ("Items", "items", List(KEY_TO_PATH)),
+    ("Optional", "optional", Nullable),
+];
 static PROJECTION: &Type = &[
     ("Secret", "secret", Pointer(NAMED_ITEMS)),
-    ("DownwardAPI", "downwardAPI", Pointer(&[("Items", "items", List(DOWNWARD_FILE))])),
+    (
+        "DownwardAPI",
+        "downwardAPI",
+        Pointer(&[("Items", "items", List(DOWNWARD_FILE))]),
+    ),
     ("ConfigMap", "configMap", Pointer(NAMED_ITEMS)),
     (
         "ServiceAccountToken",
@@ -94,14 +112,25 @@ static OBJECT_META: &[&str] = &["name", "generateName", "namespace", "labels", "
 static CLAIM_SPEC: &Type = &[
     ("AccessModes", "accessModes", Nullable),
     ("Selector", "selector", External(SELECTOR)),
-    ("Resources", "resources", Struct(&[("Limits", "limits", Nullable), ("Requests", "requests", Nullable)])),
+    (
+        "Resources",
+        "resources",
+        Struct(&[
+            ("Limits", "limits", Nullable),
+            ("Requests", "requests", Nullable),
+        ]),
+    ),
     ("VolumeName", "volumeName", Text),
     ("StorageClassName", "storageClassName", Nullable),
     ("VolumeMode", "volumeMode", Nullable),
     (
         "DataSource",
         "dataSource",
-        Pointer(&[("APIGroup", "apiGroup", Nullable), ("Kind", "kind", Text), ("Name", "name", Text)]),
+        Pointer(&[
+            ("APIGroup", "apiGroup", Nullable),
+            ("Kind", "kind", Text),
+            ("Name", "name", Text),
+        ]),
     ),
     (
         "DataSourceRef",
@@ -113,11 +142,26 @@ static CLAIM_SPEC: &Type = &[
             ("Namespace", "namespace", Nullable),
         ]),
     ),
-    ("VolumeAttributesClassName", "volumeAttributesClassName", Nullable),
+    (
+        "VolumeAttributesClassName",
+        "volumeAttributesClassName",
+        Nullable,
+    ),
 ];
 static VOLUME_SOURCE: &Type = &[
-    ("HostPath", "hostPath", Pointer(&[("Path", "path", Text), ("Type", "type", Nullable)])),
-    ("EmptyDir", "emptyDir", Pointer(&[("Medium", "medium", Text), ("SizeLimit", "sizeLimit", Nullable)])),
+    (
+        "HostPath",
+        "hostPath",
+        Pointer(&[("Path", "path", Text), ("Type", "type", Nullable)]),
+    ),
+    (
+        "EmptyDir",
+        "emptyDir",
+        Pointer(&[
+            ("Medium", "medium", Text),
+            ("SizeLimit", "sizeLimit", Nullable),
+        ]),
+    ),
     (
         "GCEPersistentDisk",
         "gcePersistentDisk",
@@ -141,7 +185,11 @@ static VOLUME_SOURCE: &Type = &[
     (
         "GitRepo",
         "gitRepo",
-        Pointer(&[("Repository", "repository", Text), ("Revision", "revision", Text), ("Directory", "directory", Text)]),
+        Pointer(&[
+            ("Repository", "repository", Text),
+            ("Revision", "revision", Text),
+            ("Directory", "directory", Text),
+        ]),
     ),
     (
         "Secret",
@@ -153,7 +201,15 @@ static VOLUME_SOURCE: &Type = &[
             ("Optional", "optional", Nullable),
         ]),
     ),
-    ("NFS", "nfs", Pointer(&[("Server", "server", Text), ("Path", "path", Text), ("ReadOnly", "readOnly", Flag)])),
+    (
+        "NFS",
+        "nfs",
+        Pointer(&[
+            ("Server", "server", Text),
+            ("Path", "path", Text),
+            ("ReadOnly", "readOnly", Flag),
+        ]),
+    ),
     (
         "ISCSI",
         "iscsi",
@@ -174,12 +230,19 @@ static VOLUME_SOURCE: &Type = &[
     (
         "Glusterfs",
         "glusterfs",
-        Pointer(&[("EndpointsName", "endpoints", Text), ("Path", "path", Text), ("ReadOnly", "readOnly", Flag)]),
+        Pointer(&[
+            ("EndpointsName", "endpoints", Text),
+            ("Path", "path", Text),
+            ("ReadOnly", "readOnly", Flag),
+        ]),
     ),
     (
         "PersistentVolumeClaim",
         "persistentVolumeClaim",
-        Pointer(&[("ClaimName", "claimName", Text), ("ReadOnly", "readOnly", Flag)]),
+        Pointer(&[
+            ("ClaimName", "claimName", Text),
+            ("ReadOnly", "readOnly", Flag),
+        ]),
     ),
     (
         "RBD",
@@ -240,11 +303,21 @@ static VOLUME_SOURCE: &Type = &[
             ("ReadOnly", "readOnly", Flag),
         ]),
     ),
-    ("Flocker", "flocker", Pointer(&[("DatasetName", "datasetName", Text), ("DatasetUUID", "datasetUUID", Text)])),
+    (
+        "Flocker",
+        "flocker",
+        Pointer(&[
+            ("DatasetName", "datasetName", Text),
+            ("DatasetUUID", "datasetUUID", Text),
+        ]),
+    ),
     (
         "DownwardAPI",
         "downwardAPI",
-        Pointer(&[("Items", "items", List(DOWNWARD_FILE)), ("DefaultMode", "defaultMode", Nullable)]),
+        Pointer(&[
+            ("Items", "items", List(DOWNWARD_FILE)),
+            ("DefaultMode", "defaultMode", Nullable),
+        ]),
     ),
     (
         "FC",
@@ -260,7 +333,11 @@ static VOLUME_SOURCE: &Type = &[
     (
         "AzureFile",
         "azureFile",
-        Pointer(&[("SecretName", "secretName", Text), ("ShareName", "shareName", Text), ("ReadOnly", "readOnly", Flag)]),
+        Pointer(&[
+            ("SecretName", "secretName", Text),
+            ("ShareName", "shareName", Text),
+            ("ReadOnly", "readOnly", Flag),
+        ]),
     ),
     (
         "ConfigMap",
@@ -294,16 +371,27 @@ static VOLUME_SOURCE: &Type = &[
             ("Kind", "kind", Nullable),
         ]),
     ),
-    ("PhotonPersistentDisk", "photonPersistentDisk", Pointer(&[("PdID", "pdID", Text), ("FSType", "fsType", Text)])),
+    (
+        "PhotonPersistentDisk",
+        "photonPersistentDisk",
+        Pointer(&[("PdID", "pdID", Text), ("FSType", "fsType", Text)]),
+    ),
     (
         "Projected",
         "projected",
-        Pointer(&[("Sources", "sources", List(PROJECTION)), ("DefaultMode", "defaultMode", Nullable)]),
+        Pointer(&[
+            ("Sources", "sources", List(PROJECTION)),
+            ("DefaultMode", "defaultMode", Nullable),
+        ]),
     ),
     (
         "PortworxVolume",
         "portworxVolume",
-        Pointer(&[("VolumeID", "volumeID", Text), ("FSType", "fsType", Text), ("ReadOnly", "readOnly", Flag)]),
+        Pointer(&[
+            ("VolumeID", "volumeID", Text),
+            ("FSType", "fsType", Text),
+            ("ReadOnly", "readOnly", Flag),
+        ]),
     ),
     (
         "ScaleIO",
@@ -340,7 +428,11 @@ static VOLUME_SOURCE: &Type = &[
             ("ReadOnly", "readOnly", Nullable),
             ("FSType", "fsType", Nullable),
             ("VolumeAttributes", "volumeAttributes", Nullable),
-            ("NodePublishSecretRef", "nodePublishSecretRef", Pointer(NAME)),
+            (
+                "NodePublishSecretRef",
+                "nodePublishSecretRef",
+                Pointer(NAME),
+            ),
         ]),
     ),
     (
@@ -349,10 +441,20 @@ static VOLUME_SOURCE: &Type = &[
         Pointer(&[(
             "VolumeClaimTemplate",
             "volumeClaimTemplate",
-            Pointer(&[("", "metadata", External(OBJECT_META)), ("Spec", "spec", Struct(CLAIM_SPEC))]),
+            Pointer(&[
+                ("", "metadata", External(OBJECT_META)),
+                ("Spec", "spec", Struct(CLAIM_SPEC)),
+            ]),
         )]),
     ),
-    ("Image", "image", Pointer(&[("Reference", "reference", Text), ("PullPolicy", "pullPolicy", Text)])),
+    (
+        "Image",
+        "image",
+        Pointer(&[
+            ("Reference", "reference", Text),
+            ("PullPolicy", "pullPolicy", Text),
+        ]),
+    ),
 ];
 static VOLUME: &Type = &[("Name", "name", Text), ("", "", Inline(VOLUME_SOURCE))];
 
@@ -361,7 +463,11 @@ static HTTP_GET: &Type = &[
     ("Port", "port", IntOrString),
     ("Host", "host", Text),
     ("Scheme", "scheme", Text),
-    ("HTTPHeaders", "httpHeaders", List(&[("Name", "name", Text), ("Value", "value", Text)])),
+    (
+        "HTTPHeaders",
+        "httpHeaders",
+        List(&[("Name", "name", Text), ("Value", "value", Text)]),
+    ),
 ];
 static EXEC: &Type = &[("Command", "command", Nullable)];
 static TCP: &Type = &[("Port", "port", IntOrString), ("Host", "host", Text)];
@@ -369,13 +475,21 @@ static PROBE: &Type = &[
     ("Exec", "exec", Pointer(EXEC)),
     ("HTTPGet", "httpGet", Pointer(HTTP_GET)),
     ("TCPSocket", "tcpSocket", Pointer(TCP)),
-    ("GRPC", "grpc", Pointer(&[("Port", "port", Number), ("Service", "service", Nullable)])),
+    (
+        "GRPC",
+        "grpc",
+        Pointer(&[("Port", "port", Number), ("Service", "service", Nullable)]),
+    ),
     ("InitialDelaySeconds", "initialDelaySeconds", Number),
     ("TimeoutSeconds", "timeoutSeconds", Number),
     ("PeriodSeconds", "periodSeconds", Number),
     ("SuccessThreshold", "successThreshold", Number),
     ("FailureThreshold", "failureThreshold", Number),
-    ("TerminationGracePeriodSeconds", "terminationGracePeriodSeconds", Nullable),
+    (
+        "TerminationGracePeriodSeconds",
+        "terminationGracePeriodSeconds",
+        Nullable,
+    ),
 ];
 static HOOK: &Type = &[
     ("Exec", "exec", Pointer(EXEC)),
@@ -383,16 +497,28 @@ static HOOK: &Type = &[
     ("TCPSocket", "tcpSocket", Pointer(TCP)),
     ("Sleep", "sleep", Pointer(&[("Seconds", "seconds", Number)])),
 ];
-static SELINUX: &Type = &[("User", "user", Text), ("Role", "role", Text), ("Type", "type", Text), ("Level", "level", Text)];
+static SELINUX: &Type = &[
+    ("User", "user", Text),
+    ("Role", "role", Text),
+    ("Type", "type", Text),
+    ("Level", "level", Text),
+];
 static WINDOWS: &Type = &[
     ("GMSACredentialSpecName", "gmsaCredentialSpecName", Nullable),
     ("GMSACredentialSpec", "gmsaCredentialSpec", Nullable),
     ("RunAsUserName", "runAsUserName", Nullable),
     ("HostProcess", "hostProcess", Nullable),
 ];
-static PROFILE: &Type = &[("Type", "type", Text), ("LocalhostProfile", "localhostProfile", Nullable)];
-static SECURITY: &Type = &[
-    ("Capabilities", "capabilities", Pointer(&[("Add", "add", Nullable), ("Drop", "drop", Nullable)])),
+static PROFILE: &Type = &[
+    ("Type", "type", Text),
+    ("LocalhostProfile", "localhostProfile", Nullable),
+];
+pub static SECURITY: &Type = &[
+    (
+        "Capabilities",
+        "capabilities",
+        Pointer(&[("Add", "add", Nullable), ("Drop", "drop", Nullable)]),
+    ),
     ("Privileged", "privileged", Nullable),
     ("SELinuxOptions", "seLinuxOptions", Pointer(SELINUX)),
     ("WindowsOptions", "windowsOptions", Pointer(WINDOWS)),
@@ -400,12 +526,20 @@ static SECURITY: &Type = &[
     ("RunAsGroup", "runAsGroup", Nullable),
     ("RunAsNonRoot", "runAsNonRoot", Nullable),
     ("ReadOnlyRootFilesystem", "readOnlyRootFilesystem", Nullable),
-    ("AllowPrivilegeEscalation", "allowPrivilegeEscalation", Nullable),
+    (
+        "AllowPrivilegeEscalation",
+        "allowPrivilegeEscalation",
+        Nullable,
+    ),
     ("ProcMount", "procMount", Nullable),
     ("SeccompProfile", "seccompProfile", Pointer(PROFILE)),
     ("AppArmorProfile", "appArmorProfile", Pointer(PROFILE)),
 ];
-static KEY_SELECTOR: &Type = &[("Name", "name", Text), ("Key", "key", Text), ("Optional", "optional", Nullable)];
+static KEY_SELECTOR: &Type = &[
+    ("Name", "name", Text),
+    ("Key", "key", Text),
+    ("Optional", "optional", Nullable),
+];
 static ENV: &Type = &[
     ("Name", "name", Text),
     ("Value", "value", Text),
@@ -414,7 +548,11 @@ static ENV: &Type = &[
         "valueFrom",
         Pointer(&[
             ("FieldRef", "fieldRef", Pointer(FIELD_REF)),
-            ("ResourceFieldRef", "resourceFieldRef", Pointer(RESOURCE_REF)),
+            (
+                "ResourceFieldRef",
+                "resourceFieldRef",
+                Pointer(RESOURCE_REF),
+            ),
             ("ConfigMapKeyRef", "configMapKeyRef", Pointer(KEY_SELECTOR)),
             ("SecretKeyRef", "secretKeyRef", Pointer(KEY_SELECTOR)),
             (
@@ -434,7 +572,11 @@ static OPTIONAL_NAME: &Type = &[("Name", "name", Text), ("Optional", "optional",
 static RESOURCES: &Type = &[
     ("Limits", "limits", Nullable),
     ("Requests", "requests", Nullable),
-    ("Claims", "claims", List(&[("Name", "name", Text), ("Request", "request", Text)])),
+    (
+        "Claims",
+        "claims",
+        List(&[("Name", "name", Text), ("Request", "request", Text)]),
+    ),
 ];
 static CONTAINER: &Type = &[
     ("Name", "name", Text),
@@ -467,7 +609,10 @@ static CONTAINER: &Type = &[
     (
         "ResizePolicy",
         "resizePolicy",
-        List(&[("ResourceName", "resourceName", Text), ("RestartPolicy", "restartPolicy", Text)]),
+        List(&[
+            ("ResourceName", "resourceName", Text),
+            ("RestartPolicy", "restartPolicy", Text),
+        ]),
     ),
     ("RestartPolicy", "restartPolicy", Nullable),
     (
@@ -475,7 +620,14 @@ static CONTAINER: &Type = &[
         "restartPolicyRules",
         List(&[
             ("Action", "action", Text),
-            ("ExitCodes", "exitCodes", Pointer(&[("Operator", "operator", Text), ("Values", "values", Nullable)])),
+            (
+                "ExitCodes",
+                "exitCodes",
+                Pointer(&[
+                    ("Operator", "operator", Text),
+                    ("Values", "values", Nullable),
+                ]),
+            ),
         ]),
     ),
     (
@@ -491,7 +643,11 @@ static CONTAINER: &Type = &[
             ("SubPathExpr", "subPathExpr", Text),
         ]),
     ),
-    ("VolumeDevices", "volumeDevices", List(&[("Name", "name", Text), ("DevicePath", "devicePath", Text)])),
+    (
+        "VolumeDevices",
+        "volumeDevices",
+        List(&[("Name", "name", Text), ("DevicePath", "devicePath", Text)]),
+    ),
     ("LivenessProbe", "livenessProbe", Pointer(PROBE)),
     ("ReadinessProbe", "readinessProbe", Pointer(PROBE)),
     ("StartupProbe", "startupProbe", Pointer(PROBE)),
@@ -512,7 +668,10 @@ static CONTAINER: &Type = &[
     ("StdinOnce", "stdinOnce", Flag),
     ("TTY", "tty", Flag),
 ];
-static EPHEMERAL: &Type = &[("", "", Inline(CONTAINER)), ("TargetContainerName", "targetContainerName", Text)];
+pub static EPHEMERAL: &Type = &[
+    ("", "", Inline(CONTAINER)),
+    ("TargetContainerName", "targetContainerName", Text),
+];
 
 /// The reference keeps what concerns the machine's namespaces here; JSON has it in the spec.
 static POD_SECURITY: &Type = &[
@@ -527,18 +686,32 @@ static POD_SECURITY: &Type = &[
     ("RunAsGroup", "runAsGroup", Nullable),
     ("RunAsNonRoot", "runAsNonRoot", Nullable),
     ("SupplementalGroups", "supplementalGroups", Nullable),
-    ("SupplementalGroupsPolicy", "supplementalGroupsPolicy", Nullable),
+    (
+        "SupplementalGroupsPolicy",
+        "supplementalGroupsPolicy",
+        Nullable,
+    ),
     ("FSGroup", "fsGroup", Nullable),
     ("FSGroupChangePolicy", "fsGroupChangePolicy", Nullable),
-    ("Sysctls", "sysctls", List(&[("Name", "name", Text), ("Value", "value", Text)])),
+    (
+        "Sysctls",
+        "sysctls",
+        List(&[("Name", "name", Text), ("Value", "value", Text)]),
+    ),
     ("SeccompProfile", "seccompProfile", Pointer(PROFILE)),
     ("AppArmorProfile", "appArmorProfile", Pointer(PROFILE)),
     ("SELinuxChangePolicy", "seLinuxChangePolicy", Nullable),
 ];
 
-static REQUIREMENT: &Type = &[("Key", "key", Text), ("Operator", "operator", Text), ("Values", "values", Nullable)];
-static NODE_TERM: &Type =
-    &[("MatchExpressions", "matchExpressions", List(REQUIREMENT)), ("MatchFields", "matchFields", List(REQUIREMENT))];
+static REQUIREMENT: &Type = &[
+    ("Key", "key", Text),
+    ("Operator", "operator", Text),
+    ("Values", "values", Nullable),
+];
+static NODE_TERM: &Type = &[
+    ("MatchExpressions", "matchExpressions", List(REQUIREMENT)),
+    ("MatchFields", "matchFields", List(REQUIREMENT)),
+];
 static POD_TERM: &Type = &[
     ("LabelSelector", "labelSelector", External(SELECTOR)),
     ("Namespaces", "namespaces", Nullable),
@@ -550,11 +723,18 @@ static POD_TERM: &Type = &[
 const REQUIRED: &str = "requiredDuringSchedulingIgnoredDuringExecution";
 const PREFERRED: &str = "preferredDuringSchedulingIgnoredDuringExecution";
 static POD_AFFINITY: &Type = &[
-    ("RequiredDuringSchedulingIgnoredDuringExecution", REQUIRED, List(POD_TERM)),
+    (
+        "RequiredDuringSchedulingIgnoredDuringExecution",
+        REQUIRED,
+        List(POD_TERM),
+    ),
     (
         "PreferredDuringSchedulingIgnoredDuringExecution",
         PREFERRED,
-        List(&[("Weight", "weight", Number), ("PodAffinityTerm", "podAffinityTerm", Struct(POD_TERM))]),
+        List(&[
+            ("Weight", "weight", Number),
+            ("PodAffinityTerm", "podAffinityTerm", Struct(POD_TERM)),
+        ]),
     ),
 ];
 static NODE_AFFINITY: &Type = &[
@@ -566,22 +746,37 @@ static NODE_AFFINITY: &Type = &[
     (
         "PreferredDuringSchedulingIgnoredDuringExecution",
         PREFERRED,
-        List(&[("Weight", "weight", Number), ("Preference", "preference", Struct(NODE_TERM))]),
+        List(&[
+            ("Weight", "weight", Number),
+            ("Preference", "preference", Struct(NODE_TERM)),
+        ]),
     ),
 ];
 
-static POD_SPEC: &Type = &[
+pub static POD_SPEC: &Type = &[
     ("Volumes", "volumes", List(VOLUME)),
     ("InitContainers", "initContainers", List(CONTAINER)),
     ("Containers", "containers", List(CONTAINER)),
-    ("EphemeralContainers", "ephemeralContainers", List(EPHEMERAL)),
+    (
+        "EphemeralContainers",
+        "ephemeralContainers",
+        List(EPHEMERAL),
+    ),
     ("RestartPolicy", "restartPolicy", Text),
-    ("TerminationGracePeriodSeconds", "terminationGracePeriodSeconds", Nullable),
+    (
+        "TerminationGracePeriodSeconds",
+        "terminationGracePeriodSeconds",
+        Nullable,
+    ),
     ("ActiveDeadlineSeconds", "activeDeadlineSeconds", Nullable),
     ("DNSPolicy", "dnsPolicy", Text),
     ("NodeSelector", "nodeSelector", Nullable),
     ("ServiceAccountName", "serviceAccountName", Text),
-    ("AutomountServiceAccountToken", "automountServiceAccountToken", Nullable),
+    (
+        "AutomountServiceAccountToken",
+        "automountServiceAccountToken",
+        Nullable,
+    ),
     ("NodeName", "nodeName", Text),
     ("SecurityContext", "securityContext", Pointer(POD_SECURITY)),
     ("ImagePullSecrets", "imagePullSecrets", List(NAME)),
@@ -609,7 +804,11 @@ static POD_SPEC: &Type = &[
             ("TolerationSeconds", "tolerationSeconds", Nullable),
         ]),
     ),
-    ("HostAliases", "hostAliases", List(&[("IP", "ip", Text), ("Hostnames", "hostnames", Nullable)])),
+    (
+        "HostAliases",
+        "hostAliases",
+        List(&[("IP", "ip", Text), ("Hostnames", "hostnames", Nullable)]),
+    ),
     ("PriorityClassName", "priorityClassName", Text),
     ("Priority", "priority", Nullable),
     ("PreemptionPolicy", "preemptionPolicy", Nullable),
@@ -619,10 +818,18 @@ static POD_SPEC: &Type = &[
         Pointer(&[
             ("Nameservers", "nameservers", Nullable),
             ("Searches", "searches", Nullable),
-            ("Options", "options", List(&[("Name", "name", Text), ("Value", "value", Nullable)])),
+            (
+                "Options",
+                "options",
+                List(&[("Name", "name", Text), ("Value", "value", Nullable)]),
+            ),
         ]),
     ),
-    ("ReadinessGates", "readinessGates", List(&[("ConditionType", "conditionType", Text)])),
+    (
+        "ReadinessGates",
+        "readinessGates",
+        List(&[("ConditionType", "conditionType", Text)]),
+    ),
     ("RuntimeClassName", "runtimeClassName", Nullable),
     ("Overhead", "overhead", Nullable),
     ("EnableServiceLinks", "enableServiceLinks", Nullable),
@@ -648,7 +855,11 @@ static POD_SPEC: &Type = &[
         List(&[
             ("Name", "name", Text),
             ("ResourceClaimName", "resourceClaimName", Nullable),
-            ("ResourceClaimTemplateName", "resourceClaimTemplateName", Nullable),
+            (
+                "ResourceClaimTemplateName",
+                "resourceClaimTemplateName",
+                Nullable,
+            ),
         ]),
     ),
     ("Resources", "resources", Pointer(RESOURCES)),
@@ -659,163 +870,3 @@ static POD_SPEC: &Type = &[
         Pointer(&[("PodGroupName", "podGroupName", Nullable)]),
     ),
 ];
-
-/// Writes JSON, indented by one space a level, or on one line.
-struct Writer<'a> {
-    out: String,
-    level: usize,
-    pretty: bool,
-    /// The pod's spec, for fields that the reference keeps elsewhere.
-    spec: &'a Value,
-}
-
-impl Writer<'_> {
-    fn line(&mut self) {
-        if self.pretty {
-            self.out.push('\n');
-            self.out.extend(std::iter::repeat_n(' ', self.level));
-        }
-    }
-
-    fn key(&mut self, name: &str, first: &mut bool) {
-        if !std::mem::take(first) {
-            self.out.push(',');
-        }
-        self.line();
-        let _ = write!(self.out, "\"{name}\":{}", if self.pretty { " " } else { "" });
-    }
-
-    fn object(&mut self, of: &Type, value: Option<&Value>) {
-        self.out.push('{');
-        self.level += 1;
-        let mut first = true;
-        self.fields(of, value, &mut first);
-        self.level -= 1;
-        if !first {
-            self.line();
-        }
-        self.out.push('}');
-    }
-
-    fn fields(&mut self, of: &Type, value: Option<&Value>, first: &mut bool) {
-        for (name, json, kind) in of {
-            if let Inline(inner) = kind {
-                self.fields(inner, value, first);
-                continue;
-            }
-            let field = match json.strip_prefix('/') {
-                Some(outer) => self.spec.get(outer),
-                None => value.and_then(|value| value.get(*json)),
-            };
-            let field = field.filter(|field| !field.is_null());
-            // Metadata is inline, too, and leaves out what is empty.
-            if name.is_empty() {
-                if let (External(keys), Some(field)) = (kind, field) {
-                    self.external_fields(keys, field, first);
-                }
-                continue;
-            }
-            self.key(name, first);
-            self.value(*kind, field);
-        }
-    }
-
-    fn value(&mut self, kind: Kind, field: Option<&Value>) {
-        match (kind, field) {
-            (Text, None) => self.out.push_str("\"\""),
-            (Quantity, None) => self.out.push_str("\"0\""),
-            (Number | IntOrString, None) => self.out.push('0'),
-            (Flag, None) => self.out.push_str("false"),
-            (Struct(of), field) => self.object(of, field),
-            (_, None) => self.out.push_str("null"),
-            (Pointer(of), field) => self.object(of, field),
-            (List(of), Some(field)) => {
-                let list = field.as_array().map(Vec::as_slice).unwrap_or_default();
-                self.list(list.iter(), |this, item| this.object(of, Some(item)));
-            }
-            (External(keys), Some(field)) => {
-                self.out.push('{');
-                self.level += 1;
-                let mut first = true;
-                self.external_fields(keys, field, &mut first);
-                self.level -= 1;
-                if !first {
-                    self.line();
-                }
-                self.out.push('}');
-            }
-            (_, Some(field)) => self.plain(field),
-        }
-    }
-
-    fn external_fields(&mut self, keys: &[&str], field: &Value, first: &mut bool) {
-        for key in keys {
-            if let Some(value) = field.get(*key) {
-                self.key(key, first);
-                self.plain(value);
-            }
-        }
-    }
-
-    fn list<'v>(&mut self, items: impl Iterator<Item = &'v Value>, write: impl Fn(&mut Self, &'v Value)) {
-        self.out.push('[');
-        self.level += 1;
-        let mut first = true;
-        for item in items {
-            if !std::mem::take(&mut first) {
-                self.out.push(',');
-            }
-            self.line();
-            write(self, item);
-        }
-        self.level -= 1;
-        if !first {
-            self.line();
-        }
-        self.out.push(']');
-    }
-
-    fn plain(&mut self, value: &Value) {
-        match value {
-            Value::Array(list) => self.list(list.iter(), Self::plain),
-            Value::Object(map) => {
-                self.out.push('{');
-                self.level += 1;
-                let mut first = true;
-                for (key, value) in map {
-                    self.key(key, &mut first);
-                    self.plain(value);
-                }
-                self.level -= 1;
-                if !first {
-                    self.line();
-                }
-                self.out.push('}');
-            }
-            other => {
-                let _ = write!(self.out, "{other}");
-            }
-        }
-    }
-}
-
-fn print(of: &Type, value: Option<&Value>, spec: &Value, pretty: bool) -> String {
-    let mut writer = Writer { out: String::new(), level: 0, pretty, spec };
-    writer.object(of, value);
-    writer.out
-}
-
-/// A pod's spec over many lines.
-pub fn pod_spec(spec: &Value) -> String {
-    print(POD_SPEC, Some(spec), spec, true)
-}
-
-/// A container put into a running pod, over many lines.
-pub fn ephemeral_container(container: &Value) -> String {
-    print(EPHEMERAL, Some(container), &Value::Null, true)
-}
-
-/// A container's security context on one line.
-pub fn container_security(context: Option<&Value>) -> String {
-    print(SECURITY, context, &Value::Null, false)
-}
