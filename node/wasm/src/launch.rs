@@ -143,7 +143,8 @@ impl Host {
     pub async fn stop(&self, grace: Duration) -> anyhow::Result<()> {
         let grace_seconds = u32::try_from(grace.as_secs()).unwrap_or(u32::MAX);
         let request = ShutdownRequest { grace_seconds };
-        let answer = self.client().shutdown(request);
+        let mut client = self.client();
+        let answer = client.shutdown(request);
         let asked = tokio::time::timeout(grace + Duration::from_secs(2), answer).await;
         if !matches!(asked, Ok(Ok(_))) || !self.identity.gone(Duration::from_secs(2)).await {
             self.identity.signal(Signal::KILL);

@@ -166,7 +166,7 @@ impl Scan {
                 for import in section {
                     let import = import?;
                     // Types may be imported beside instances; they ask nothing of the host.
-                    let name = import.name.name;
+                    let name = import.name.0;
                     let is_type = matches!(import.ty, wasmparser::ComponentTypeRef::Type(_));
                     if !is_type && !provided(name) {
                         self.foreign.insert(name.to_owned());
@@ -176,7 +176,7 @@ impl Scan {
             Payload::ComponentExportSection(section) => {
                 for export in section {
                     let export = export?;
-                    let name = export.name.name;
+                    let name = export.name.0;
                     if export.kind == ComponentExternalKind::Instance {
                         match interface(name) {
                             Some(("cli", "run", _)) => self.command = true,

@@ -1,0 +1,222 @@
+//! What one instance's store holds, and how guests are linked to it.
+
+use std::os::fd::AsRawFd as _;
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
+use wasmtime::component::{Component, Linker, ResourceTable};
+use wasmtime::{Engine, Store};
+use wasmtime_wasi::p1::WasiP1Ctx;
+use wasmtime_wasi::p2::bindings::CommandPre;
+use wasmtime_wasi::{FsPerms, WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
+use wasmtime_wasi_http::p2::bindings::ProxyPre;
+use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
+
+use crate::limits::{self, Cpu, Memory, Share};
+use crate::logs::{Log, Output, Stream};
+use crate::net::PodNet;
+use crate::net::http::Hooks;
+use crate::net::sockets::{self, SocketsView, View};
+use crate::proto::{ContainerSpec, ModuleKind};
+
+/// Resources a guest may hold in the host at once.
+const HANDLES: usize = 1 << 16;
+/// Bytes a guest may have the host copy in one call.
+const HOSTCALL_BYTES: usize = 128 << 20;
+const RANDOM_BYTES: u64 = 1 << 20;
+
+/// A component's store.
+pub struct State {
+    wasi: WasiCtx,
+    http: WasiHttpCtx,
+    table: ResourceTable,
+    hooks: Hooks,
+    net: Arc<PodNet>,
+    share: Share,
+}
+
+impl WasiView for State {
+    fn ctx(&mut self) -> WasiCtxView<'_> {
+        WasiCtxView { ctx: &mut self.wasi, table: &mut self.table }
+    }
+}
+
+impl WasiHttpView for State {
+    fn http(&mut self) -> WasiHttpCtxView<'_> {
+        WasiHttpCtxView { ctx: &mut self.http, table: &mut self.table, hooks: &mut self.hooks }
+    }
+}
+
+impl SocketsView for State {
+    fn pod_sockets(&mut self) -> View<'_> {
+        View { table: &mut self.table, net: &self.net }
+    }
+}
+
+/// A core module's store.
+pub struct CoreState {
+    wasi: WasiP1Ctx,
+    share: Share,
+}
+
+/// What a file gives once mapped and linked; shared by all containers of the module.
+#[derive(Clone)]
+pub enum Loaded {
+    Core(wasmtime::InstancePre<CoreState>),
+    Command(CommandPre<State>),
+    Proxy(ProxyPre<State>),
+}
+
+impl Loaded {
+    /// Maps a compiled module.
+    ///
+    /// # Safety
+    /// The file has to come from our own compiler's process, unchanged: its code is run.
+    pub unsafe fn map(engine: &Engine, kind: ModuleKind, path: &Path) -> anyhow::Result<Loaded> {
+        match kind {
+            ModuleKind::Core => {
+                // SAFETY: as the caller promises.
+                let module = unsafe { wasmtime::Module::deserialize_file(engine, path)? };
+                link_core(engine, &module)
+            }
+            _ => {
+                // SAFETY: as the caller promises.
+                let component = unsafe { Component::deserialize_file(engine, path)? };
+                link(engine, kind, &component)
+            }
+        }
+    }
+}
+
+fn link_core(engine: &Engine, module: &wasmtime::Module) -> anyhow::Result<Loaded> {
+    let mut linker = wasmtime::Linker::<CoreState>::new(engine);
+    wasmtime_wasi::p1::add_to_linker_async(&mut linker, |state| &mut state.wasi)?;
+    Ok(Loaded::Core(linker.instantiate_pre(module)?))
+}
+
+fn link(engine: &Engine, kind: ModuleKind, component: &Component) -> anyhow::Result<Loaded> {
+    let mut linker = Linker::<State>::new(engine);
+    wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
+    wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut linker)?;
+    linker.allow_shadowing(true);
+    sockets::add_to_linker(&mut linker)?;
+    let pre = linker.instantiate_pre(component)?;
+    Ok(match kind {
+        ModuleKind::Proxy => Loaded::Proxy(ProxyPre::new(pre)?),
+        _ => Loaded::Command(CommandPre::new(pre)?),
+    })
+}
+
+/// Links compiled code without running it: what the compiler's process does last.
+pub fn check(engine: &Engine, kind: ModuleKind, compiled: &[u8]) -> anyhow::Result<()> {
+    match kind {
+        ModuleKind::Core => {
+            // SAFETY: this process made these bytes just now.
+            let module = unsafe { wasmtime::Module::deserialize(engine, compiled)? };
+            link_core(engine, &module)?;
+        }
+        _ => {
+            // SAFETY: as above.
+            let component = unsafe { Component::deserialize(engine, compiled)? };
+            link(engine, kind, &component)?;
+        }
+    }
+    Ok(())
+}
+
+/// Everything the stores of one container are made from.
+pub struct Template {
+    pub spec: ContainerSpec,
+    pub engine: Engine,
+    pub net: Arc<PodNet>,
+    pub cpu: Arc<Cpu>,
+    pub memory: Arc<Memory>,
+    pub log: Arc<Log>,
+}
+
+impl Template {
+    fn wasi(&self) -> anyhow::Result<WasiCtxBuilder> {
+        let spec = &self.spec;
+        let mut wasi = WasiCtxBuilder::new();
+        wasi.args(&spec.args)
+            .max_random_size(RANDOM_BYTES)
+            .stdout(Output::new(self.log.clone(), Stream::Stdout))
+            .stderr(Output::new(self.log.clone(), Stream::Stderr));
+        for variable in &spec.env {
+            wasi.env(&variable.name, &variable.value);
+        }
+        if !spec.working_dir.is_empty() {
+            wasi.initial_cwd(&spec.working_dir);
+        }
+        for mount in &spec.mounts {
+            let dir = open_mount(&mount.source, &spec.pod_uid)
+                .with_context(|| format!("mount {}", mount.target))?;
+            let perms = match mount.read_only {
+                true => FsPerms::ReadOnly,
+                false => FsPerms::ReadWrite,
+            };
+            wasi.preopened_dir(format!("/proc/self/fd/{}", dir.as_raw_fd()), &mount.target, perms)
+                .map_err(|error| anyhow::anyhow!("mount {}: {error:#}", mount.target))?;
+        }
+        Ok(wasi)
+    }
+
+    pub fn component(&self) -> anyhow::Result<Store<State>> {
+        let mut table = ResourceTable::new();
+        table.set_max_capacity(HANDLES);
+        let mut store = Store::new(&self.engine, State {
+            wasi: self.wasi()?.build(),
+            http: WasiHttpCtx::new(),
+            table,
+            hooks: Hooks { net: self.net.clone() },
+            net: self.net.clone(),
+            share: Share::new(self.memory.clone()),
+        });
+        store.limiter(|state| &mut state.share);
+        self.limit(&mut store);
+        Ok(store)
+    }
+
+    pub fn core(&self) -> anyhow::Result<Store<CoreState>> {
+        let wasi = self.wasi()?.build_p1();
+        let share = Share::new(self.memory.clone());
+        let mut store = Store::new(&self.engine, CoreState { wasi, share });
+        store.limiter(|state| &mut state.share);
+        self.limit(&mut store);
+        Ok(store)
+    }
+
+    fn limit<T>(&self, store: &mut Store<T>) {
+        store.set_hostcall_fuel(HOSTCALL_BYTES);
+        store.set_max_component_handles(HANDLES);
+        let cpu = self.cpu.clone();
+        store.epoch_deadline_callback(move |_| Ok(limits::on_tick(&cpu)));
+        store.set_epoch_deadline(1);
+    }
+
+    /// Opens every mount once, so that what is wrong with one is said at the start.
+    pub fn check_mounts(&self) -> anyhow::Result<()> {
+        self.wasi().map(drop)
+    }
+}
+
+/// Opens a mount's directory. Nothing that a guest writes into a volume, a link least of all, leads
+/// out of its pod's directory.
+fn open_mount(source: &str, pod_uid: &str) -> anyhow::Result<std::os::fd::OwnedFd> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let own = format!("pods/{pod_uid}/");
+    let open = |dir: std::os::fd::BorrowedFd<'_>, path: &str, more: ResolveFlags| {
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS | more;
+        rustix::fs::openat2(dir, path, flags, Mode::empty(), resolve)
+            .map_err(|error| anyhow::anyhow!("{source}: {}", std::io::Error::from(error)))
+    };
+    match source.strip_prefix(&own) {
+        Some(inner) if !pod_uid.is_empty() && !inner.is_empty() => {
+            let pod = open(CWD, &own, ResolveFlags::NO_SYMLINKS)?;
+            open(std::os::fd::AsFd::as_fd(&pod), inner, ResolveFlags::empty())
+        }
+        _ => open(CWD, source, ResolveFlags::NO_SYMLINKS),
+    }
+}
