@@ -21,7 +21,9 @@ fn primitive(name: &str) -> Option<&'static str> {
         | "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.JSON"
         | "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.JSONSchemaPropsOrArray"
         | "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.JSONSchemaPropsOrBool"
-        | "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.JSONSchemaPropsOrStringArray" => "j",
+        | "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.JSONSchemaPropsOrStringArray" => {
+            "j"
+        }
         _ => return None,
     })
 }
@@ -38,7 +40,11 @@ fn openapi_name(path: &str) -> String {
 
 /// The table's notation of a Rust type.
 fn notation(rust: &str) -> Result<String> {
-    let inner = |outer: &str| rust.strip_prefix(outer).and_then(|r| r.strip_prefix('<')).and_then(|r| r.strip_suffix('>'));
+    let inner = |outer: &str| {
+        rust.strip_prefix(outer)
+            .and_then(|r| r.strip_prefix('<'))
+            .and_then(|r| r.strip_suffix('>'))
+    };
     if let Some(inner) = inner("Option").or_else(|| inner("std::boxed::Box")) {
         return notation(inner);
     }
@@ -46,7 +52,9 @@ fn notation(rust: &str) -> Result<String> {
         return Ok(format!("[{}", notation(inner)?));
     }
     if let Some(inner) = inner("std::collections::BTreeMap") {
-        let value = inner.strip_prefix("std::string::String, ").context("a map's key is a string")?;
+        let value = inner
+            .strip_prefix("std::string::String, ")
+            .context("a map's key is a string")?;
         return Ok(format!("{{{}", notation(value)?));
     }
     Ok(match rust {
@@ -80,7 +88,12 @@ pub fn read(folder: &Path) -> Result<Types> {
     let mut types = Types::new();
     for file in rust_files(folder)? {
         let text = std::fs::read_to_string(&file)?;
-        let Some(name) = text.lines().find_map(|l| l.strip_prefix("// Generated from definition ")) else { continue };
+        let Some(name) = text
+            .lines()
+            .find_map(|l| l.strip_prefix("// Generated from definition "))
+        else {
+            continue;
+        };
         let name = name.trim().to_owned();
         if primitive(&name).is_some() || name.ends_with(".APIVersions") {
             continue;
@@ -95,36 +108,59 @@ pub fn read(folder: &Path) -> Result<Types> {
 fn parse(text: &str, name: &str) -> Result<Option<Type>> {
     let short = name.rsplit('.').next().unwrap_or(name);
     let head = Regex::new(&format!(r"(?m)^pub struct {short}( \{{|;|\(|<)"))?;
-    let Some(found) = head.captures(text) else { return Ok(None) };
+    let Some(found) = head.captures(text) else {
+        return Ok(None);
+    };
     if found[1] == *"<" {
         return Ok(None);
     }
     if found[1] == *"(" {
         // An object without fields of its own.
-        return Ok(text.contains("(pub crate::serde_json::Value)").then(Type::default));
+        return Ok(text
+            .contains("(pub crate::serde_json::Value)")
+            .then(Type::default));
     }
     let mut this = Type::default();
     // What the Rust field is called in JSON.
     let key = Regex::new(r#"(?m)^\s+"([^"]+)" => Field::Key_(\w+),"#)?;
-    let json: BTreeMap<&str, &str> =
-        key.captures_iter(text).filter_map(|c| Some((c.get(2)?.as_str(), c.get(1)?.as_str()))).collect();
+    let json: BTreeMap<&str, &str> = key
+        .captures_iter(text)
+        .filter_map(|c| Some((c.get(2)?.as_str(), c.get(1)?.as_str())))
+        .collect();
     if found[1] == *" {" {
         let start = found.get(0).map_or(0, |m| m.end());
-        let body = text.get(start..).and_then(|t| t.split("\n}").next()).unwrap_or_default();
+        let body = text
+            .get(start..)
+            .and_then(|t| t.split("\n}").next())
+            .unwrap_or_default();
         let field = Regex::new(r"(?m)^    pub (?:r#)?(\w+): (.+),$")?;
         for c in field.captures_iter(body) {
-            let name = json.get(&c[1]).copied().with_context(|| format!("no JSON name for {}", &c[1]))?;
-            this.fields.insert(name.into(), Field { kind: notation(&c[2])?, ..Field::default() });
+            let name = json
+                .get(&c[1])
+                .copied()
+                .with_context(|| format!("no JSON name for {}", &c[1]))?;
+            this.fields.insert(
+                name.into(),
+                Field {
+                    kind: notation(&c[2])?,
+                    ..Field::default()
+                },
+            );
         }
     }
     let constant = |name: &str| -> Option<String> {
         let c = Regex::new(&format!(r#"const {name}: &'static str = "([^"]*)";"#)).ok()?;
         c.captures(text).map(|c| c[1].to_owned())
     };
-    if let (Some(group), Some(version), Some(kind)) = (constant("GROUP"), constant("VERSION"), constant("KIND")) {
+    if let (Some(group), Some(version), Some(kind)) =
+        (constant("GROUP"), constant("VERSION"), constant("KIND"))
+    {
         this.kind = Some((group, version, kind));
         for name in ["apiVersion", "kind"] {
-            this.fields.entry(name.into()).or_insert_with(|| Field { kind: "s".into(), ..Field::default() });
+            this.fields.entry(name.into()).or_insert_with(|| Field {
+                kind: "s".into(),
+                ..Field::default()
+            });
         }
     }
     this.list_kind = constant("LIST_KIND");
@@ -135,10 +171,14 @@ fn parse(text: &str, name: &str) -> Result<Option<Type>> {
 
 /// Merge keys, from the `DeepMerge` impl. k8s-pb's markers, where they exist, win over these.
 fn merges(text: &str, json: &BTreeMap<&str, &str>, this: &mut Type) -> Result<()> {
-    let call = Regex::new(r"merge_strategies::(list|map)::(\w+)\(\s*&mut self\.(?:r#)?(\w+),([^;]*?)\n?\s*(?:\|current_item|\);)")?;
+    let call = Regex::new(
+        r"merge_strategies::(list|map)::(\w+)\(\s*&mut self\.(?:r#)?(\w+),([^;]*?)\n?\s*(?:\|current_item|\);)",
+    )?;
     let key = Regex::new(r"lhs\.(?:r#)?(\w+) == ")?;
     for c in call.captures_iter(text) {
-        let Some(field) = json.get(&c[3]).and_then(|name| this.fields.get_mut(*name)) else { continue };
+        let Some(field) = json.get(&c[3]).and_then(|name| this.fields.get_mut(*name)) else {
+            continue;
+        };
         match (&c[1], &c[2]) {
             ("list", "set") => field.list = Some("s".into()),
             ("list", "map") => {
@@ -164,12 +204,18 @@ fn camel(snake: &str) -> String {
         out.push_str(letters.as_str());
     }
     // The one key with an abbreviation in it.
-    if out == "ip" || out != "uid" { out } else { "uid".into() }
+    if out == "ip" || out != "uid" {
+        out
+    } else {
+        "uid".into()
+    }
 }
 
 /// Descriptions and required fields, from the `JsonSchema` impl.
 fn prose(text: &str, this: &mut Type) -> Result<()> {
-    let Some(at) = text.find("impl crate::schemars::JsonSchema for") else { bail!("no JsonSchema impl") };
+    let Some(at) = text.find("impl crate::schemars::JsonSchema for") else {
+        bail!("no JsonSchema impl")
+    };
     let property = Regex::new(r#"^                "([^"]+)": "#)?;
     let description = Regex::new(r#""description"(?:: |\.into\(\), )"((?:[^"\\]|\\.)*)""#)?;
     let mut current: Option<String> = None;
@@ -209,9 +255,15 @@ fn prose(text: &str, this: &mut Type) -> Result<()> {
 pub fn add_lists(types: &mut Types) {
     let mut lists = Types::new();
     for (name, of) in types.iter() {
-        let (Some(list), Some((group, version, kind))) = (&of.list_kind, &of.kind) else { continue };
+        let (Some(list), Some((group, version, kind))) = (&of.list_kind, &of.kind) else {
+            continue;
+        };
         let module = name.rsplit_once('.').map_or("", |(module, _)| module);
-        let string = |description: &str| Field { kind: "s".into(), description: description.into(), ..Field::default() };
+        let string = |description: &str| Field {
+            kind: "s".into(),
+            description: description.into(),
+            ..Field::default()
+        };
         let mut this = Type {
             description: format!("{list} is a list of {kind}."),
             kind: Some((group.clone(), version.clone(), list.clone())),

@@ -40,9 +40,11 @@ impl<'a> Node<'a> {
             Value::Number(n) => Self::Number(n.to_string().into()),
             Value::String(s) => Self::String(s.as_str().into()),
             Value::Array(items) => Self::Array(items.iter().map(Node::from_value).collect()),
-            Value::Object(map) => {
-                Self::Object(map.iter().map(|(k, v)| (k.as_str().into(), Node::from_value(v))).collect())
-            }
+            Value::Object(map) => Self::Object(
+                map.iter()
+                    .map(|(k, v)| (k.as_str().into(), Node::from_value(v)))
+                    .collect(),
+            ),
         }
     }
 
@@ -54,9 +56,12 @@ impl<'a> Node<'a> {
             Self::Number(text) => number(text).map_or(Value::Null, Value::Number),
             Self::String(s) => Value::String(s.to_string()),
             Self::Array(items) => Value::Array(items.iter().map(Node::to_value).collect()),
-            Self::Object(entries) => {
-                Value::Object(entries.iter().map(|(k, v)| (k.to_string(), v.to_value())).collect::<Map<_, _>>())
-            }
+            Self::Object(entries) => Value::Object(
+                entries
+                    .iter()
+                    .map(|(k, v)| (k.to_string(), v.to_value()))
+                    .collect::<Map<_, _>>(),
+            ),
         }
     }
 }
@@ -169,7 +174,11 @@ impl<'a> Parser<'a> {
 
     fn number(&mut self, first: u8) -> Result<Node<'a>, String> {
         let start = self.at - 1;
-        let leading = if first == b'-' { self.digit("in numeric literal")? } else { first };
+        let leading = if first == b'-' {
+            self.digit("in numeric literal")?
+        } else {
+            first
+        };
         if leading != b'0' {
             self.digits();
         }
@@ -204,7 +213,11 @@ impl<'a> Parser<'a> {
                 _ => {}
             }
         }
-        let mut bytes = self.text.get(start..self.at - 1).unwrap_or_default().to_vec();
+        let mut bytes = self
+            .text
+            .get(start..self.at - 1)
+            .unwrap_or_default()
+            .to_vec();
         self.escape(&mut bytes)?;
         loop {
             match self.next()? {
@@ -298,7 +311,12 @@ impl<'a> Parser<'a> {
             self.space();
             let key = match self.next()? {
                 b'"' => self.string()?,
-                byte => return Err(unexpected(byte, "looking for beginning of object key string")),
+                byte => {
+                    return Err(unexpected(
+                        byte,
+                        "looking for beginning of object key string",
+                    ));
+                }
             };
             self.space();
             match self.next()? {
@@ -330,22 +348,52 @@ mod tests {
             ("", "unexpected end of JSON input"),
             ("{\"a\": {", "unexpected end of JSON input"),
             ("{\"a\" 1}", "invalid character '1' after object key"),
-            ("{\"a\":1 \"b\"}", "invalid character '\"' after object key:value pair"),
-            ("{a:1}", "invalid character 'a' looking for beginning of object key string"),
-            ("{\"a\":1,}", "invalid character '}' looking for beginning of object key string"),
-            ("[1,]", "invalid character ']' looking for beginning of value"),
+            (
+                "{\"a\":1 \"b\"}",
+                "invalid character '\"' after object key:value pair",
+            ),
+            (
+                "{a:1}",
+                "invalid character 'a' looking for beginning of object key string",
+            ),
+            (
+                "{\"a\":1,}",
+                "invalid character '}' looking for beginning of object key string",
+            ),
+            (
+                "[1,]",
+                "invalid character ']' looking for beginning of value",
+            ),
             ("[1 2]", "invalid character '2' after array element"),
-            ("nul!", "invalid character '!' in literal null (expecting 'l')"),
+            (
+                "nul!",
+                "invalid character '!' in literal null (expecting 'l')",
+            ),
             ("{} x", "invalid character 'x' after top-level value"),
             ("01", "invalid character '1' after top-level value"),
             ("-a", "invalid character 'a' in numeric literal"),
-            ("1.x", "invalid character 'x' after decimal point in numeric literal"),
-            ("1ex", "invalid character 'x' in exponent of numeric literal"),
+            (
+                "1.x",
+                "invalid character 'x' after decimal point in numeric literal",
+            ),
+            (
+                "1ex",
+                "invalid character 'x' in exponent of numeric literal",
+            ),
             ("\"\n\"", "invalid character '\\n' in string literal"),
             ("\"\\x\"", "invalid character 'x' in string escape code"),
-            ("\"\\u12g4\"", "invalid character 'g' in \\u hexadecimal character escape"),
-            ("'a'", "invalid character '\\'' looking for beginning of value"),
-            ("\u{81}", "invalid character '\\xc2' looking for beginning of value"),
+            (
+                "\"\\u12g4\"",
+                "invalid character 'g' in \\u hexadecimal character escape",
+            ),
+            (
+                "'a'",
+                "invalid character '\\'' looking for beginning of value",
+            ),
+            (
+                "\u{81}",
+                "invalid character '\\xc2' looking for beginning of value",
+            ),
         ] {
             assert_eq!(parse(text.as_bytes()).unwrap_err(), error, "{text}");
         }

@@ -16,8 +16,18 @@ use crate::schema::{Field, FieldKind, TypeDef};
 const MAX_STRICT: usize = 100;
 
 /// Walks a document. `strict` gets unknown and duplicate fields, where it is asked for.
-pub(crate) fn canonical(of: &'static TypeDef, node: &Node<'_>, strict: Option<&mut Vec<String>>) -> Result<Value, String> {
-    let mut walk = Walk { strict, path: String::new(), fields: Vec::new(), struct_name: "", error: None };
+pub(crate) fn canonical(
+    of: &'static TypeDef,
+    node: &Node<'_>,
+    strict: Option<&mut Vec<String>>,
+) -> Result<Value, String> {
+    let mut walk = Walk {
+        strict,
+        path: String::new(),
+        fields: Vec::new(),
+        struct_name: "",
+        error: None,
+    };
     let value = walk.structure(of, node, None)?;
     match walk.error {
         Some(error) => Err(error),
@@ -35,18 +45,28 @@ pub(crate) fn zero_struct(of: &TypeDef) -> Map<String, Value> {
 }
 
 fn zero_field(field: &Field) -> Value {
-    if field.pointer { Value::Null } else { zero(&field.kind) }
+    if field.pointer {
+        Value::Null
+    } else {
+        zero(&field.kind)
+    }
 }
 
 /// How Go prints the zero value.
 fn zero(kind: &FieldKind) -> Value {
     match kind {
         FieldKind::Bool => Value::Bool(false),
-        FieldKind::Int32 | FieldKind::Int64 | FieldKind::Double | FieldKind::IntOrString => Value::from(0),
+        FieldKind::Int32 | FieldKind::Int64 | FieldKind::Double | FieldKind::IntOrString => {
+            Value::from(0)
+        }
         FieldKind::String | FieldKind::Bytes => Value::String(String::new()),
         FieldKind::Quantity => Value::String("0".into()),
         FieldKind::Type(of) => Value::Object(zero_struct(of.get())),
-        FieldKind::Time | FieldKind::MicroTime | FieldKind::Any | FieldKind::List(_) | FieldKind::Map(_) => Value::Null,
+        FieldKind::Time
+        | FieldKind::MicroTime
+        | FieldKind::Any
+        | FieldKind::List(_)
+        | FieldKind::Map(_) => Value::Null,
     }
 }
 
@@ -104,7 +124,10 @@ impl Walk<'_> {
             return format!("json: cannot unmarshal {value} into Go value of type {wanted}");
         }
         let path = self.fields.join(".");
-        format!("json: cannot unmarshal {value} into Go struct field {}.{path} of type {wanted}", self.struct_name)
+        format!(
+            "json: cannot unmarshal {value} into Go struct field {}.{path} of type {wanted}",
+            self.struct_name
+        )
     }
 
     fn save(&mut self, error: String) {
@@ -117,8 +140,14 @@ impl Walk<'_> {
     }
 
     fn strict(&mut self, message: &str, name: &str) {
-        let Some(strict) = self.strict.as_deref_mut() else { return };
-        let full = if self.path.is_empty() { Cow::Borrowed(name) } else { format!("{}.{name}", self.path).into() };
+        let Some(strict) = self.strict.as_deref_mut() else {
+            return;
+        };
+        let full = if self.path.is_empty() {
+            Cow::Borrowed(name)
+        } else {
+            format!("{}.{name}", self.path).into()
+        };
         let text = format!("{message} {}", quote(&full));
         if strict.len() < MAX_STRICT && !strict.contains(&text) {
             strict.push(text);
@@ -160,8 +189,12 @@ impl Walk<'_> {
                 self.strict("unknown field", key);
                 continue;
             };
-            let Some(field) = of.fields.get(index) else { continue };
-            let bit = 1_u128.checked_shl(u32::try_from(index).unwrap_or(u32::MAX)).unwrap_or(0);
+            let Some(field) = of.fields.get(index) else {
+                continue;
+            };
+            let bit = 1_u128
+                .checked_shl(u32::try_from(index).unwrap_or(u32::MAX))
+                .unwrap_or(0);
             let duplicate = seen & bit != 0;
             if duplicate {
                 self.strict("duplicate field", field.name);
@@ -170,7 +203,11 @@ impl Walk<'_> {
             let before = self.push(field.name);
             self.fields.push(field.name);
             self.struct_name = of.short_name();
-            let old = if duplicate { map.remove(field.name) } else { None };
+            let old = if duplicate {
+                map.remove(field.name)
+            } else {
+                None
+            };
             let value = self.value(&field.kind, field.go_type, node, old)?;
             self.struct_name = outer;
             self.fields.pop();
@@ -217,7 +254,10 @@ impl Walk<'_> {
                     if self.strict.is_some() {
                         self.path.push_str(&format!("[{i}]"));
                     }
-                    list.push(self.value(of, scalar, item, None)?.unwrap_or_else(|| zero(of)));
+                    list.push(
+                        self.value(of, scalar, item, None)?
+                            .unwrap_or_else(|| zero(of)),
+                    );
                     self.path.truncate(before);
                 }
                 Ok(Some(Value::Array(list)))
@@ -238,7 +278,9 @@ impl Walk<'_> {
                         self.strict("duplicate field", key);
                     }
                     let before = self.push(key);
-                    let value = self.value(of, scalar, item, None)?.unwrap_or_else(|| zero(of));
+                    let value = self
+                        .value(of, scalar, item, None)?
+                        .unwrap_or_else(|| zero(of));
                     self.path.truncate(before);
                     map.insert(key.to_string(), value);
                 }
@@ -248,7 +290,12 @@ impl Walk<'_> {
         }
     }
 
-    fn scalar(&mut self, kind: &FieldKind, scalar: Option<&'static str>, node: &Node<'_>) -> Option<Value> {
+    fn scalar(
+        &mut self,
+        kind: &FieldKind,
+        scalar: Option<&'static str>,
+        node: &Node<'_>,
+    ) -> Option<Value> {
         match (kind, node) {
             (FieldKind::String, Node::String(s)) => return Some(Value::String(s.to_string())),
             (FieldKind::Bool, Node::Bool(b)) => return Some(Value::Bool(*b)),
@@ -300,7 +347,9 @@ fn store(map: &mut Map<String, Value>, field: &Field, value: Option<Value>) {
     let value = match value {
         // Storage does not tell an empty list or map from none.
         Some(Value::Array(items)) if items.is_empty() && field.always => Value::Null,
-        Some(Value::Object(entries)) if entries.is_empty() && field.always && matches!(field.kind, FieldKind::Map(_)) => {
+        Some(Value::Object(entries))
+            if entries.is_empty() && field.always && matches!(field.kind, FieldKind::Map(_)) =>
+        {
             Value::Null
         }
         Some(value) => value,
@@ -326,12 +375,17 @@ fn quantity(node: &Node<'_>) -> Result<Value, String> {
         Node::Bool(false) => "false",
         _ => "{}",
     };
-    Quantity::parse(text).map(|q| Value::String(q.to_string())).map_err(|e| e.to_string())
+    Quantity::parse(text)
+        .map(|q| Value::String(q.to_string()))
+        .map_err(|e| e.to_string())
 }
 
 /// Canonical base64, or where the text stops being base64.
 fn base64(text: &str) -> Result<String, String> {
-    let bytes: Vec<u8> = text.bytes().filter(|b| !matches!(b, b'\r' | b'\n')).collect();
+    let bytes: Vec<u8> = text
+        .bytes()
+        .filter(|b| !matches!(b, b'\r' | b'\n'))
+        .collect();
     let engine = {
         use base64::alphabet;
         use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
@@ -343,7 +397,10 @@ fn base64(text: &str) -> Result<String, String> {
     };
     match engine.decode(&bytes) {
         Ok(decoded) => Ok(STANDARD.encode(decoded)),
-        Err(_) => Err(format!("illegal base64 data at input byte {}", corrupt(text.as_bytes()))),
+        Err(_) => Err(format!(
+            "illegal base64 data at input byte {}",
+            corrupt(text.as_bytes())
+        )),
     }
 }
 
@@ -401,7 +458,9 @@ fn quote(text: &str) -> String {
             '\u{8}' => out.push_str("\\b"),
             '\u{b}' => out.push_str("\\v"),
             '\u{c}' => out.push_str("\\f"),
-            c if (c as u32) < 0x20 || c as u32 == 0x7f => out.push_str(&format!("\\x{:02x}", c as u32)),
+            c if (c as u32) < 0x20 || c as u32 == 0x7f => {
+                out.push_str(&format!("\\x{:02x}", c as u32))
+            }
             c => out.push(c),
         }
     }
