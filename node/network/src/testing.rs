@@ -9,7 +9,8 @@ use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use futures::StreamExt;
-use http_body_util::{BodyExt, StreamBody};
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Full, StreamBody};
 use kube::Client;
 use kube::client::Body;
 use nix::mount::{MsFlags, mount};
@@ -46,6 +47,12 @@ pub(crate) fn in_fresh_network<F: Future<Output = ()>>(test: impl FnOnce() -> F 
     if let Err(panic) = thread.join() {
         std::panic::resume_unwind(panic);
     }
+}
+
+type Answer = UnsyncBoxBody<Bytes, Infallible>;
+
+fn whole(value: &Value) -> Answer {
+    Full::new(Bytes::from(value.to_string())).boxed_unsync()
 }
 
 #[derive(Default)]
@@ -110,14 +117,14 @@ impl FakeApi {
         Client::new(tower::service_fn(move |request| api.clone().answer(request)), "default")
     }
 
-    async fn answer(self, request: http::Request<Body>) -> Result<http::Response<Body>, Infallible> {
+    async fn answer(self, request: http::Request<Body>) -> Result<http::Response<Answer>, Infallible> {
         let (parts, body) = request.into_parts();
         let plural = parts.uri.path().rsplit('/').next().unwrap().to_owned();
         let query = parts.uri.query().unwrap_or_default().to_owned();
         if parts.method == http::Method::POST {
             let object: Value = serde_json::from_slice(&body.collect().await.unwrap().to_bytes()).unwrap();
             self.put(&plural, object.clone());
-            return Ok(http::Response::builder().status(201).body(Body::from(object.to_string().into_bytes())).unwrap());
+            return Ok(http::Response::builder().status(201).body(whole(&object)).unwrap());
         }
         if query.contains("watch=true") || query.contains("watch=1") {
             let from = query.split('&').find_map(|it| it.strip_prefix("resourceVersion=")).unwrap();
@@ -128,10 +135,10 @@ impl FakeApi {
             "metadata": { "resourceVersion": self.objects.lock().unwrap().log.len().to_string() },
             "items": self.current(&plural),
         });
-        Ok(http::Response::new(Body::from(list.to_string().into_bytes())))
+        Ok(http::Response::new(whole(&list)))
     }
 
-    fn watch(self, plural: String, from: usize) -> Body {
+    fn watch(self, plural: String, from: usize) -> Answer {
         let revision = self.revision.subscribe();
         let stream = futures::stream::unfold((self, revision, from), move |(api, mut revision, from)| {
             let plural = plural.clone();
@@ -145,6 +152,6 @@ impl FakeApi {
                 Some((Ok::<_, Infallible>(http_body::Frame::data(Bytes::from(lines))), (api, revision, last)))
             }
         });
-        Body::wrap_body(StreamBody::new(stream.boxed()))
+        StreamBody::new(stream.boxed()).boxed_unsync()
     }
 }

@@ -480,7 +480,7 @@ impl Table {
     meta l4proto {{ tcp, udp }} ip daddr @node-addresses meta l4proto . th dport vmap @node-ports
   }}
   chain prerouting {{ type nat hook prerouting priority dstnat; jump translate; }}
-  chain output {{ type nat hook output priority dstnat; jump translate; }}
+  chain output {{ type nat hook output priority -100; jump translate; }}
   chain postrouting {{
     type nat hook postrouting priority srcnat;
     oifname lo return
