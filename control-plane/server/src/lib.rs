@@ -127,6 +127,12 @@ impl Server {
             &pki,
             format!("https://kubernetes.default.svc.{CLUSTER_DOMAIN}"),
         )?;
+        // An ordinary user's cluster lives in loopback ranges: endpoints there are the cluster's own.
+        for range in [config.cluster_cidr, config.service_cidr] {
+            if let IpNet::V4(range) = range {
+                sampan_api::validation::net::allow_loopback(range.network(), range.prefix_len());
+            }
+        }
         let services = services::Allocators::new(config.service_cidr, config.node_ports.clone());
         let tls = pki.server_tls(&names(&config), &addresses(&config, local))?;
         let app = Arc::new(app::App {
