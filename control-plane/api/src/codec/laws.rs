@@ -293,6 +293,28 @@ fn other_faults() {
     ] {
         assert_eq!(pod(body), error, "{body}");
     }
+    let deployment = |api_version: &str| {
+        let body = format!("{{\"apiVersion\":\"{api_version}\",\"kind\":\"Deployment\"}}");
+        let of = "io.k8s.api.apps.v1.Deployment";
+        decode_type(
+            of,
+            ("apps", "v1", "Deployment"),
+            body.as_bytes(),
+            MediaType::Json,
+            FieldValidation::Strict,
+        )
+        .unwrap_err()
+        .to_string()
+    };
+    assert_eq!(
+        deployment("extensions/v1beta1"),
+        "the API version in the data (extensions/v1beta1) does not match the expected API version (apps/v1)"
+    );
+    assert_eq!(
+        deployment("v1"),
+        "Deployment in version \"v1\" cannot be handled as a Deployment: no kind \"Deployment\" is registered for version \
+         \"v1\" in scheme \"pkg/api/legacyscheme/scheme.go:30\""
+    );
     let event = |api_version: &str| {
         let body = format!("{{\"apiVersion\":\"{api_version}\",\"kind\":\"Event\"}}");
         let of = "io.k8s.api.core.v1.Event";

@@ -323,7 +323,8 @@ impl Named {
         of: &'static TypeDef,
         wanted: (&str, &str, &str),
     ) -> Result<&'static TypeDef, Error> {
-        if self.is(wanted) || self.kind == wanted.2 && of.short_name() == "DeleteOptions" {
+        let options = self.kind == wanted.2 && of.short_name() == "DeleteOptions";
+        if self.is(wanted) || options || self.old(wanted) {
             return Ok(of);
         }
         Schema::get().kind(&self.group, &self.version, &self.kind).ok_or_else(|| {
@@ -344,6 +345,19 @@ impl Named {
         ) == wanted
     }
 
+    /// Whether it is a version of the wanted kind that is read but served no longer.
+    fn old(&self, wanted: (&str, &str, &str)) -> bool {
+        let old = (self.group.as_str(), self.version.as_str(), wanted.0);
+        self.kind == wanted.2
+            && match wanted.2 {
+                "DaemonSet" | "ReplicaSet" => {
+                    old != ("apps", "v1beta1", "apps") && OLD.contains(&old)
+                }
+                "StatefulSet" | "ControllerRevision" => old.0 != "extensions" && OLD.contains(&old),
+                _ => OLD.contains(&old),
+            }
+    }
+
     fn unhandled(&self, wanted: &str, error: &str) -> Error {
         Error::BadRequest(format!(
             "{} in version \"{}\" cannot be handled as a {wanted}: {error}",
@@ -356,7 +370,8 @@ impl Named {
         if self.is(wanted) || wanted.2 == "DeleteOptions" && self.kind == wanted.2 {
             return Ok(());
         }
-        if self.kind == wanted.2 && internal(&self.group) == internal(wanted.0) {
+        if self.old(wanted) || self.kind == wanted.2 && internal(&self.group) == internal(wanted.0)
+        {
             return Err(Error::BadRequest(format!(
                 "the API version in the data ({}) does not match the expected API version ({})",
                 api_version(&self.group, &self.version),
@@ -373,6 +388,30 @@ impl Named {
         Err(self.unhandled(wanted.2, &error))
     }
 }
+
+/// Group versions of old, and the group where their kinds are now.
+const OLD: &[(&str, &str, &str)] = &[
+    ("apps", "v1beta1", "apps"),
+    ("apps", "v1beta2", "apps"),
+    ("extensions", "v1beta1", "apps"),
+    ("extensions", "v1beta1", "networking.k8s.io"),
+    ("batch", "v1beta1", "batch"),
+    ("coordination.k8s.io", "v1beta1", "coordination.k8s.io"),
+    ("discovery.k8s.io", "v1beta1", "discovery.k8s.io"),
+    ("events.k8s.io", "v1beta1", "events.k8s.io"),
+    ("events.k8s.io", "v1beta1", ""),
+    ("networking.k8s.io", "v1beta1", "networking.k8s.io"),
+    ("node.k8s.io", "v1alpha1", "node.k8s.io"),
+    ("node.k8s.io", "v1beta1", "node.k8s.io"),
+    ("policy", "v1beta1", "policy"),
+    (
+        "rbac.authorization.k8s.io",
+        "v1beta1",
+        "rbac.authorization.k8s.io",
+    ),
+    ("scheduling.k8s.io", "v1beta1", "scheduling.k8s.io"),
+    ("storage.k8s.io", "v1beta1", "storage.k8s.io"),
+];
 
 /// The Go package of a group's internal types.
 fn internal(group: &str) -> &str {

@@ -137,12 +137,13 @@ impl Reader<'_> {
             Some(rest) => rest.bytes().take_while(u8::is_ascii_digit).count(),
             None => 0,
         };
-        if micro && digits != 6 || !micro && digits == 0 {
-            return if micro {
-                Err(self.wrong(".000000"))
-            } else {
-                Ok(0)
-            };
+        // Six decimals and no fewer; a seventh is in the way of what follows.
+        let digits = if micro { digits.min(6) } else { digits };
+        if micro && digits != 6 {
+            return Err(self.wrong(".000000"));
+        }
+        if digits == 0 {
+            return Ok(0);
         }
         let text = self.rest.get(1..=digits.min(9)).unwrap_or_default();
         let nanos = format!("{text:0<9}")
@@ -249,6 +250,11 @@ mod tests {
                 "2024-01-01T00:00:00Z",
                 true,
                 "parsing time \"2024-01-01T00:00:00Z\" as \"2006-01-02T15:04:05.000000Z07:00\": cannot parse \"Z\" as \".000000\"",
+            ),
+            (
+                "2024-01-01T00:00:00.1234567Z",
+                true,
+                "parsing time \"2024-01-01T00:00:00.1234567Z\" as \"2006-01-02T15:04:05.000000Z07:00\": cannot parse \"7Z\" as \"Z07:00\"",
             ),
         ] {
             assert_eq!(parse(text, micro).unwrap_err(), error);
