@@ -154,7 +154,17 @@ impl Server {
                 app.services.occupy(&service.value());
             }
         }
-        initial::make(&app).await.context("making the cluster's own objects")?;
+        if let IpNet::V4(range) = app.config.cluster_cidr
+            && range.addr().is_loopback()
+        {
+            // Where we are not root pods have addresses of the machine's own: their endpoints are good.
+            sampan_api::validation::net::allow_loopback(range.network(), range.prefix_len());
+        }
+        initial::make(&app).await.map_err(|error| {
+            let (_, status) = error.status();
+            let text = status.get("message").and_then(serde_json::Value::as_str).unwrap_or_default();
+            anyhow::anyhow!("making the cluster's own objects: {text}")
+        })?;
         app.ready.store(true, Ordering::Release);
         let router = endpoints::router(app.clone());
         let (done, finished) = watch::channel(false);

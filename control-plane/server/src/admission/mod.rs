@@ -2,6 +2,7 @@
 
 mod namespace_lifecycle;
 mod node_restriction;
+mod node_taint;
 mod priority;
 mod runtime_class;
 mod service_account;
@@ -42,6 +43,9 @@ impl Attributes<'_> {
 pub async fn create(app: &App, attributes: &Attributes<'_>, object: &mut Value) -> Result<(), Error> {
     namespace_lifecycle::create(app, attributes)?;
     node_restriction::create(attributes, object)?;
+    if attributes.is("", "nodes") {
+        node_taint::create(object);
+    }
     if attributes.is("", "pods") {
         service_account::create(app, attributes, object).await?;
         priority::create(attributes, object)?;

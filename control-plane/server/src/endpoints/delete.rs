@@ -161,7 +161,9 @@ fn mark(kind: &Kind, object: &Value, options: &Options, now: jiff::Timestamp) ->
         ends_now &= grace == 0;
         let at = now.saturating_add(jiff::SignedDuration::from_secs(grace)).unwrap_or(now);
         fields.insert("deletionTimestamp".to_owned(), time_text(at).into());
-        fields.insert("deletionGracePeriodSeconds".to_owned(), grace.into());
+        if !namespace {
+            fields.insert("deletionGracePeriodSeconds".to_owned(), grace.into());
+        }
         if let Some(generation) = fields.get("generation").and_then(Value::as_i64).filter(|count| *count > 0) {
             fields.insert("generation".to_owned(), (generation + 1).into());
         }

@@ -68,6 +68,7 @@ impl Context {
             subresource,
             manager,
             dry_run,
+            trusted: false,
         }
     }
 

@@ -157,7 +157,7 @@ async fn apply_patch(
             metadata.entry("namespace").or_insert_with(|| context.path.namespace.clone().into());
         }
     }
-    let mut result = |live: Option<&Value>, warnings: &mut Vec<String>| -> Result<Value, Error> {
+    let result = |live: Option<&Value>, warnings: &mut Vec<String>| -> Result<Value, Error> {
         let now = app.now_text();
         let writer = Writer { manager: &manager, subresource, now: &now };
         let new = apply::apply(kind, live, &applied, writer, force)?;

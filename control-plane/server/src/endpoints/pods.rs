@@ -8,7 +8,7 @@ use sampan_api::{Error, Kind, codec, kinds};
 use serde_json::{Map, Value, json};
 
 use super::{Context, body_media, delete};
-use crate::registry::{Preconditions, conflict, meta};
+use crate::registry::{Preconditions, meta};
 use crate::respond;
 
 fn done(context: &Context) -> Result<Response, Error> {
@@ -43,7 +43,10 @@ pub async fn bind(context: &mut Context, body: &Bytes) -> Result<Response, Error
     let written = context
         .write(pods, "binding", Some(&manager), dry_run)
         .update(&name, preconditions, &mut warnings, |old, _| {
-            let refuse = |why: String| Err(conflict(pods, &name, why));
+            let refuse = |message: String| {
+                let resource = "pods/binding".to_owned();
+                Err(Error::Conflict { resource, name: name.clone(), message })
+            };
             if !meta(old, "deletionTimestamp").is_empty() {
                 return refuse(format!("pod {name} is being deleted, cannot be assigned to a host"));
             }

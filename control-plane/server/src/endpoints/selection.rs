@@ -2,14 +2,18 @@
 
 use sampan_api::selector::{FieldSelector, LabelSelector};
 use sampan_api::{Error, Kind};
+use serde_json::Value;
 
 use super::Context;
 use crate::cache::Object;
+use crate::registry::shown;
 
 enum Target {
     Name,
     Namespace,
     Field(usize),
+    /// Of a kind that is stored as another: read from the object as the kind shows it.
+    Shown(&'static Kind, fn(&Value) -> String),
 }
 
 /// Label and field selectors, on what the cache keeps beside an object.
@@ -43,10 +47,15 @@ impl Selection {
 
     pub fn matches(&self, object: &Object) -> bool {
         let fields = self.fields.iter().all(|(target, equal, value)| {
+            let computed;
             let own = match target {
                 Target::Name => &*object.name,
                 Target::Namespace => &*object.namespace,
                 Target::Field(at) => object.fields.get(*at).map_or("", String::as_str),
+                Target::Shown(kind, get) => {
+                    computed = get(&shown(kind, object));
+                    &computed
+                }
             };
             (own == value) == *equal
         });
@@ -54,15 +63,14 @@ impl Selection {
     }
 }
 
-fn target(kind: &Kind, field: &str) -> Result<Target, Error> {
+fn target(kind: &'static Kind, field: &str) -> Result<Target, Error> {
     match field {
         "metadata.name" => return Ok(Target::Name),
         "metadata.namespace" => return Ok(Target::Namespace),
         _ => {}
     }
-    // What is stored as another kind is selected by that kind's fields, in the same order.
-    if let Some(at) = kind.selectable_fields.iter().position(|known| known.path == field) {
-        return Ok(Target::Field(at));
+    if let Some((at, known)) = kind.selectable_fields.iter().enumerate().find(|(_, known)| known.path == field) {
+        return Ok(if kind.stored_as.is_some() { Target::Shown(kind, known.get) } else { Target::Field(at) });
     }
     Err(Error::BadRequest(if kind.selectable_fields.is_empty() {
         format!("{field:?} is not a known field selector: only \"metadata.name\", \"metadata.namespace\"")
