@@ -65,6 +65,8 @@ fn by_rule(of: &str, name: &str, field: &mut Field, top: bool) {
                 || (template && !of.contains("ReplicationController"));
             field.pointer = !plain;
             field.always = plain && field.kind != "j";
+            // k8s-openapi has it required everywhere; the API nowhere.
+            field.required &= !meta;
         }
         // An optional scalar or list is left out when zero or empty.
         _ => field.always = field.required,
