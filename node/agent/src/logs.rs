@@ -371,7 +371,7 @@ impl Watch {
             | inotify::WatchFlags::DELETE_SELF
             | inotify::WatchFlags::ONLYDIR;
         inotify::add_watch(&fd, dir, flags)?;
-        Ok(Self { fd: AsyncFd::new(fd)? })
+        Ok(Self { fd: AsyncFd::register(fd)? })
     }
 
     async fn changed(&self) -> io::Result<()> {

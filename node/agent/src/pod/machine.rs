@@ -657,7 +657,7 @@ impl Machine {
         match self.clean_up {
             // A set-up that is under way would take again what is given back.
             CleanUp::Wanted if matches!(self.set_up, SetUp::InFlight) => return,
-            CleanUp::Wanted if matches!(self.set_up, SetUp::Failed { retry: Timestamp::MAX, .. }) => return,
+            CleanUp::Wanted if matches!(self.set_up, SetUp::Failed { retry, .. } if retry == Timestamp::MAX) => return,
             CleanUp::Wanted => {
                 self.clean_up = CleanUp::InFlight;
                 self.out.push(Action::CleanUp);

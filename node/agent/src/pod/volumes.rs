@@ -221,7 +221,7 @@ async fn token(
         pod.spec.as_ref().and_then(|spec| spec.service_account_name.as_deref()).unwrap_or("default");
     let seconds = source.expiration_seconds.unwrap_or(3600);
     let request = TokenRequest {
-        spec: TokenRequestSpec {
+        spec: Some(TokenRequestSpec {
             audiences: source.audience.clone().filter(|audience| !audience.is_empty()).map(|audience| vec![audience]),
             expiration_seconds: Some(seconds),
             bound_object_ref: Some(BoundObjectReference {
@@ -230,7 +230,7 @@ async fn token(
                 name: pod.metadata.name.clone(),
                 uid: pod.metadata.uid.clone(),
             }),
-        },
+        }),
         ..Default::default()
     };
     let accounts: Api<core::ServiceAccount> = Api::namespaced(context.client.clone(), spec::namespace(pod));
@@ -241,10 +241,11 @@ async fn token(
     let status = answer.status.ok_or("failed to fetch token: the answer has no status")?;
     let now = Timestamp::now();
     // Renewed when a fifth of its life is left, and daily.
-    let life = status.expiration_timestamp.0.duration_since(now).as_secs();
+    let token = status.token.ok_or("failed to fetch token: the answer has no token")?;
+    let life = status.expiration_timestamp.map_or(seconds, |end| end.0.duration_since(now).as_secs());
     let renew = SignedDuration::from_secs((life * 4 / 5).clamp(60, 24 * 3600));
     let renew = now.saturating_add(renew).unwrap_or(Timestamp::MAX);
     *ends = Some(ends.map_or(renew, |known| known.min(renew)));
-    put(payload, &source.path, status.token.into_bytes(), mode);
+    put(payload, &source.path, token.into_bytes(), mode);
     Ok(())
 }
