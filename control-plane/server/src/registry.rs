@@ -76,6 +76,19 @@ pub fn meta<'a>(object: &'a Value, key: &str) -> &'a str {
     object.get("metadata").and_then(|metadata| metadata.get(key)).and_then(Value::as_str).unwrap_or_default()
 }
 
+/// A body names the object that the path names.
+pub fn check_name(object: &Value, name: &str) -> Result<(), Error> {
+    match meta(object, "name") {
+        "" => Err(Error::BadRequest(format!(
+            "the name of the object ({name} based on URL) was undeterminable: name must be provided"
+        ))),
+        given if given != name => Err(Error::BadRequest(format!(
+            "the name of the object ({given}) does not match the name on the URL ({name})"
+        ))),
+        _ => Ok(()),
+    }
+}
+
 /// The metadata of an object, made where there is none.
 pub fn metadata(object: &mut Value) -> Result<&mut Map<String, Value>, Error> {
     let map = object.as_object_mut().ok_or_else(|| Error::BadRequest("object: must be a map".to_owned()))?;
@@ -386,12 +399,7 @@ impl<'a> Write<'a> {
     ) -> Result<(Value, Option<Taken<'a>>), Error> {
         let strategy = &self.kind.strategy;
         self.place(&mut new)?;
-        let given = meta(&new, "name");
-        if given != name {
-            return Err(Error::BadRequest(format!(
-                "the name of the object ({given}) does not match the name on the URL ({name})"
-            )));
-        }
+        check_name(&new, name)?;
         let version = meta(&new, "resourceVersion").to_owned();
         let current = meta(old, "resourceVersion");
         if version.is_empty() {

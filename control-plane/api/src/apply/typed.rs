@@ -315,7 +315,11 @@ pub fn empty(of: &TypeDef) -> Value {
     let mut map = Map::new();
     for field in of.fields.iter().filter(|field| field.always) {
         let value = match &field.kind {
-            FieldKind::Type(id) if !field.pointer => empty(id.get()),
+            _ if field.pointer => Value::Null,
+            FieldKind::Type(id) => empty(id.get()),
+            FieldKind::String => "".into(),
+            FieldKind::Bool => false.into(),
+            FieldKind::Int32 | FieldKind::Int64 | FieldKind::Double => 0.into(),
             _ => Value::Null,
         };
         map.insert(field.name.to_owned(), value);

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use axum::response::Response;
 use base64::Engine;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use base64::alphabet::URL_SAFE;
+use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use bytes::Bytes;
 use http::StatusCode;
 use sampan_api::validation::requests::ListOptions;
@@ -28,6 +29,15 @@ const TOO_OLD: &str = "The provided continue parameter is too old to display a c
     the results. Continuing with the provided token results in an inconsistent list - objects that were created, \
     modified, or deleted between the time the first chunk was returned and now may show up in the list.";
 
+/// As Go reads it: no padding, and bits left over at the end are nobody's business.
+const BASE64: GeneralPurpose = GeneralPurpose::new(
+    &URL_SAFE,
+    GeneralPurposeConfig::new()
+        .with_encode_padding(false)
+        .with_decode_padding_mode(DecodePaddingMode::RequireNone)
+        .with_decode_allow_trailing_bits(true),
+);
+
 /// Where a list in chunks goes on.
 #[derive(Debug, Serialize, Deserialize, PartialEq, Eq)]
 struct Token {
@@ -39,13 +49,13 @@ struct Token {
 impl Token {
     fn encode(revision: i64, after: &str) -> String {
         let token = Self { v: TOKEN_VERSION.to_owned(), rv: revision, start: format!("{after}\0") };
-        URL_SAFE_NO_PAD.encode(serde_json::to_vec(&token).unwrap_or_default())
+        BASE64.encode(serde_json::to_vec(&token).unwrap_or_default())
     }
 
     /// The revision to list at (none: now) and the key to go on behind.
     fn decode(text: &str) -> Result<(Option<Revision>, String), Error> {
         let invalid = |why: String| Error::BadRequest(format!("invalid continue token: continue key is not valid: {why}"));
-        let bytes = URL_SAFE_NO_PAD.decode(text.trim_end_matches('=')).map_err(|error| {
+        let bytes = BASE64.decode(text.trim_end_matches('=')).map_err(|error| {
             let at = match error {
                 base64::DecodeError::InvalidByte(at, _) | base64::DecodeError::InvalidLastSymbol(at, _) => at,
                 _ => text.len(),

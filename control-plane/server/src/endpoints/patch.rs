@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use super::get::respond_written;
 use super::{Context, read_body, update};
-use crate::registry::{Preconditions, Written, meta, not_found};
+use crate::registry::{Preconditions, Written, check_name, meta, not_found};
 use crate::respond;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -143,20 +143,7 @@ async fn apply_patch(
         let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
         return Err(Error::BadRequest(format!("invalid object type: {group}/{version}, Kind={of_kind}")));
     }
-    let given = meta(&applied, "name");
-    if !given.is_empty() && given != name {
-        return Err(Error::BadRequest(format!(
-            "the name of the object ({given}) does not match the name on the URL ({name})"
-        )));
-    }
-    let mut applied = applied;
-    {
-        let metadata = crate::registry::metadata(&mut applied)?;
-        metadata.entry("name").or_insert_with(|| name.clone().into());
-        if kind.namespaced() {
-            metadata.entry("namespace").or_insert_with(|| context.path.namespace.clone().into());
-        }
-    }
+    check_name(&applied, &name)?;
     let result = |live: Option<&Value>, warnings: &mut Vec<String>| -> Result<Value, Error> {
         let now = app.now_text();
         let writer = Writer { manager: &manager, subresource, now: &now };

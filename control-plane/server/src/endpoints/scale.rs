@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 
 use super::patch::Patch;
 use super::{Context, body_media, read_body};
-use crate::registry::{Preconditions, meta, not_found};
+use crate::registry::{Preconditions, check_name, meta, not_found};
 use crate::respond;
 
 pub const SCHEMA: &str = "io.k8s.api.autoscaling.v1.Scale";
@@ -89,12 +89,7 @@ fn put(object: &Value, scale: &Value) -> Value {
 }
 
 fn check(scale: &Value, name: &str) -> Result<(), Error> {
-    let given = meta(scale, "name");
-    if given != name {
-        return Err(Error::BadRequest(format!(
-            "the name of the object ({given}) does not match the name on the URL ({name})"
-        )));
-    }
+    check_name(scale, name)?;
     requests::scale(scale)
 }
 

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::get::respond_written;
 use super::{Context, body_media};
-use crate::registry::{Preconditions, meta};
+use crate::registry::{Preconditions, check_name, meta};
 use crate::respond;
 
 pub async fn serve(
@@ -26,12 +26,7 @@ pub async fn serve(
     (kind.strategy.default)(&mut sent);
     let manager = context.field_manager();
     let name = context.path.name.clone();
-    let given = meta(&sent, "name");
-    if given != name {
-        return Err(Error::BadRequest(format!(
-            "the name of the object ({given}) does not match the name on the URL ({name})"
-        )));
-    }
+    check_name(&sent, &name)?;
     let uid = meta(&sent, "uid").to_owned();
     let write = context.write(kind, subresource, Some(&manager), dry_run);
     let exists = context.app.cache.of(kind).is_some_and(|cache| cache.get(&context.path.namespace, &name).is_some());

@@ -21,6 +21,11 @@ pub struct Harness {
 
 impl Harness {
     pub async fn start() -> Self {
+        Self::start_on(Arc::new(RedbStore::in_memory(Options::default()).unwrap())).await
+    }
+
+    /// On a store that another server may have written.
+    pub async fn start_on(store: Arc<RedbStore>) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let shutdown = CancellationToken::new();
         let config = Config {
@@ -32,7 +37,6 @@ impl Harness {
             cluster_cidr: "10.244.0.0/16".parse().unwrap(),
             node_ports: 30000..=32767,
         };
-        let store = Arc::new(RedbStore::in_memory(Options::default()).unwrap());
         let server =
             Server::start_with(config, store, Arc::new(jiff::Timestamp::now), shutdown.clone()).await.unwrap();
         Self { server, shutdown: shutdown.clone(), _dir: dir, _guard: shutdown.drop_guard() }
