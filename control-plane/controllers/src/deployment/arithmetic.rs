@@ -159,7 +159,8 @@ fn proportion(bounds: &Bounds, status_replicas: i32, share: &Share, to_add: i32,
         }
     };
     let allowed = to_add - added;
-    if to_add > 0 { fraction.min(allowed) } else { fraction.max(allowed) }
+    // Annotations may say anything: no set goes the other way.
+    if to_add > 0 { fraction.clamp(0, allowed) } else { fraction.clamp(allowed, 0) }
 }
 
 #[cfg(test)]

@@ -33,8 +33,11 @@ fn is_of(set: &ReplicaSet, template: &k8s_openapi::api::core::v1::PodTemplateSpe
     set.spec.as_ref().and_then(|spec| spec.template.as_ref()).is_some_and(|of| hash::same(of, template))
 }
 
+/// What counts of a set. Its status may be of before it was scaled down: those that go by then are
+/// not available any more.
 pub fn size(set: &ReplicaSet) -> Size {
-    Size { wanted: status::wanted(set), available: status::available(set) }
+    let wanted = status::wanted(set);
+    Size { wanted, available: status::available(set).min(wanted) }
 }
 
 impl Deployments {

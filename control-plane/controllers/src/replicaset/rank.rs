@@ -208,7 +208,7 @@ mod tests {
             ("cheaper", Shape { cost: Some(-5), ready: Some(100_000), ..usual.clone() }),
             ("ready for a shorter time", Shape { ready: Some(10), restarts: 0, ..usual.clone() }),
             ("more restarts", Shape { restarts: 3, created: 100_000, ..usual.clone() }),
-            ("younger", Shape { created: 1100, ..usual.clone() }),
+            ("younger", Shape { created: 500, ..usual.clone() }),
         ];
         for (rule, shape) in cases {
             let pods = [usual.clone(), shape, usual.clone()];

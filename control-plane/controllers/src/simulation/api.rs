@@ -48,6 +48,8 @@ struct State {
     random: StdRng,
     uids: u64,
     check: Option<Check>,
+    /// What was asked for: method and path.
+    requests: Vec<String>,
 }
 
 /// How the server behaves.
@@ -82,6 +84,7 @@ impl FakeApi {
             random: StdRng::seed_from_u64(seed),
             uids: 0,
             check: None,
+            requests: Vec::new(),
         };
         let revision = watch::Sender::new(1);
         Self { state: Arc::new(Mutex::new(state)), revision, clock, behaviour }
@@ -102,6 +105,11 @@ impl FakeApi {
 
     pub fn check(&self, check: impl Fn(&BTreeMap<Key, Value>) + Send + 'static) {
         self.lock().check = Some(Box::new(check));
+    }
+
+    /// What was asked for since the last call.
+    pub fn requests(&self) -> Vec<String> {
+        std::mem::take(&mut self.lock().requests)
     }
 
     pub fn random(&self, below: u64) -> u64 {
@@ -176,6 +184,7 @@ impl FakeApi {
             ["apis"] => return whole(Ok(discovery(false))),
             _ => {}
         }
+        self.lock().requests.push(format!("{} {}", parts.method, parts.uri));
         let rest = if path[0] == "api" { &path[2..] } else { &path[3..] };
         let (namespace, rest) = match rest {
             ["namespaces", namespace, rest @ ..] if !rest.is_empty() && !matches!(rest, ["finalize" | "status"]) => {

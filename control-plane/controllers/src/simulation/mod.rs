@@ -57,7 +57,7 @@ fn simulate<F: Future<Output = ()>>(seed: u64, behaviour: Behaviour, scenario: i
 async fn schedule(api: FakeApi) {
     let mut turn = 0;
     loop {
-        tokio::time::sleep(Duration::from_millis(20)).await;
+        tokio::time::sleep(Duration::from_millis(60)).await;
         let nodes: Vec<String> = api
             .list("nodes")
             .iter()
@@ -114,7 +114,7 @@ impl World {
         tokio::spawn(async move {
             let mut beat = 0_u32;
             while !stopped.is_cancelled() {
-                if beat % 200 == 0 {
+                if beat % 100 == 0 {
                     let now = api.clock.now().to_string();
                     api.edit("leases", "kube-node-lease", &node, json!({ "spec": { "renewTime": now } }));
                     let silent = api.get("nodes", "", &node)
@@ -130,7 +130,7 @@ impl World {
                         run_pod(&api, &pod);
                     }
                 }
-                tokio::time::sleep(Duration::from_millis(50)).await;
+                tokio::time::sleep(Duration::from_millis(100)).await;
             }
         });
         stop
@@ -142,7 +142,7 @@ impl World {
             "spec": {
                 "replicas": replicas,
                 "selector": { "matchLabels": { "app": "web" } },
-                "progressDeadlineSeconds": 600,
+                "progressDeadlineSeconds": 150,
                 "revisionHistoryLimit": 2,
                 "strategy": { "type": "RollingUpdate",
                               "rollingUpdate": { "maxSurge": "25%", "maxUnavailable": "25%" } },
@@ -169,11 +169,11 @@ impl World {
 
     /// Waits until something holds, or fails with what there is.
     async fn until(&self, what: &str, holds: impl Fn(&FakeApi) -> bool) {
-        for _ in 0..12_000 {
+        for _ in 0..3_000 {
             if holds(&self.api) {
                 return;
             }
-            tokio::time::sleep(Duration::from_millis(50)).await;
+            tokio::time::sleep(Duration::from_millis(100)).await;
         }
         let show = |plural: &str| serde_json::to_string_pretty(&self.api.list(plural)).unwrap();
         panic!("never came: {what}\n{}\n{}", show("deployments"), show("replicasets"));
@@ -215,7 +215,7 @@ impl World {
 fn run_pod(api: &FakeApi, pod: &Value) {
     let (namespace, name) = place(pod);
     // Each step takes a while.
-    if api.random(4) != 0 {
+    if api.random(3) != 0 {
         return;
     }
     if pod["metadata"]["deletionTimestamp"].is_string() {
