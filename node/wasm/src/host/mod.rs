@@ -87,10 +87,9 @@ pub fn main(_: Vec<String>) -> anyhow::Result<()> {
         nix::unistd::ForkResult::Child => {}
     }
     let result = detach().and_then(|out| {
-        let ready = out.try_clone()?;
-        serve(&config, out).inspect_err(|error| {
-            answer(ready, &Ready::Failed(format!("{error:#}")));
-        })
+        let starter = Starter(Mutex::new(Some(out)));
+        serve(&config, &starter)
+            .inspect_err(|error| starter.answer(&Ready::Failed(format!("{error:#}"))))
     });
     if let Err(error) = &result {
         eprintln!("{error:#}");
@@ -108,11 +107,19 @@ fn detach() -> anyhow::Result<File> {
     Ok(out)
 }
 
-fn answer(mut out: File, ready: &Ready) {
-    let _ = serde_json::to_vec(ready).map(|line| out.write_all(&line));
+/// Who started us, until it is answered: it reads to the pipe's end.
+struct Starter(Mutex<Option<File>>);
+
+impl Starter {
+    fn answer(&self, ready: &Ready) {
+        let out = self.0.lock().unwrap_or_else(|e| e.into_inner()).take();
+        if let Some(mut out) = out {
+            let _ = serde_json::to_vec(ready).map(|line| out.write_all(&line));
+        }
+    }
 }
 
-fn serve(config: &HostConfig, out: File) -> anyhow::Result<()> {
+fn serve(config: &HostConfig, starter: &Starter) -> anyhow::Result<()> {
     let tenant = sandbox::open_dir(&config.tenant_dir)?;
     let modules = sandbox::open_dir(&config.modules_dir)?;
     let agent = rustix::process::geteuid();
@@ -191,7 +198,7 @@ fn serve(config: &HostConfig, out: File) -> anyhow::Result<()> {
         changes: broadcast::Sender::new(1024),
     });
     let own = rustix::process::geteuid();
-    control.block_on(run(shared, info, record, out, [agent.as_raw(), own.as_raw(), 0]))?;
+    control.block_on(run(shared, info, record, starter, [agent.as_raw(), own.as_raw(), 0]))?;
     let _ = std::fs::remove_file(SOCKET);
     let _ = std::fs::remove_file(RECORD);
     guests.shutdown_background();
@@ -202,7 +209,7 @@ async fn run(
     shared: Arc<Shared>,
     info: HostInfo,
     record: Record,
-    out: File,
+    starter: &Starter,
     users: [u32; 3],
 ) -> anyhow::Result<()> {
     use tokio_stream::StreamExt as _;
@@ -232,7 +239,7 @@ async fn run(
         }
     });
     write_whole(RECORD.as_ref(), &serde_json::to_vec(&record)?).context(RECORD)?;
-    answer(out, &Ready::Serving(record));
+    starter.answer(&Ready::Serving(record));
     let server = tonic::transport::Server::builder()
         .add_service(HostServer::from_arc(service))
         .serve_with_incoming_shutdown(connections, shutdown.cancelled());
