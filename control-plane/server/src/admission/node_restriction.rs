@@ -6,10 +6,17 @@ use serde_json::Value;
 use super::Attributes;
 
 pub fn create(attributes: &Attributes<'_>, object: &Value) -> Result<(), Error> {
-    let Some(node) = attributes.identity.node_name() else { return Ok(()) };
-    let name = object.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default();
+    let Some(node) = attributes.identity.node_name() else {
+        return Ok(());
+    };
+    let name = object
+        .pointer("/metadata/name")
+        .and_then(Value::as_str)
+        .unwrap_or_default();
     if attributes.is("", "nodes") && name != node {
-        return Err(attributes.forbidden(&format!("node {node:?} is not allowed to modify node {name:?}")));
+        return Err(attributes.forbidden(&format!(
+            "node {node:?} is not allowed to modify node {name:?}"
+        )));
     }
     if attributes.is("coordination.k8s.io", "leases") && name != node {
         return Err(attributes
@@ -22,7 +29,9 @@ pub fn create(attributes: &Attributes<'_>, object: &Value) -> Result<(), Error> 
 const RESTRICTED: &str = "node-restriction.kubernetes.io/";
 
 pub fn update(attributes: &Attributes<'_>, object: &Value, old: &Value) -> Result<(), Error> {
-    let Some(node) = attributes.identity.node_name() else { return Ok(()) };
+    let Some(node) = attributes.identity.node_name() else {
+        return Ok(());
+    };
     if attributes.kind.plural != "nodes" || !attributes.kind.group.is_empty() {
         return Ok(());
     }
@@ -36,7 +45,9 @@ pub fn update(attributes: &Attributes<'_>, object: &Value, old: &Value) -> Resul
             .collect()
     };
     if labels(object) != labels(old) {
-        return Err(attributes.forbidden(&format!("is not allowed to modify labels: {RESTRICTED}*")));
+        return Err(
+            attributes.forbidden(&format!("is not allowed to modify labels: {RESTRICTED}*"))
+        );
     }
     let taints = |of: &Value| of.pointer("/spec/taints").cloned().unwrap_or(Value::Null);
     if taints(object) != taints(old) {

@@ -9,16 +9,16 @@ use axum::response::Response;
 use bytes::Bytes;
 use http::StatusCode;
 use rand::Rng;
-use sampan_api::validation::requests::ListOptions;
 use sampan_api::table::Include;
+use sampan_api::validation::requests::ListOptions;
 use sampan_api::{Error, Kind, table};
 use sampan_store::{Change, Revision};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
+use super::Context;
 use super::list::{await_version, parse_version};
 use super::selection::Selection;
-use super::Context;
 use crate::app::App;
 use crate::cache::{Event, Lagged, Object, Watcher, event_type, set_version};
 use crate::metrics::Watching;
@@ -46,6 +46,7 @@ struct Watch {
     ends: Instant,
     pending: VecDeque<Bytes>,
     watcher: Option<Watcher>,
+    from: Revision,
     shown: Revision,
     _watching: Watching,
 }
@@ -85,12 +86,15 @@ pub async fn serve(context: &mut Context, kind: &'static Kind) -> Result<Respons
         ends: now + Duration::from_secs(seconds),
         pending: VecDeque::new(),
         watcher: None,
+        from,
         shown: from,
         _watching: context.app.metrics.watching(kind),
     };
     if initial == Some(true) || (initial.is_none() && from == 0) {
         await_version(context, version).await?;
-        let (snapshot, _) = cache.list(&watch.namespace, None, 0, |object| watch.selection.matches(object));
+        let (snapshot, _) = cache.list(&watch.namespace, None, 0, |object| {
+            watch.selection.matches(object)
+        });
         for object in &snapshot.objects {
             watch.push(Change::Created, object);
         }
@@ -101,17 +105,31 @@ pub async fn serve(context: &mut Context, kind: &'static Kind) -> Result<Respons
         }
     } else {
         // With a version of 0 and no initial events: from now on.
-        let from = if from == 0 { context.app.cache.revision() } else { from };
+        let from = if from == 0 {
+            context.app.cache.revision()
+        } else {
+            from
+        };
         watch.shown = from;
         match cache.watch(from) {
             Ok(watcher) => watch.watcher = Some(watcher),
-            Err(old) => watch.push_error(&Error::Expired(format!("too old resource version: {} ({})", old.requested, old.oldest))),
+            Err(old) => watch.push_error(&Error::Expired(format!(
+                "too old resource version: {} ({})",
+                old.requested, old.oldest
+            ))),
         }
     }
     let stream = futures::stream::unfold(watch, |mut watch| async move {
-        watch.next().await.map(|line| (Ok::<_, std::convert::Infallible>(line), watch))
+        watch
+            .next()
+            .await
+            .map(|line| (Ok::<_, std::convert::Infallible>(line), watch))
     });
-    Ok(respond::with_body(StatusCode::OK, respond::JSON, Body::from_stream(stream)))
+    Ok(respond::with_body(
+        StatusCode::OK,
+        respond::JSON,
+        Body::from_stream(stream),
+    ))
 }
 
 impl Watch {
@@ -126,12 +144,16 @@ impl Watch {
                 Ok((events, _)) => {
                     for event in &events {
                         self.push_event(event);
-                        self.shown = event.revision;
+                        self.shown = self.shown.max(event.revision);
                     }
                     continue;
                 }
                 Err(Lagged) => {
-                    let message = format!("too old resource version: {} ({})", self.shown, self.app.cache.revision());
+                    let message = format!(
+                        "too old resource version: {} ({})",
+                        self.shown,
+                        self.app.cache.revision()
+                    );
                     self.push_error(&Error::Expired(message));
                     continue;
                 }
@@ -146,7 +168,7 @@ impl Watch {
                         Some(Ok((events, _))) => {
                             for event in &events {
                                 self.push_event(event);
-                                self.shown = event.revision;
+                                self.shown = self.shown.max(event.revision);
                             }
                         }
                         _ => continue,
@@ -161,8 +183,13 @@ impl Watch {
     }
 
     fn push_event(&mut self, event: &Event) {
+        // A watch from a version that was still to come.
+        if event.revision <= self.from {
+            return;
+        }
         let within = |object: &Object| {
-            (self.namespace.is_empty() || *object.namespace == *self.namespace) && self.selection.matches(object)
+            (self.namespace.is_empty() || *object.namespace == *self.namespace)
+                && self.selection.matches(object)
         };
         let was = event.previous.as_ref().is_some_and(|object| within(object));
         match event.change {
@@ -199,7 +226,8 @@ impl Watch {
     /// An object that no longer matches is deleted, for this watcher: as it was, at the new revision.
     fn push_left(&mut self, previous: &Object, revision: Revision) {
         if self.is_plain() {
-            self.pending.push_back(previous.frame_at(Change::Deleted, revision));
+            self.pending
+                .push_back(previous.frame_at(Change::Deleted, revision));
         } else {
             let mut value = shown(self.kind, previous);
             set_version(&mut value, revision);
@@ -212,7 +240,10 @@ impl Watch {
             Shape::Object => value,
             Shape::Metadata => table::partial(&value),
             Shape::Table => {
-                let version = value.pointer("/metadata/resourceVersion").cloned().unwrap_or_default();
+                let version = value
+                    .pointer("/metadata/resourceVersion")
+                    .cloned()
+                    .unwrap_or_default();
                 let metadata = json!({"resourceVersion": version});
                 let now = self.app.now().as_second();
                 let columns = std::mem::take(&mut self.columns);
@@ -223,13 +254,18 @@ impl Watch {
     }
 
     fn push_line(&mut self, word: &str, object: &Value) {
-        self.pending.push_back(Bytes::from(format!("{{\"type\":\"{word}\",\"object\":{object}}}\n")));
+        self.pending.push_back(Bytes::from(format!(
+            "{{\"type\":\"{word}\",\"object\":{object}}}\n"
+        )));
     }
 
     fn push_bookmark(&mut self, initial: bool) {
         let mut metadata = json!({"resourceVersion": self.shown.to_string()});
         if initial && let Some(map) = metadata.as_object_mut() {
-            map.insert("annotations".to_owned(), json!({INITIAL_EVENTS_END: "true"}));
+            map.insert(
+                "annotations".to_owned(),
+                json!({INITIAL_EVENTS_END: "true"}),
+            );
         }
         let object = match self.form.shape {
             Shape::Object => {

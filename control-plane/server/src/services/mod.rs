@@ -77,35 +77,58 @@ pub fn nth(range: &IpNet, offset: usize) -> IpAddr {
 }
 
 fn text<'a>(value: &'a Value, pointer: &str) -> &'a str {
-    value.pointer(pointer).and_then(Value::as_str).unwrap_or_default()
+    value
+        .pointer(pointer)
+        .and_then(Value::as_str)
+        .unwrap_or_default()
 }
 
 fn needs_address(service: &Value) -> bool {
-    matches!(text(service, "/spec/type"), "" | "ClusterIP" | "NodePort" | "LoadBalancer")
+    matches!(
+        text(service, "/spec/type"),
+        "" | "ClusterIP" | "NodePort" | "LoadBalancer"
+    )
 }
 
 fn needs_ports(service: &Value) -> bool {
     match text(service, "/spec/type") {
         "NodePort" => true,
-        "LoadBalancer" => service.pointer("/spec/allocateLoadBalancerNodePorts").and_then(Value::as_bool) != Some(false),
+        "LoadBalancer" => {
+            service
+                .pointer("/spec/allocateLoadBalancerNodePorts")
+                .and_then(Value::as_bool)
+                != Some(false)
+        }
         _ => false,
     }
 }
 
 fn needs_health_port(service: &Value) -> bool {
-    text(service, "/spec/type") == "LoadBalancer" && text(service, "/spec/externalTrafficPolicy") == "Local"
+    text(service, "/spec/type") == "LoadBalancer"
+        && text(service, "/spec/externalTrafficPolicy") == "Local"
 }
 
 fn addresses_of(service: &Value) -> Vec<&str> {
-    let list = service.pointer("/spec/clusterIPs").and_then(Value::as_array);
-    list.into_iter().flatten().filter_map(Value::as_str).filter(|ip| *ip != "None" && !ip.is_empty()).collect()
+    let list = service
+        .pointer("/spec/clusterIPs")
+        .and_then(Value::as_array);
+    list.into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .filter(|ip| *ip != "None" && !ip.is_empty())
+        .collect()
 }
 
 /// Node ports of a service, the one for health checks last.
 fn ports_of(service: &Value) -> Vec<i64> {
     let list = service.pointer("/spec/ports").and_then(Value::as_array);
-    let ports = list.into_iter().flatten().filter_map(|port| port.get("nodePort").and_then(Value::as_i64));
-    let health = service.pointer("/spec/healthCheckNodePort").and_then(Value::as_i64);
+    let ports = list
+        .into_iter()
+        .flatten()
+        .filter_map(|port| port.get("nodePort").and_then(Value::as_i64));
+    let health = service
+        .pointer("/spec/healthCheckNodePort")
+        .and_then(Value::as_i64);
     let mut all: Vec<i64> = ports.chain(health).filter(|port| *port != 0).collect();
     all.sort_unstable();
     all.dedup();
@@ -119,12 +142,22 @@ fn spec(service: &mut Value) -> Option<&mut Map<String, Value>> {
 impl Allocators {
     pub fn new(range: IpNet, ports: RangeInclusive<u16>) -> Self {
         let host_bits = u32::from(range.max_prefix_len() - range.prefix_len());
-        let all = 1usize.checked_shl(host_bits.min(17)).unwrap_or(MOST).min(MOST);
+        let all = 1usize
+            .checked_shl(host_bits.min(17))
+            .unwrap_or(MOST)
+            .min(MOST);
         // The first is the network, the last is where IPv4 broadcasts.
         let usable = all.saturating_sub(if range.addr().is_ipv4() { 2 } else { 1 });
         let count = usize::from(ports.end().saturating_sub(*ports.start())) + 1;
-        let inner = Inner { addresses: Bitmap::new(usable), ports: Bitmap::new(count) };
-        Self { range, ports, inner: Mutex::new(inner) }
+        let inner = Inner {
+            addresses: Bitmap::new(usable),
+            ports: Bitmap::new(count),
+        };
+        Self {
+            range,
+            ports,
+            inner: Mutex::new(inner),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -142,16 +175,24 @@ impl Allocators {
 
     fn port_bit(&self, port: i64) -> Option<usize> {
         let port = u16::try_from(port).ok()?;
-        self.ports.contains(&port).then(|| usize::from(port - self.ports.start()))
+        self.ports
+            .contains(&port)
+            .then(|| usize::from(port - self.ports.start()))
     }
 
     /// Counts what a stored service has.
     pub fn occupy(&self, service: &Value) {
         let mut inner = self.lock();
-        for at in addresses_of(service).into_iter().filter_map(|address| self.bit(address)) {
+        for at in addresses_of(service)
+            .into_iter()
+            .filter_map(|address| self.bit(address))
+        {
             inner.addresses.take(at);
         }
-        for at in ports_of(service).into_iter().filter_map(|port| self.port_bit(port)) {
+        for at in ports_of(service)
+            .into_iter()
+            .filter_map(|port| self.port_bit(port))
+        {
             inner.ports.take(at);
         }
     }
@@ -161,12 +202,18 @@ impl Allocators {
         let kept = new.map(addresses_of).unwrap_or_default();
         let kept_ports = new.map(ports_of).unwrap_or_default();
         let mut inner = self.lock();
-        for address in addresses_of(old).into_iter().filter(|address| !kept.contains(address)) {
+        for address in addresses_of(old)
+            .into_iter()
+            .filter(|address| !kept.contains(address))
+        {
             if let Some(at) = self.bit(address) {
                 inner.addresses.release(at);
             }
         }
-        for port in ports_of(old).into_iter().filter(|port| !kept_ports.contains(port)) {
+        for port in ports_of(old)
+            .into_iter()
+            .filter(|port| !kept_ports.contains(port))
+        {
             if let Some(at) = self.port_bit(port) {
                 inner.ports.release(at);
             }
@@ -176,15 +223,26 @@ impl Allocators {
     fn invalid(service: &Value, field: &str, message: String) -> Error {
         let mut errors = FieldErrors::default();
         errors.push(FieldReason::Invalid, field, message);
-        Error::Invalid { kind: "Service".to_owned(), name: text(service, "/metadata/name").to_owned(), errors }
+        Error::Invalid {
+            kind: "Service".to_owned(),
+            name: text(service, "/metadata/name").to_owned(),
+            errors,
+        }
     }
 
     /// Families and policy of a service in a cluster of one family.
     fn families(&self, service: &mut Value) -> Result<(), Error> {
-        let own = if self.range.addr().is_ipv4() { "IPv4" } else { "IPv6" };
+        let own = if self.range.addr().is_ipv4() {
+            "IPv4"
+        } else {
+            "IPv6"
+        };
         let policy = text(service, "/spec/ipFamilyPolicy").to_owned();
         let headless = text(service, "/spec/clusterIP") == "None";
-        let selects = service.pointer("/spec/selector").and_then(Value::as_object).is_some_and(|map| !map.is_empty());
+        let selects = service
+            .pointer("/spec/selector")
+            .and_then(Value::as_object)
+            .is_some_and(|map| !map.is_empty());
         let given: Vec<String> = service
             .pointer("/spec/ipFamilies")
             .and_then(Value::as_array)
@@ -196,10 +254,22 @@ impl Allocators {
         if headless && !selects {
             // Nobody here answers for it: both families are allowed.
             let other = if own == "IPv4" { "IPv6" } else { "IPv4" };
-            let policy = if policy.is_empty() { "RequireDualStack" } else { policy.as_str() };
-            let mut families = if given.is_empty() { vec![own.to_owned()] } else { given };
+            let policy = if policy.is_empty() {
+                "RequireDualStack"
+            } else {
+                policy.as_str()
+            };
+            let mut families = if given.is_empty() {
+                vec![own.to_owned()]
+            } else {
+                given
+            };
             if policy != "SingleStack" && families.len() == 1 {
-                let second = if families.first().is_some_and(|first| first == own) { other } else { own };
+                let second = if families.first().is_some_and(|first| first == own) {
+                    other
+                } else {
+                    own
+                };
                 families.push(second.to_owned());
             }
             if let Some(spec) = spec(service) {
@@ -238,7 +308,11 @@ impl Allocators {
     /// Fills in what a service gets from the cluster: families, addresses, node ports. `old` is what
     /// is stored.
     pub fn allocate(&self, service: &mut Value, old: Option<&Value>) -> Result<Taken<'_>, Error> {
-        let mut taken = Taken { allocators: self, addresses: Vec::new(), ports: Vec::new() };
+        let mut taken = Taken {
+            allocators: self,
+            addresses: Vec::new(),
+            ports: Vec::new(),
+        };
         if let Some(old) = old {
             carry_over(service, old);
         }
@@ -256,15 +330,28 @@ impl Allocators {
         Ok(taken)
     }
 
-    fn allocate_address(&self, service: &mut Value, old: Option<&Value>, taken: &mut Taken<'_>) -> Result<(), Error> {
+    fn allocate_address(
+        &self,
+        service: &mut Value,
+        old: Option<&Value>,
+        taken: &mut Taken<'_>,
+    ) -> Result<(), Error> {
         if text(service, "/spec/clusterIP") == "None" {
             return Ok(());
         }
         let had = old.map(addresses_of).unwrap_or_default();
-        let wanted: Vec<String> = addresses_of(service).into_iter().map(str::to_owned).collect();
+        let wanted: Vec<String> = addresses_of(service)
+            .into_iter()
+            .map(str::to_owned)
+            .collect();
         if wanted.is_empty() {
-            let at = self.lock().addresses.take_any(|at| at + 1 != DNS_OFFSET && at != 0);
-            let at = at.ok_or_else(|| Error::Internal("failed to allocate a serviceIP: range is full".to_owned()))?;
+            let at = self
+                .lock()
+                .addresses
+                .take_any(|at| at + 1 != DNS_OFFSET && at != 0);
+            let at = at.ok_or_else(|| {
+                Error::Internal("failed to allocate a serviceIP: range is full".to_owned())
+            })?;
             taken.addresses.push(at);
             let address = nth(&self.range, at + 1).to_string();
             if let Some(spec) = spec(service) {
@@ -285,7 +372,10 @@ impl Allocators {
                 Self::invalid(
                     service,
                     "spec.clusterIPs",
-                    format!("Invalid value: {}: failed to allocate IP {address}: {why}", json!(wanted)),
+                    format!(
+                        "Invalid value: {}: failed to allocate IP {address}: {why}",
+                        json!(wanted)
+                    ),
                 )
             };
             let at = self.bit(address).ok_or_else(|| {
@@ -320,14 +410,27 @@ impl Allocators {
         Self::invalid(service, field, format!("Invalid value: {port}: {why}"))
     }
 
-    fn allocate_ports(&self, service: &mut Value, old: Option<&Value>, taken: &mut Taken<'_>) -> Result<(), Error> {
+    fn allocate_ports(
+        &self,
+        service: &mut Value,
+        old: Option<&Value>,
+        taken: &mut Taken<'_>,
+    ) -> Result<(), Error> {
         let had = old.map(ports_of).unwrap_or_default();
-        let list = service.pointer("/spec/ports").and_then(Value::as_array).cloned().unwrap_or_default();
+        let list = service
+            .pointer("/spec/ports")
+            .and_then(Value::as_array)
+            .cloned()
+            .unwrap_or_default();
         let mut ports = list.clone();
         // First those that ask for a number, so that chance does not take it.
         let mut own: Vec<i64> = Vec::new();
         for (at, port) in list.iter().enumerate() {
-            let Some(number) = port.get("nodePort").and_then(Value::as_i64).filter(|number| *number != 0) else {
+            let Some(number) = port
+                .get("nodePort")
+                .and_then(Value::as_i64)
+                .filter(|number| *number != 0)
+            else {
                 continue;
             };
             if own.contains(&number) || had.contains(&number) {
@@ -335,7 +438,9 @@ impl Allocators {
                 continue;
             }
             let field = format!("spec.ports[{at}].nodePort");
-            let bit = self.port_bit(number).ok_or_else(|| self.port_error(service, &field, number))?;
+            let bit = self
+                .port_bit(number)
+                .ok_or_else(|| self.port_error(service, &field, number))?;
             if !self.lock().ports.take(bit) {
                 return Err(self.port_error(service, &field, number));
             }
@@ -344,15 +449,22 @@ impl Allocators {
         }
         for at in 0..ports.len() {
             let Some(port) = ports.get(at).filter(|port| {
-                port.get("nodePort").and_then(Value::as_i64).unwrap_or_default() == 0
+                port.get("nodePort")
+                    .and_then(Value::as_i64)
+                    .unwrap_or_default()
+                    == 0
             }) else {
                 continue;
             };
             // TCP and UDP of one port share the number.
             let shared = ports.iter().take(at).find(|other| {
-                other.get("port") == port.get("port") && other.get("protocol") != port.get("protocol")
+                other.get("port") == port.get("port")
+                    && other.get("protocol") != port.get("protocol")
             });
-            let number = match shared.and_then(|other| other.get("nodePort")).and_then(Value::as_i64) {
+            let number = match shared
+                .and_then(|other| other.get("nodePort"))
+                .and_then(Value::as_i64)
+            {
                 Some(number) => number,
                 None => {
                     let bit = self.lock().ports.take_any(|_| true);
@@ -375,18 +487,34 @@ impl Allocators {
         Ok(())
     }
 
-    fn allocate_health_port(&self, service: &mut Value, old: Option<&Value>, taken: &mut Taken<'_>) -> Result<(), Error> {
+    fn allocate_health_port(
+        &self,
+        service: &mut Value,
+        old: Option<&Value>,
+        taken: &mut Taken<'_>,
+    ) -> Result<(), Error> {
         const FIELD: &str = "spec.healthCheckNodePort";
-        let wanted = service.pointer("/spec/healthCheckNodePort").and_then(Value::as_i64).unwrap_or_default();
-        let had = old.and_then(|old| old.pointer("/spec/healthCheckNodePort")).and_then(Value::as_i64);
+        let wanted = service
+            .pointer("/spec/healthCheckNodePort")
+            .and_then(Value::as_i64)
+            .unwrap_or_default();
+        let had = old
+            .and_then(|old| old.pointer("/spec/healthCheckNodePort"))
+            .and_then(Value::as_i64);
         if wanted != 0 && had == Some(wanted) {
             return Ok(());
         }
         let bit = if wanted == 0 {
             let bit = self.lock().ports.take_any(|_| true);
-            bit.ok_or_else(|| Error::Internal("failed to allocate a HealthCheck NodePort: range is full".to_owned()))?
+            bit.ok_or_else(|| {
+                Error::Internal(
+                    "failed to allocate a HealthCheck NodePort: range is full".to_owned(),
+                )
+            })?
         } else {
-            let bit = self.port_bit(wanted).ok_or_else(|| self.port_error(service, FIELD, wanted))?;
+            let bit = self
+                .port_bit(wanted)
+                .ok_or_else(|| self.port_error(service, FIELD, wanted))?;
             if !self.lock().ports.take(bit) {
                 return Err(self.port_error(service, FIELD, wanted));
             }
@@ -411,7 +539,10 @@ fn carry_over(service: &mut Value, old: &Value) {
             spec.insert("clusterIP".to_owned(), address);
         }
         let same = service.pointer("/spec/clusterIP") == old.pointer("/spec/clusterIP");
-        let none = service.pointer("/spec/clusterIPs").and_then(Value::as_array).is_none_or(Vec::is_empty);
+        let none = service
+            .pointer("/spec/clusterIPs")
+            .and_then(Value::as_array)
+            .is_none_or(Vec::is_empty);
         if same
             && none
             && let Some(addresses) = old.pointer("/spec/clusterIPs").cloned()
@@ -421,13 +552,25 @@ fn carry_over(service: &mut Value, old: &Value) {
         }
     }
     if needs_ports(old) && needs_ports(service) {
-        let before = old.pointer("/spec/ports").and_then(Value::as_array).cloned().unwrap_or_default();
-        let ports = service.pointer_mut("/spec/ports").and_then(Value::as_array_mut);
+        let before = old
+            .pointer("/spec/ports")
+            .and_then(Value::as_array)
+            .cloned()
+            .unwrap_or_default();
+        let ports = service
+            .pointer_mut("/spec/ports")
+            .and_then(Value::as_array_mut);
         for port in ports.into_iter().flatten().filter_map(Value::as_object_mut) {
-            if port.get("nodePort").and_then(Value::as_i64).unwrap_or_default() != 0 {
+            if port
+                .get("nodePort")
+                .and_then(Value::as_i64)
+                .unwrap_or_default()
+                != 0
+            {
                 continue;
             }
-            let protocol = |of: Option<&Value>| of.and_then(Value::as_str).unwrap_or("TCP").to_owned();
+            let protocol =
+                |of: Option<&Value>| of.and_then(Value::as_str).unwrap_or("TCP").to_owned();
             let same = before.iter().find(|other| {
                 other.get("port") == port.get("port")
                     && protocol(other.get("protocol")) == protocol(port.get("protocol"))
@@ -437,7 +580,10 @@ fn carry_over(service: &mut Value, old: &Value) {
             }
         }
     }
-    if needs_health_port(old) && needs_health_port(service) && service.pointer("/spec/healthCheckNodePort").is_none() {
+    if needs_health_port(old)
+        && needs_health_port(service)
+        && service.pointer("/spec/healthCheckNodePort").is_none()
+    {
         if let Some(number) = old.pointer("/spec/healthCheckNodePort").cloned()
             && let Some(spec) = spec(service)
         {
@@ -450,7 +596,10 @@ fn carry_over(service: &mut Value, old: &Value) {
 fn normalize(service: &mut Value, old: Option<&Value>) {
     let one = text(service, "/spec/clusterIP").to_owned();
     let many = service.pointer("/spec/clusterIPs").cloned();
-    let none = many.as_ref().and_then(Value::as_array).is_none_or(Vec::is_empty);
+    let none = many
+        .as_ref()
+        .and_then(Value::as_array)
+        .is_none_or(Vec::is_empty);
     let changed = old.is_some_and(|old| text(old, "/spec/clusterIP") != one);
     let many_same = old.is_some_and(|old| old.pointer("/spec/clusterIPs") == many.as_ref());
     let Some(spec) = spec(service) else { return };
@@ -478,16 +627,26 @@ mod tests {
     #[test]
     fn gives_and_takes_back() {
         let all = allocators();
-        let mut one = service(json!({"type": "NodePort", "ports": [{"port": 80}, {"port": 80, "protocol": "UDP"}]}));
+        let mut one = service(
+            json!({"type": "NodePort", "ports": [{"port": 80}, {"port": 80, "protocol": "UDP"}]}),
+        );
         all.allocate(&mut one, None).expect("room").keep();
         let address = text(&one, "/spec/clusterIP").to_owned();
         assert_eq!(one["spec"]["clusterIPs"], json!([address]));
-        assert_eq!(one["spec"]["ports"][0]["nodePort"], one["spec"]["ports"][1]["nodePort"]);
+        assert_eq!(
+            one["spec"]["ports"][0]["nodePort"],
+            one["spec"]["ports"][1]["nodePort"]
+        );
         let mut two = service(json!({"clusterIP": address, "ports": []}));
-        let error = all.allocate(&mut two, None).map(Taken::keep).expect_err("taken");
+        let error = all
+            .allocate(&mut two, None)
+            .map(Taken::keep)
+            .expect_err("taken");
         assert_eq!(
             error.status().1["message"],
-            format!("Service \"x\" is invalid: spec.clusterIPs: Invalid value: [\"{address}\"]: failed to allocate IP {address}: provided IP is already allocated")
+            format!(
+                "Service \"x\" is invalid: spec.clusterIPs: Invalid value: [\"{address}\"]: failed to allocate IP {address}: provided IP is already allocated"
+            )
         );
         all.release(&one, None);
         all.allocate(&mut two, None).expect("free again").keep();
@@ -500,19 +659,32 @@ mod tests {
         drop(all.allocate(&mut one, None).expect("free"));
         all.allocate(&mut one, None).expect("free").keep();
         let mut far = service(json!({"clusterIP": "10.97.0.1"}));
-        let error = all.allocate(&mut far, None).map(Taken::keep).expect_err("out of range");
-        assert!(error.status().1["message"].to_string().contains("The range of valid IPs is 10.96.0.0/24"));
+        let error = all
+            .allocate(&mut far, None)
+            .map(Taken::keep)
+            .expect_err("out of range");
+        assert!(
+            error.status().1["message"]
+                .to_string()
+                .contains("The range of valid IPs is 10.96.0.0/24")
+        );
     }
 
     #[test]
     fn an_update_keeps_what_was_given() {
         let all = allocators();
-        let mut old = service(json!({"type": "NodePort", "ports": [{"port": 80, "protocol": "TCP"}]}));
+        let mut old =
+            service(json!({"type": "NodePort", "ports": [{"port": 80, "protocol": "TCP"}]}));
         all.allocate(&mut old, None).expect("room").keep();
-        let mut new = service(json!({"type": "NodePort", "ports": [{"port": 80, "protocol": "TCP"}, {"port": 81}]}));
+        let mut new = service(
+            json!({"type": "NodePort", "ports": [{"port": 80, "protocol": "TCP"}, {"port": 81}]}),
+        );
         all.allocate(&mut new, Some(&old)).expect("room").keep();
         assert_eq!(new["spec"]["clusterIP"], old["spec"]["clusterIP"]);
-        assert_eq!(new["spec"]["ports"][0]["nodePort"], old["spec"]["ports"][0]["nodePort"]);
+        assert_eq!(
+            new["spec"]["ports"][0]["nodePort"],
+            old["spec"]["ports"][0]["nodePort"]
+        );
         assert!(new["spec"]["ports"][1]["nodePort"].is_i64());
     }
 }
