@@ -204,6 +204,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+
         #[test]
         fn never_held_twice(steps in prop::collection::vec(prop_oneof![
             4 => (0..20u8).prop_map(Step::Assign),

@@ -2,6 +2,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError};
+use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net};
 use k8s_openapi::api::core::v1::Node;
@@ -110,6 +111,9 @@ struct Inner {
     nftables: bool,
     state: Mutex<State>,
 }
+
+/// How long Services wait for the list of nodes.
+const NODES_KNOWN: Duration = Duration::from_secs(2);
 
 /// What the machine has, beside what it lets us do.
 pub(crate) struct Machine {
@@ -262,10 +266,14 @@ impl Network {
         tracing::info!(mode = ?config.mode, nftables, %nameserver, pods = %v4.pod, "network is up");
         // The cluster's API may be away while pods go on: nothing of this is waited for.
         let follow = (catalog, informers.clone(), shutdown.clone());
+        let nodes_known = CancellationToken::new();
+        let known = nodes_known.clone();
         tokio::spawn(async move {
             let (catalog, informers, shutdown) = follow;
             catalog.follow(&informers, shutdown.clone()).await;
             ready.cancel();
+            // Who is on this machine too decides what is said, not what is done.
+            let _ = tokio::time::timeout(NODES_KNOWN, known.cancelled()).await;
             services.run(shutdown).await;
         });
         let nodes = Nodes {
@@ -274,6 +282,7 @@ impl Network {
             cluster: v4.cluster,
             metric,
             shared,
+            known: nodes_known,
         };
         tokio::spawn(nodes.follow(informers, shutdown));
         Ok(network)
@@ -439,6 +448,8 @@ struct Nodes {
     cluster: Ipv4Net,
     metric: Metric,
     shared: SharedAddresses,
+    /// Set once the first look is done.
+    known: CancellationToken,
 }
 
 impl Nodes {
@@ -447,6 +458,9 @@ impl Nodes {
         tokio::select! {
             () = informer.synced() => {}
             () = shutdown.cancelled() => return,
+        }
+        if informer.is_empty() {
+            self.known.cancel();
         }
         let mut changes = informer.subscribe();
         let mut ways: BTreeMap<Ipv4Net, (String, Ipv4Addr)> = BTreeMap::new();
@@ -474,6 +488,7 @@ impl Nodes {
                 shared.clone_from(&theirs);
                 *self.shared.write().unwrap_or_else(PoisonError::into_inner) = theirs;
             }
+            self.known.cancel();
             if now == ways {
                 continue;
             }

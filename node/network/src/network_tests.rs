@@ -5,7 +5,7 @@
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use hickory_proto::op::{Message, MessageType, OpCode, Query};
 use hickory_proto::rr::{Name, RecordType};
@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::mode::detect_mode;
 use crate::records::{Removed, clean};
+use crate::services::model::{Endpoint, Port, Protocol};
 use crate::testing::{FakeApi, in_fresh_network, own_loopback};
 
 const WAIT: Duration = Duration::from_secs(3);
@@ -523,27 +524,32 @@ fn ten_thousand_services_load_in_seconds() {
             cluster_dns: "10.96.0.10".parse().unwrap(),
             node_addresses: Vec::new(),
         });
-        let many = |count: u32, endpoints: u8| -> Vec<_> {
-            (0..count)
-                .map(|number| {
-                    let object = service("web", json!({ "ports": [{ "port": 80 }],
-                        "clusterIP": Ipv4Addr::from(u32::from(Ipv4Addr::new(10, 96, 1, 0)) + number) }));
-                    let list: Vec<_> = (1..=endpoints).map(|last| (IpAddr::from([10, 244, 0, last]), true)).collect();
-                    let service = serde_json::from_value(object).unwrap();
-                    let slice = serde_json::from_value(slice("web", 80, &list)).unwrap();
-                    let ports = crate::services::model::ports(&service, [slice].iter(), "node");
-                    (("shop".to_owned(), format!("web-{number}")), ports)
-                })
-                .collect()
+        let port = |number: u32, endpoints: u8| Port {
+            name: String::new(),
+            protocol: Protocol::Tcp,
+            cluster_ips: vec![Ipv4Addr::from(u32::from(Ipv4Addr::new(10, 96, 1, 0)) + number)],
+            external_ips: Vec::new(),
+            port: 80,
+            node_port: None,
+            affinity: None,
+            inside: (1..=endpoints).map(|last| Endpoint { address: Ipv4Addr::new(10, 244, 0, last), port: 80 }).collect(),
+            outside: Vec::new(),
+            keep_source: false,
         };
-        let all = many(10_000, 3);
+        let key = |number: u32| ("shop".to_owned(), format!("web-{number}"));
+        let all: Vec<_> = (0..10_000).map(|number| (key(number), vec![port(number, 3)])).collect();
         let start = Instant::now();
         table.apply(&all).await.unwrap();
         let whole = start.elapsed();
         let start = Instant::now();
-        table.apply(&many(1, 2)).await.unwrap();
-        println!("10,000 Services: {whole:?}; a change of one: {:?}", start.elapsed());
-        assert!(whole < Duration::from_secs(10), "{whole:?}");
+        let sticky = Port { affinity: Some(60), ..port(0, 2) };
+        for change in [vec![port(0, 2)], vec![sticky.clone()], vec![Port { affinity: Some(61), ..sticky }], Vec::new()] {
+            table.apply(&[(key(0), change)]).await.unwrap();
+        }
+        println!("10,000 Services: {whole:?}; a change of one: {:?}", start.elapsed() / 4);
+        // Far above what it takes, for machines that do much else.
+        assert!(whole < Duration::from_secs(30), "{whole:?}");
+        assert_eq!(table.loads, 1, "a change of one Service touches no other");
     });
 }
 

@@ -56,6 +56,7 @@ impl Upstream {
     }
 
     async fn servers(&self) -> Vec<SocketAddr> {
+        #[allow(clippy::infallible_destructuring_match, reason = "tests have another source")]
         let path = match &self.source {
             Source::File(path) => path,
             #[cfg(test)]

@@ -21,6 +21,9 @@ use crate::error::{Error, Result};
 /// Set on a packet whose source is to become the machine's own.
 const MASQUERADE: u32 = 0x1000_0000;
 
+/// For so many endpoints a port there are chains from the beginning.
+const ENDPOINTS: usize = 32;
+
 /// Where the `nft` program is, if it is installed.
 pub(crate) fn program() -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
@@ -179,6 +182,14 @@ enum Chain {
 }
 
 impl Chain {
+    const ALL: [fn(usize) -> Self; 4] = [Self::Pick, Self::PickMasqueraded, Self::Node, Self::NodeMasqueraded];
+
+    fn count(self) -> usize {
+        let (Self::Pick(count) | Self::PickMasqueraded(count) | Self::Node(count) | Self::NodeMasqueraded(count)) =
+            self;
+        count
+    }
+
     fn name(self) -> String {
         match self {
             Self::Pick(count) => format!("pick-{count}"),
@@ -354,26 +365,28 @@ pub(crate) struct Table {
     services: BTreeMap<Key, Rules>,
     /// Who claims a place; two Services may claim one (an external address): the first has it.
     claims: BTreeMap<Place, BTreeMap<Key, String>>,
-    chains: BTreeSet<Chain>,
+    /// There is a chain for every count of endpoints up to here.
+    most_endpoints: usize,
     loaded: bool,
+    /// How often all of it was loaded.
+    pub(crate) loads: usize,
 }
 
 impl Table {
     pub(crate) fn new(settings: Settings) -> Self {
-        let (services, claims, chains) = Default::default();
-        Self { settings, services, claims, chains, loaded: false }
+        let (services, claims) = Default::default();
+        Self { settings, services, claims, most_endpoints: ENDPOINTS, loaded: false, loads: 0 }
     }
 
     /// Applies what became of some Services: in one piece, or the whole table anew where the
     /// kernel may have another idea of it than we.
     pub(crate) async fn apply(&mut self, changes: &[(Key, Vec<Port>)]) -> Result<()> {
-        let was_loaded = std::mem::replace(&mut self.loaded, false);
         let script = self.update(changes);
-        if was_loaded && script.is_empty() {
-            self.loaded = true;
-            return Ok(());
-        }
-        if was_loaded {
+        if self.loaded {
+            if script.is_empty() {
+                return Ok(());
+            }
+            self.loaded = false;
             match run("a change of Services", &script).await {
                 Ok(()) => {
                     self.loaded = true;
@@ -384,6 +397,7 @@ impl Table {
         }
         run("the table of Services", &self.whole()).await?;
         self.loaded = true;
+        self.loads += 1;
         Ok(())
     }
 
@@ -395,10 +409,11 @@ impl Table {
         for (key, ports) in changes {
             let new = rules(key, ports);
             let old = self.services.remove(key).unwrap_or_default();
-            for chain in new.chains.iter().filter(|chain| self.chains.insert(**chain)) {
-                let name = chain.name();
-                let _ = writeln!(before, "add chain ip {table} {name}");
-                let _ = writeln!(before, "add rule ip {table} {name} {}", chain.rules());
+            // Some versions of nft cannot add a rule with these maps to a table that is there.
+            let most = new.chains.iter().map(|chain| chain.count()).max().unwrap_or(0);
+            if most > self.most_endpoints {
+                self.most_endpoints = most.next_power_of_two();
+                self.loaded = false;
             }
             for (name, sticky) in &new.sticky {
                 if old.sticky.get(name) != Some(sticky) {
@@ -504,7 +519,7 @@ impl Table {
 "
         );
         text.push_str("}\n");
-        for chain in &self.chains {
+        for chain in Chain::ALL.iter().flat_map(|kind| (1..=self.most_endpoints).map(kind)) {
             let name = chain.name();
             let _ = writeln!(text, "add chain ip {table} {name}\nadd rule ip {table} {name} {}", chain.rules());
         }

@@ -219,6 +219,17 @@ fn sticky_clients_keep_their_endpoint_while_others_go() {
     assert!(kernel.sets.is_empty() && !kernel.chains.keys().any(|name| name.contains("sticky")));
 }
 
+#[test]
+fn more_endpoints_than_there_are_chains() {
+    let (mut table, mut kernel) = loaded();
+    table.loaded = true;
+    table.update(&[(key("a"), vec![port(1, &(1..=33).collect::<Vec<_>>())])]);
+    assert!(!table.loaded);
+    kernel.run(&table.whole());
+    assert_eq!(kernel.lead("10.96.0.1", "tcp", 80).len(), 33);
+    assert!(kernel.chains.contains_key("node-masq-64"));
+}
+
 fn any_port() -> impl Strategy<Value = Port> {
     (
         1..6u8,

@@ -27,7 +27,7 @@ const REMEMBERED: usize = 65_536;
 /// Tells a user something about a Service.
 pub(crate) type Tell = Arc<dyn Fn(&Key, EventKind, &str, String) + Send + Sync>;
 
-/// Addresses of this node that other nodes of the cluster have too: one machine.
+/// Addresses of the cluster's other nodes; one that is ours too means a node on this machine.
 pub(crate) type SharedAddresses = Arc<RwLock<HashSet<Ipv4Addr>>>;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -263,7 +263,7 @@ impl Proxy {
             }
             Err(error) => {
                 let message = failure(bind, &error);
-                let elsewhere = error.kind() == io::ErrorKind::AddrInUse && self.is_shared(*bind.address.ip());
+                let elsewhere = error.kind() == io::ErrorKind::AddrInUse && self.has_neighbours();
                 if elsewhere {
                     tracing::debug!(address = %bind.address, "another node of this machine listens there");
                 } else if self.failed.get(&bind) != Some(&message) {
@@ -274,8 +274,10 @@ impl Proxy {
         }
     }
 
-    fn is_shared(&self, address: Ipv4Addr) -> bool {
-        self.shared.read().unwrap_or_else(PoisonError::into_inner).contains(&address)
+    /// Whether another node of the cluster is on this machine.
+    fn has_neighbours(&self) -> bool {
+        let shared = self.shared.read().unwrap_or_else(PoisonError::into_inner);
+        self.plan.node_addresses.iter().any(|address| shared.contains(address))
     }
 
     #[cfg(test)]
