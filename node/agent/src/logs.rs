@@ -371,7 +371,9 @@ impl Watch {
             | inotify::WatchFlags::DELETE_SELF
             | inotify::WatchFlags::ONLYDIR;
         inotify::add_watch(&fd, dir, flags)?;
-        Ok(Self { fd: AsyncFd::register(fd)? })
+        // SAFETY: the descriptor is owned here and stays open for as long as it is registered.
+        let fd = unsafe { AsyncFd::register(fd)? };
+        Ok(Self { fd })
     }
 
     async fn changed(&self) -> io::Result<()> {

@@ -1,0 +1,654 @@
+//! Whole lives of pods, with a clock that the test winds and a runtime that does as it is told.
+#![allow(clippy::unwrap_used)]
+
+use std::sync::Arc;
+
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1 as core;
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+use super::machine::{Action, Input, Machine, SetUpError, StartFailure, Started};
+use super::probes::ProbeKind;
+use crate::runtime::{Exit, RunState};
+
+const BEGIN: i64 = 1_700_000_000;
+
+/// A machine with everything around it simulated.
+struct World {
+    machine: Machine,
+    now: Timestamp,
+    /// What a start comes to, by container; started if not named.
+    failures: Vec<(String, StartFailure)>,
+    set_up: Result<(), SetUpError>,
+    /// Probes answer this.
+    healthy: bool,
+    /// Stops are answered at once with this code.
+    stop_code: Option<i32>,
+    events: Vec<(String, String)>,
+    starts: Vec<(String, u32, i64)>,
+    stops: Vec<(String, u32, u32)>,
+    probes: Vec<(ProbeKind, i64)>,
+    deleted: bool,
+    forgotten: bool,
+}
+
+fn pod(spec: Value) -> core::Pod {
+    serde_json::from_value(json!({
+        "metadata": { "name": "web", "namespace": "shop", "uid": "u1", "generation": 1 },
+        "spec": spec,
+    }))
+    .unwrap()
+}
+
+fn one(policy: &str) -> core::Pod {
+    pod(json!({ "restartPolicy": policy, "containers": [{ "name": "app", "image": "localhost/app:v1" }] }))
+}
+
+impl World {
+    fn new(pod: core::Pod) -> Self {
+        Self::adopting(pod, Vec::new())
+    }
+
+    fn adopting(pod: core::Pod, known: Vec<(String, u32, RunState)>) -> Self {
+        let now = Timestamp::from_second(BEGIN).unwrap();
+        Self {
+            machine: Machine::new(Arc::new(pod), now, known),
+            now,
+            failures: Vec::new(),
+            set_up: Ok(()),
+            healthy: true,
+            stop_code: Some(137),
+            events: Vec::new(),
+            starts: Vec::new(),
+            stops: Vec::new(),
+            probes: Vec::new(),
+            deleted: false,
+            forgotten: false,
+        }
+    }
+
+    fn second(&self) -> i64 {
+        self.now.as_second() - BEGIN
+    }
+
+    fn begin(mut self) -> Self {
+        self.input(Input::Timer);
+        self
+    }
+
+    fn input(&mut self, input: Input) {
+        let mut inputs = vec![input];
+        while let Some(input) = inputs.pop() {
+            for action in self.machine.handle(self.now, input) {
+                inputs.extend(self.act(action));
+            }
+        }
+    }
+
+    fn name(&self, index: usize) -> String {
+        self.machine.containers()[index].name.clone()
+    }
+
+    fn act(&mut self, action: Action) -> Option<Input> {
+        match action {
+            Action::SetUp => Some(Input::SetUp(self.set_up.clone().map(|()| vec!["10.0.0.7".parse().unwrap()]))),
+            Action::Start { index, attempt } => {
+                let name = self.name(index);
+                self.starts.push((name.clone(), attempt, self.second()));
+                let failure = self.failures.iter().find(|(of, _)| *of == name).map(|(_, failure)| failure.clone());
+                let started = Started {
+                    image: "localhost/app:v1".into(),
+                    image_id: "localhost/app@sha256:0".into(),
+                    state: RunState::Running { started_at: self.now },
+                };
+                Some(Input::Started { index, attempt, result: failure.map_or(Ok(started), Err) })
+            }
+            Action::Stop { index, attempt, grace } => {
+                let container = self.name(index);
+                self.stops.push((container.clone(), attempt, grace));
+                let state = RunState::Exited(self.exit(self.stop_code?));
+                Some(Input::Changed { container, attempt, state })
+            }
+            Action::Probe { index, attempt, kind } => {
+                self.probes.push((kind, self.second()));
+                let result = if self.healthy { Ok(()) } else { Err("HTTP probe failed with statuscode: 500".into()) };
+                Some(Input::Probed { index, attempt, kind, result })
+            }
+            Action::Event { reason, message, .. } => {
+                self.events.push((reason.to_owned(), message));
+                None
+            }
+            Action::CleanUp => Some(Input::CleanedUp),
+            Action::Delete => {
+                self.deleted = true;
+                None
+            }
+            Action::Forget => {
+                self.forgotten = true;
+                None
+            }
+            Action::Remove { .. } => None,
+        }
+    }
+
+    fn exit(&self, code: i32) -> Exit {
+        Exit {
+            code,
+            reason: if code == 0 { "Completed" } else { "Error" }.into(),
+            message: None,
+            started_at: Some(self.now),
+            finished_at: self.now,
+        }
+    }
+
+    fn ends(&mut self, container: &str, code: i32) {
+        let attempt = self.machine.containers().iter().find(|it| it.name == container).unwrap().attempt.unwrap();
+        let state = RunState::Exited(self.exit(code));
+        self.input(Input::Changed { container: container.into(), attempt, state });
+    }
+
+    /// Winds the clock, stopping at each timer.
+    fn wait(&mut self, seconds: i64) {
+        let until = self.now + SignedDuration::from_secs(seconds);
+        let mut woken = 0;
+        while let Some(at) = self.machine.next_timer()
+            && at <= until
+        {
+            assert!(at > self.now, "a timer in the past would spin");
+            woken += 1;
+            assert!(woken < 10_000, "too many timers");
+            self.now = at;
+            self.input(Input::Timer);
+        }
+        self.now = until;
+    }
+
+    fn status(&mut self) -> core::PodStatus {
+        self.machine.status(self.now, &["192.0.2.1".parse().unwrap()])
+    }
+
+    fn phase(&mut self) -> String {
+        self.status().phase.unwrap()
+    }
+
+    fn condition(&mut self, kind: &str) -> (String, String, String) {
+        let conditions = self.status().conditions.unwrap();
+        let found = conditions.into_iter().find(|it| it.type_ == kind).unwrap();
+        (found.status, found.reason.unwrap_or_default(), found.message.unwrap_or_default())
+    }
+
+    fn container(&mut self, name: &str) -> core::ContainerStatus {
+        let status = self.status();
+        let all = status.init_container_statuses.into_iter().chain(status.container_statuses).flatten();
+        all.into_iter().find(|it| it.name == name).unwrap()
+    }
+
+    fn waiting(&mut self, name: &str) -> (String, String) {
+        let waiting = self.container(name).state.unwrap().waiting.unwrap();
+        (waiting.reason.unwrap(), waiting.message.unwrap_or_default())
+    }
+
+    fn delete(&mut self, grace: i64) {
+        let mut pod = core::Pod::clone(self.machine.pod());
+        pod.metadata.deletion_timestamp = Some(super::status::time(self.now));
+        pod.metadata.deletion_grace_period_seconds = Some(grace);
+        self.input(Input::Spec(Arc::new(pod)));
+    }
+
+    fn reasons(&self) -> Vec<&str> {
+        self.events.iter().map(|(reason, _)| reason.as_str()).collect()
+    }
+}
+
+#[test]
+fn a_pod_runs() {
+    let mut world = World::new(one("Always"));
+    assert_eq!(world.phase(), "Pending");
+    assert_eq!(world.waiting("app").0, "ContainerCreating");
+    assert_eq!(world.condition("PodReadyToStartContainers").0, "False");
+    let mut world = world.begin();
+    let status = world.status();
+    assert_eq!(status.phase.as_deref(), Some("Running"));
+    assert_eq!(status.pod_ip.as_deref(), Some("10.0.0.7"));
+    assert_eq!(status.host_ip.as_deref(), Some("192.0.2.1"));
+    assert_eq!(status.qos_class.as_deref(), Some("BestEffort"));
+    for condition in ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled"] {
+        assert_eq!(world.condition(condition).0, "True", "{condition}");
+    }
+    assert_eq!(
+        world.events,
+        [
+            ("Pulled", "Container image \"localhost/app:v1\" already present on machine and can be accessed by the pod"),
+            ("Created", "Container created"),
+            ("Started", "Container started"),
+        ]
+        .map(|(reason, message)| (reason.to_owned(), message.to_owned()))
+    );
+    assert_eq!(world.machine.next_timer(), None);
+}
+
+#[test]
+fn crashes_back_off() {
+    let mut world = World::new(one("Always")).begin();
+    for _ in 0..4 {
+        world.ends("app", 1);
+        world.wait(400);
+    }
+    let attempts: Vec<_> = world.starts.iter().map(|(_, attempt, at)| (*attempt, *at)).collect();
+    // At once, then after 10, 20 and 40 s.
+    assert_eq!(attempts, [(0, 0), (1, 0), (2, 410), (3, 820), (4, 1240)]);
+    world.ends("app", 1);
+    let (reason, message) = world.waiting("app");
+    assert_eq!(reason, "CrashLoopBackOff");
+    assert_eq!(message, "back-off 1m20s restarting failed container=app pod=web_shop(u1)");
+    let status = world.container("app");
+    assert_eq!(status.restart_count, 4);
+    assert_eq!(status.last_state.unwrap().terminated.unwrap().exit_code, 1);
+    assert_eq!(world.phase(), "Running");
+    assert_eq!(world.condition("Ready").1, "ContainersNotReady");
+    assert_eq!(world.condition("Ready").2, "containers with unready status: [app]");
+    let last = world.events.last().unwrap();
+    assert_eq!(last, &("BackOff".into(), "Back-off restarting failed container app in pod web_shop(u1)".into()));
+}
+
+#[test]
+fn a_job_that_succeeds_and_one_that_fails() {
+    for (policy, code, phase) in [("Never", 0, "Succeeded"), ("Never", 3, "Failed"), ("OnFailure", 0, "Succeeded")] {
+        let mut world = World::new(one(policy)).begin();
+        world.ends("app", code);
+        assert_eq!(world.phase(), phase);
+        assert_eq!(world.starts.len(), 1);
+        let ready = world.condition("Ready");
+        assert_eq!(ready.1, if code == 0 { "PodCompleted" } else { "PodFailed" });
+        assert_eq!(world.condition("PodReadyToStartContainers").0, "False");
+        let terminated = world.container("app").state.unwrap().terminated.unwrap();
+        assert_eq!((terminated.exit_code, terminated.finished_at.is_some()), (code, true));
+        assert_eq!(world.machine.next_timer(), None);
+        assert!(!world.deleted);
+        world.delete(30);
+        assert!(world.deleted);
+    }
+    let mut world = World::new(one("OnFailure")).begin();
+    world.ends("app", 1);
+    assert_eq!(world.starts.len(), 2);
+    assert_eq!(world.phase(), "Running");
+}
+
+#[test]
+fn init_containers_in_order() {
+    let spec = json!({
+        "initContainers": [{ "name": "one" }, { "name": "side", "restartPolicy": "Always" }, { "name": "two" }],
+        "containers": [{ "name": "app" }],
+    });
+    let mut world = World::new(pod(spec)).begin();
+    assert_eq!(world.waiting("app").0, "PodInitializing");
+    assert_eq!(world.condition("Initialized").2, "containers with incomplete status: [one side two]");
+    world.ends("one", 1);
+    assert_eq!(world.starts.last().unwrap(), &("one".into(), 1, 0));
+    world.ends("one", 0);
+    let started: Vec<_> = world.starts.iter().map(|(name, ..)| name.as_str()).collect();
+    assert_eq!(started, ["one", "one", "side", "two"]);
+    assert_eq!(world.phase(), "Pending");
+    world.ends("two", 0);
+    assert_eq!(world.phase(), "Running");
+    assert_eq!(world.condition("Initialized").0, "True");
+    assert_eq!(world.condition("Ready").0, "True");
+    // Sidecars come back, and end after the others.
+    world.ends("side", 0);
+    assert_eq!(world.starts.last().unwrap(), &("side".into(), 1, 0));
+    world.delete(30);
+    let stops: Vec<_> = world.stops.iter().map(|(name, ..)| name.as_str()).collect();
+    assert_eq!(stops, ["app", "side"]);
+    assert!(world.deleted);
+}
+
+#[test]
+fn a_failed_init_container_fails_the_pod() {
+    let spec = json!({ "restartPolicy": "Never", "initContainers": [{ "name": "one" }], "containers": [{ "name": "app" }] });
+    let mut world = World::new(pod(spec)).begin();
+    world.ends("one", 2);
+    assert_eq!(world.phase(), "Failed");
+    assert_eq!(world.starts.len(), 1);
+}
+
+#[test]
+fn sidecars_end_with_the_job() {
+    let spec = json!({
+        "restartPolicy": "Never",
+        "initContainers": [{ "name": "side", "restartPolicy": "Always" }],
+        "containers": [{ "name": "app" }],
+    });
+    let mut world = World::new(pod(spec)).begin();
+    world.ends("app", 0);
+    assert_eq!(world.stops.len(), 1);
+    assert_eq!(world.starts.len(), 2);
+    assert_eq!(world.phase(), "Succeeded");
+}
+
+#[test]
+fn deletion_waits_for_the_containers() {
+    let mut world = World::new(one("Always")).begin();
+    world.stop_code = None;
+    world.delete(30);
+    assert_eq!(world.stops, [("app".into(), 0, 30)]);
+    assert_eq!(world.events.last().unwrap(), &("Killing".into(), "Stopping container app".into()));
+    assert!(!world.deleted);
+    world.delete(5);
+    assert_eq!(world.stops.last().unwrap(), &("app".into(), 0, 5));
+    world.ends("app", 0);
+    assert!(world.deleted);
+    assert_eq!(world.phase(), "Succeeded");
+    let pod = world.machine.pod().clone();
+    world.input(Input::Removed(pod));
+    assert!(world.forgotten);
+    assert_eq!(world.starts.len(), 1);
+}
+
+#[test]
+fn removed_without_a_word() {
+    let mut world = World::new(one("Always")).begin();
+    let pod = world.machine.pod().clone();
+    world.input(Input::Removed(pod));
+    assert_eq!(world.stops.len(), 1);
+    assert!(world.forgotten);
+    assert!(!world.deleted);
+}
+
+#[test]
+fn an_image_that_is_not_there() {
+    let mut world = World::new(one("Always"));
+    world.failures.push((
+        "app".into(),
+        StartFailure::ImageAbsent { image: "localhost/app:v1".into(), message: "not on node".into() },
+    ));
+    let mut world = world.begin();
+    assert_eq!(world.waiting("app"), ("ErrImagePull".into(), "not on node".into()));
+    world.wait(3);
+    let (reason, message) = world.waiting("app");
+    assert_eq!(reason, "ImagePullBackOff");
+    assert_eq!(message, "Back-off pulling image \"localhost/app:v1\": ErrImagePull: not on node");
+    assert_eq!(world.reasons(), ["Failed", "Failed", "BackOff", "Failed"]);
+    world.wait(60);
+    let times: Vec<_> = world.starts.iter().map(|(.., at)| *at).collect();
+    assert_eq!(times, [0, 10, 30]);
+    // Imported: nobody waits for the back-off.
+    world.failures.clear();
+    world.input(Input::Retry);
+    assert_eq!(world.phase(), "Running");
+    assert_eq!(world.container("app").restart_count, 0);
+}
+
+#[test]
+fn never_pulled() {
+    let mut world = World::new(one("Always"));
+    world.failures.push(("app".into(), StartFailure::ImageNever { image: "a".into() }));
+    let mut world = world.begin();
+    let expected = "Container image \"a\" is not present with pull policy of Never";
+    assert_eq!(world.waiting("app"), ("ErrImageNeverPull".into(), expected.into()));
+    assert_eq!(world.reasons(), ["ErrImageNeverPull", "Failed"]);
+}
+
+#[test]
+fn configuration_errors_are_tried_again() {
+    let mut world = World::new(one("Always"));
+    world.failures.push(("app".into(), StartFailure::Config("configmap \"c\" not found".into())));
+    let mut world = world.begin();
+    assert_eq!(world.waiting("app"), ("CreateContainerConfigError".into(), "configmap \"c\" not found".into()));
+    assert_eq!(world.events, [("Failed".to_owned(), "Error: configmap \"c\" not found".to_owned())]);
+    world.failures.clear();
+    world.wait(10);
+    assert_eq!(world.phase(), "Running");
+}
+
+#[test]
+fn a_port_that_is_taken_is_a_crash() {
+    let mut world = World::new(one("Never"));
+    world.failures.push(("app".into(), StartFailure::Run("port 8080 is taken".into())));
+    let mut world = world.begin();
+    assert_eq!(world.phase(), "Failed");
+    let terminated = world.container("app").state.unwrap().terminated.unwrap();
+    assert_eq!((terminated.reason.as_deref(), terminated.exit_code), (Some("StartError"), 128));
+    assert_eq!(terminated.message.as_deref(), Some("port 8080 is taken"));
+}
+
+#[test]
+fn mounts_that_fail_are_tried_again() {
+    let mut world = World::new(one("Always"));
+    world.set_up = Err(SetUpError { reason: "FailedMount", message: "MountVolume.SetUp failed".into() });
+    let mut world = world.begin();
+    assert_eq!(world.reasons(), ["FailedMount"]);
+    assert_eq!(world.phase(), "Pending");
+    world.wait(4);
+    // After 0.5, 1 and 2 s.
+    assert_eq!(world.reasons().len(), 4);
+    world.set_up = Ok(());
+    world.input(Input::Retry);
+    assert_eq!(world.phase(), "Running");
+}
+
+fn probed(probes: Value) -> core::Pod {
+    let mut container = json!({ "name": "app" });
+    for (name, probe) in probes.as_object().unwrap() {
+        container[name] = probe.clone();
+    }
+    pod(json!({ "containers": [container] }))
+}
+
+#[test]
+fn readiness_follows_its_probe() {
+    let mut world = World::new(probed(json!({ "readinessProbe": { "httpGet": { "port": 80 }, "periodSeconds": 5, "failureThreshold": 2 } }))).begin();
+    assert_eq!(world.condition("Ready").0, "True");
+    world.healthy = false;
+    world.wait(5);
+    assert_eq!(world.condition("Ready").0, "True");
+    assert_eq!(world.events.last().unwrap().1, "Readiness probe failed: HTTP probe failed with statuscode: 500");
+    world.wait(5);
+    assert_eq!(world.condition("Ready").1, "ContainersNotReady");
+    assert!(world.container("app").started.unwrap());
+    world.healthy = true;
+    world.wait(5);
+    assert_eq!(world.condition("Ready").0, "True");
+    assert_eq!(world.starts.len(), 1);
+}
+
+#[test]
+fn liveness_restarts() {
+    let mut world = World::new(probed(json!({ "livenessProbe": { "tcpSocket": { "port": 80 }, "initialDelaySeconds": 3 } }))).begin();
+    world.healthy = false;
+    world.wait(22);
+    assert_eq!(world.starts.len(), 1);
+    world.wait(1);
+    assert_eq!(world.stops, [("app".into(), 0, 30)]);
+    assert_eq!(world.starts.last().unwrap(), &("app".into(), 1, 23));
+    let killing = world.events.iter().find(|(reason, _)| reason == "Killing").unwrap();
+    assert_eq!(killing.1, "Container app failed liveness probe, will be restarted");
+    assert_eq!(world.reasons().iter().filter(|it| **it == "Unhealthy").count(), 3);
+    assert_eq!(world.container("app").restart_count, 1);
+}
+
+#[test]
+fn startup_holds_the_others_back() {
+    let probes = json!({
+        "startupProbe": { "httpGet": { "port": 80 }, "periodSeconds": 2, "failureThreshold": 30 },
+        "livenessProbe": { "httpGet": { "port": 80 } },
+        "readinessProbe": { "httpGet": { "port": 80 } },
+    });
+    let mut world = World::new(probed(probes));
+    world.healthy = false;
+    let mut world = world.begin();
+    world.wait(9);
+    assert!(world.probes.iter().all(|(kind, _)| *kind == ProbeKind::Startup));
+    assert_eq!(world.container("app").started, Some(false));
+    world.healthy = true;
+    world.wait(2);
+    assert_eq!(world.container("app").started, Some(true));
+    assert!(world.container("app").ready);
+}
+
+#[test]
+fn a_deadline() {
+    let mut spec = one("Always");
+    spec.spec.as_mut().unwrap().active_deadline_seconds = Some(20);
+    let mut world = World::new(spec).begin();
+    world.wait(19);
+    assert_eq!(world.phase(), "Running");
+    world.wait(1);
+    let status = world.status();
+    assert_eq!(status.phase.as_deref(), Some("Failed"));
+    assert_eq!(status.reason.as_deref(), Some("DeadlineExceeded"));
+    assert_eq!(status.message.as_deref(), Some("Pod was active on the node longer than the specified deadline"));
+    assert_eq!(world.stops.len(), 1);
+    assert_eq!(world.machine.next_timer(), None);
+}
+
+#[test]
+fn rejected() {
+    let mut world = World::new(one("Always"));
+    world.input(Input::Rejected { reason: "OutOfpods".into(), message: "no room".into() });
+    let status = world.status();
+    assert_eq!(status.phase.as_deref(), Some("Failed"));
+    assert_eq!(status.reason.as_deref(), Some("OutOfpods"));
+    assert_eq!(status.message.as_deref(), Some("Pod was rejected: no room"));
+    assert!(world.starts.is_empty());
+    world.delete(30);
+    assert!(world.deleted);
+}
+
+#[test]
+fn readiness_gates() {
+    let mut spec = one("Always");
+    spec.spec.as_mut().unwrap().readiness_gates =
+        Some(vec![core::PodReadinessGate { condition_type: "example.com/lb".into() }]);
+    let mut world = World::new(spec).begin();
+    let ready = world.condition("Ready");
+    assert_eq!(ready.1, "ReadinessGatesNotReady");
+    assert_eq!(ready.2, "corresponding condition of pod readiness gate \"example.com/lb\" does not exist.");
+    assert_eq!(world.condition("ContainersReady").0, "True");
+}
+
+/// The pod as the API has it after `world`.
+fn told(world: &mut World) -> core::Pod {
+    let status = world.status();
+    core::Pod { status: Some(status), ..core::Pod::clone(world.machine.pod()) }
+}
+
+#[test]
+fn a_new_agent_adopts() {
+    let mut world = World::new(one("Always")).begin();
+    world.ends("app", 1);
+    let pod = told(&mut world);
+    let running = RunState::Running { started_at: world.now };
+    let mut next = World::adopting(pod.clone(), vec![("app".into(), 1, running)]).begin();
+    assert!(next.starts.is_empty());
+    assert_eq!(next.condition("Ready").0, "True");
+    assert_eq!(next.container("app").restart_count, 1);
+    assert_eq!(next.container("app").last_state.unwrap().terminated.unwrap().exit_code, 1);
+    // It ended while nobody looked, and left a record.
+    let exited = RunState::Exited(world.exit(7));
+    let mut next = World::adopting(pod.clone(), vec![("app".into(), 1, exited)]).begin();
+    assert_eq!(next.starts, [("app".into(), 2, 0)]);
+    assert_eq!(next.container("app").last_state.unwrap().terminated.unwrap().exit_code, 7);
+    // It is gone without a trace.
+    let mut next = World::adopting(pod, Vec::new()).begin();
+    assert_eq!(next.starts, [("app".into(), 2, 0)]);
+    let last = next.container("app").last_state.unwrap().terminated.unwrap();
+    assert_eq!((last.exit_code, last.reason.as_deref()), (137, Some("ContainerStatusUnknown")));
+}
+
+#[test]
+fn what_ended_for_good_is_not_started_again() {
+    let mut world = World::new(one("Never")).begin();
+    world.ends("app", 0);
+    let pod = told(&mut world);
+    let mut next = World::adopting(pod, Vec::new()).begin();
+    assert!(next.starts.is_empty());
+    assert!(!next.machine.tells_status());
+    next.delete(0);
+    assert!(next.deleted);
+}
+
+#[test]
+fn a_lost_host_restarts_its_containers() {
+    let mut world = World::new(one("Always")).begin();
+    world.input(Input::Lost { container: "app".into(), attempt: 0 });
+    assert_eq!(world.starts.len(), 2);
+    assert_eq!(world.container("app").restart_count, 1);
+}
+
+#[test]
+fn another_image_restarts() {
+    let mut world = World::new(one("Always")).begin();
+    let mut pod = core::Pod::clone(world.machine.pod());
+    pod.spec.as_mut().unwrap().containers[0].image = Some("localhost/app:v2".into());
+    world.input(Input::Spec(Arc::new(pod)));
+    assert_eq!(world.events.iter().find(|(reason, _)| reason == "Killing").unwrap().1, "Container app definition changed, will be restarted");
+    assert_eq!(world.starts.len(), 2);
+}
+
+#[derive(Clone, Debug)]
+enum Move {
+    Wait(i64),
+    End(i32),
+    Health(bool),
+    Fail(bool),
+    Delete(i64),
+    Retry,
+}
+
+fn moves() -> impl Strategy<Value = Vec<Move>> {
+    let one = prop_oneof![
+        (0_i64..400).prop_map(Move::Wait),
+        (0_i32..2).prop_map(Move::End),
+        any::<bool>().prop_map(Move::Health),
+        any::<bool>().prop_map(Move::Fail),
+        (0_i64..40).prop_map(Move::Delete),
+        Just(Move::Retry),
+    ];
+    proptest::collection::vec(one, 0..25)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+    /// Whatever happens: attempts count up one by one, no two runs of a container overlap, readiness
+    /// needs a running container, a pod that is over stays over, and a deleted pod goes.
+    #[test]
+    fn laws(policy in prop_oneof!["Always", "OnFailure", "Never"], moves in moves()) {
+        let mut spec = probed(json!({ "livenessProbe": { "httpGet": { "port": 80 } }, "readinessProbe": { "httpGet": { "port": 80 } } }));
+        spec.spec.as_mut().unwrap().restart_policy = Some(policy);
+        let mut world = World::new(spec).begin();
+        let mut over: Option<String> = None;
+        for one in moves {
+            match one {
+                Move::Wait(seconds) => world.wait(seconds),
+                Move::End(code) if world.machine.containers()[0].is_running() => world.ends("app", code),
+                Move::End(_) => {}
+                Move::Health(healthy) => world.healthy = healthy,
+                Move::Fail(true) => world.failures = vec![("app".into(), StartFailure::Create("no".into()))],
+                Move::Fail(false) => world.failures.clear(),
+                Move::Delete(grace) => world.delete(grace),
+                Move::Retry => world.input(Input::Retry),
+            }
+            let status = world.status();
+            let phase = status.phase.unwrap();
+            if let Some(over) = &over {
+                prop_assert_eq!(over, &phase);
+            }
+            if phase == "Succeeded" || phase == "Failed" {
+                over = Some(phase);
+            }
+            let container = &status.container_statuses.unwrap()[0];
+            prop_assert!(!container.ready || container.state.as_ref().unwrap().running.is_some());
+        }
+        let mut last = None;
+        for (_, attempt, _) in &world.starts {
+            prop_assert!(last.is_none_or(|last| *attempt == last || *attempt == last + 1));
+            last = Some(*attempt);
+        }
+        world.delete(0);
+        prop_assert!(world.deleted);
+        let pod = world.machine.pod().clone();
+        world.input(Input::Removed(pod));
+        prop_assert!(world.forgotten);
+    }
+}
