@@ -21,6 +21,7 @@ use crate::records::{Owner, Records, addresses_file};
 use crate::routes::{self, Metric, Ranges};
 use crate::services::Services;
 use crate::services::catalog::Catalog;
+use crate::services::conntrack;
 use crate::services::nft::{self, Settings, Table};
 use crate::services::proxy::{Plan, Proxy, SharedAddresses, Tell};
 use crate::tenants::{self, Tenants};
@@ -81,9 +82,6 @@ impl PortShift {
 
 /// The first port that everybody may listen at.
 fn unprivileged_from() -> u16 {
-    if nix::unistd::geteuid().is_root() {
-        return 0;
-    }
     std::fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start")
         .ok()
         .and_then(|text| text.trim().parse().ok())
@@ -253,6 +251,8 @@ impl Network {
             node_name: config.node_name.clone(),
             table,
             proxy: Proxy::new(plan, tell, shared.clone()),
+            flows: conntrack::Flows::default(),
+            node_addresses: v4.node_addresses.clone(),
         };
         let network = Self {
             inner: Arc::new(Inner {

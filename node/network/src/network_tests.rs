@@ -292,6 +292,56 @@ async fn services(nftables: bool) {
     until("gone", || async { is_refused(&hear(None, None, (ip("127.0.0.1"), 30080)).await) }).await;
 }
 
+/// Datagrams of a client that goes on from one port follow the endpoints.
+#[test]
+fn datagrams_do_not_stay_with_endpoints_that_are_gone() {
+    if !has_nft() {
+        return;
+    }
+    in_fresh_network(|| async {
+        let dir = tempfile::tempdir().unwrap();
+        let api = FakeApi::new();
+        let Node0 { network, .. } = start(&api, config(dir.path(), "node-0"), true).await;
+        let shop = network.tenant("shop").await.unwrap();
+        let mut pods = Vec::new();
+        for name in ["one", "two"] {
+            let address = network.assign("shop", name).await.unwrap();
+            let bind = move || UdpSocket::bind((address, 5000)).map_err(Error::system("bind"));
+            let socket = namespace::inside(shop.netns.clone().unwrap(), bind).await.unwrap();
+            std::thread::spawn(move || {
+                let mut buffer = [0; 16];
+                while let Ok((_, from)) = socket.recv_from(&mut buffer) {
+                    let _ = socket.send_to(name.as_bytes(), from);
+                }
+            });
+            pods.push(address);
+        }
+        let udp = |endpoints: &[(IpAddr, bool)]| {
+            let mut slice = slice("echo", 5000, endpoints);
+            slice["ports"][0]["protocol"] = json!("UDP");
+            slice
+        };
+        api.put("services", service("echo", json!({ "clusterIP": "10.96.0.30",
+            "ports": [{ "port": 53, "protocol": "UDP" }] })));
+        api.put("endpointslices", udp(&[(pods[0], true)]));
+        let source = pods[1];
+        let client = namespace::inside(shop.netns.clone().unwrap(), move || {
+            UdpSocket::bind((source, 6000)).map_err(Error::system("bind"))
+        });
+        let client = client.await.unwrap();
+        client.set_read_timeout(Some(std::time::Duration::from_millis(50))).unwrap();
+        let ask = || {
+            let mut buffer = [0; 16];
+            client.send_to(b"who", "10.96.0.30:53").ok()?;
+            let length = client.recv(&mut buffer).ok()?;
+            Some(String::from_utf8_lossy(&buffer[..length]).into_owned())
+        };
+        until("one answers", || async { ask().as_deref() == Some("one") }).await;
+        api.put("endpointslices", udp(&[(pods[1], true)]));
+        until("two answers", || async { ask().as_deref() == Some("two") }).await;
+    });
+}
+
 async fn lookup(tenant: Option<&Tenant>, server: SocketAddr, name: &'static str) -> Vec<String> {
     let work = move || {
         let mut message = Message::new(9, MessageType::Query, OpCode::Query);

@@ -2,10 +2,12 @@
 //! it.
 
 pub(crate) mod catalog;
+pub(crate) mod conntrack;
 pub(crate) mod model;
 pub(crate) mod nft;
 pub(crate) mod proxy;
 
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use tokio::time::sleep;
@@ -25,6 +27,8 @@ pub(crate) struct Services {
     pub(crate) node_name: String,
     pub(crate) table: Option<nft::Table>,
     pub(crate) proxy: Proxy,
+    pub(crate) flows: conntrack::Flows,
+    pub(crate) node_addresses: Vec<Ipv4Addr>,
 }
 
 impl Services {
@@ -46,12 +50,18 @@ impl Services {
     pub(crate) async fn sync(&mut self) -> bool {
         let changes = self.changes();
         let mut complete = true;
-        if let Some(table) = &mut self.table
-            && let Err(error) = table.apply(&changes).await
-        {
-            // What was there stays in force, and the guards hold for the rest.
-            tracing::error!(%error, "Services are not up to date; trying again");
-            complete = false;
+        if let Some(table) = &mut self.table {
+            if let Err(error) = table.apply(&changes).await {
+                // What was there stays in force, and the guards hold for the rest.
+                tracing::error!(%error, "Services are not up to date; trying again");
+                complete = false;
+            }
+            let stale = self.flows.stale(&changes, &self.node_addresses);
+            if !stale.is_empty()
+                && let Err(error) = conntrack::end(stale).await
+            {
+                tracing::warn!(%error, "datagrams may still go to endpoints that are gone");
+            }
         }
         self.proxy.apply(&changes);
         complete && !self.proxy.incomplete()
