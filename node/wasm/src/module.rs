@@ -344,3 +344,84 @@ impl Cache {
 fn io(path: &Path, error: &std::io::Error) -> Error {
     Error::Io(format!("{}: {error}", path.display()))
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use proptest::prelude::*;
+
+    fn told(text: &str) -> Result<ModuleKind, Error> {
+        inspect(&wat::parse_str(text).unwrap())
+    }
+
+    #[test]
+    fn kinds_are_told_from_the_bytes() {
+        let core = "(module (import \"wasi_snapshot_preview1\" \"fd_write\"
+            (func (param i32 i32 i32 i32) (result i32))) (func (export \"_start\")))";
+        assert_eq!(told(core), Ok(ModuleKind::Core));
+        let command = "(component (import \"wasi:cli/stdout@0.2.3\" (instance))
+            (instance $run) (export \"wasi:cli/run@0.2.0\" (instance $run)))";
+        assert_eq!(told(command), Ok(ModuleKind::Command));
+        let proxy = "(component (import \"wasi:http/types@0.2.12\" (instance))
+            (instance $h) (export \"wasi:http/incoming-handler@0.2.8\" (instance $h))
+            (instance $run) (export \"wasi:cli/run@0.2.0\" (instance $run)))";
+        assert_eq!(told(proxy), Ok(ModuleKind::Proxy));
+    }
+
+    #[test]
+    fn foreign_imports_are_named_all_of_them() {
+        let core = "(module (import \"env\" \"b\" (func)) (import \"env\" \"a\" (memory 1))
+            (import \"wasi_snapshot_preview1\" \"sock_open\" (func)) (func (export \"_start\")))";
+        let names = ["env.a", "env.b", "wasi_snapshot_preview1.sock_open"].map(String::from).to_vec();
+        assert_eq!(told(core), Err(Error::Imports(names)));
+        for name in ["wasi:http/types@0.3.0", "wasi:http/types@0.2.99", "wasi:keyvalue/store@0.2.0", "fermyon:spin/redis"] {
+            let component = format!("(component (import \"{name}\" (instance)))");
+            assert_eq!(told(&component), Err(Error::Imports(vec![name.into()])));
+        }
+    }
+
+    #[test]
+    fn without_an_entry() {
+        let message = told("(module (func (export \"main\")))").unwrap_err().to_string();
+        assert!(message.contains("`_start`"), "{message}");
+        let message = told("(component)").unwrap_err().to_string();
+        assert!(message.contains("exports nothing"), "{message}");
+        // A global of that name is no function.
+        assert!(told("(module (global (export \"_start\") i32 (i32.const 0)))").is_err());
+    }
+
+    #[test]
+    fn other_files_are_called_by_name() {
+        for (bytes, words) in [
+            (&b""[..], "empty"), (b"\0a", "header"), (b"\x7fELF\x02", "ELF"), (b"#!/bin/sh", "script"),
+            (b"\x1f\x8b\x08", "gzip"), (b"(module)", "28 6d 6f 64"),
+        ] {
+            let message = inspect(bytes).unwrap_err().to_string();
+            assert!(message.contains(words), "{message}");
+        }
+    }
+
+    proptest! {
+        /// Every prefix of a module is refused, and says that it is cut off where that shows.
+        #[test]
+        fn prefixes_are_truncated(cut in 9usize..200) {
+            let whole = wat::parse_str("(module (memory 1) (func (export \"_start\") (nop) (nop))
+                (data (i32.const 0) \"some data\") (func (export \"other\")))").unwrap();
+            let cut = cut.min(whole.len() - 1);
+            match inspect(&whole[..cut]) {
+                Err(Error::Truncated { offset }) => prop_assert_eq!(offset, cut as u64),
+                // Cut between sections, or before the export.
+                Ok(ModuleKind::Core) | Err(Error::NoEntry(_)) => {}
+                other => prop_assert!(false, "{:?}", other),
+            }
+        }
+
+        #[test]
+        fn nothing_panics(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            let _ = inspect(&bytes);
+            let _ = inspect(&[&b"\0asm\x01\0\0\0"[..], &bytes].concat());
+            let _ = inspect(&[&b"\0asm\x0d\0\x01\0"[..], &bytes].concat());
+        }
+    }
+}

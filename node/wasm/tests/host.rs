@@ -26,6 +26,7 @@ fn main() -> std::process::ExitCode {
         test("watch_tells_every_end", watch_tells_every_end),
         test("low_ports_are_shifted", low_ports_are_shifted),
         test("another_user_is_confined", another_user_is_confined),
+        test("a_network_namespace_is_entered", a_network_namespace_is_entered),
         test("many_idle_proxies_cost_a_listener_each", many_idle_proxies_cost_a_listener_each),
     ])
 }
@@ -41,7 +42,6 @@ async fn exit_codes_and_reasons() {
             // WASI 0.2 has no exit codes but one.
             let code = if guest == "command" && code == 3 { 1 } else { code };
             let started = f.run(guest, arguments, |_| {}).await;
-            assert_eq!(started.state(), State::Running, "{started:?}");
             let ended = f.wait(&started.id).await;
             assert_eq!((ended.exit_code, ended.reason.as_str()), (code, reason), "{guest} {arguments:?}");
             assert!(ended.message.contains(message), "{ended:?}");
@@ -358,6 +358,31 @@ async fn another_user_is_confined() {
     assert_eq!((field("NoNewPrivs"), field("Seccomp")), ("1".into(), "2".into()));
     let proxy = f.run("proxy", &[], |_| {}).await;
     assert_eq!(get(&f, &proxy, "/up").await.0, 200);
+}
+
+/// As root: guests' ports are in the tenant's namespace, with its loopback up, and not outside.
+async fn a_network_namespace_is_entered() {
+    if !rustix::process::geteuid().is_root() {
+        println!("only root can enter a network namespace");
+        return;
+    }
+    let (path, held) = std::sync::mpsc::channel();
+    let (release, wait) = std::sync::mpsc::channel::<()>();
+    std::thread::spawn(move || {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+        let thread = nix::unistd::gettid();
+        path.send(format!("/proc/{}/task/{thread}/ns/net", std::process::id())).unwrap();
+        let _ = wait.recv();
+    });
+    let netns = held.recv().unwrap();
+    let f = Fixture::start_with(|config| config.netns = Some(netns.clone().into())).await;
+    drop(release);
+    assert!(f.host.info.isolation.iter().any(|have| have == "netns"));
+    let first = f.run("proxy", &[], |_| {}).await;
+    let second = f.run("command", &["send", &f.address(&first).to_string(), "GET / HTTP/1.0\r\n\r\n"], |_| {}).await;
+    assert_eq!(f.wait(&second.id).await.exit_code, 0, "{}", f.log(&second.id));
+    assert!(f.log(&second.id).contains("200 OK"), "{}", f.log(&second.id));
+    assert!(tokio::net::TcpStream::connect(f.address(&first)).await.is_err());
 }
 
 async fn many_idle_proxies_cost_a_listener_each() {

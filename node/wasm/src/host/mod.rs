@@ -52,6 +52,12 @@ impl Shared {
         let _ = self.changes.send(status);
     }
 
+    /// Unmaps a module that no container is made of any more.
+    fn unload(&self, file: &str, kind: ModuleKind) {
+        let mut loaded = self.loaded.lock().unwrap_or_else(|e| e.into_inner());
+        loaded.remove(&format!("{}/{file}", kind.as_str_name()));
+    }
+
     /// Maps and links a module once for all of its containers.
     async fn load(&self, file: &str, kind: ModuleKind) -> anyhow::Result<Loaded> {
         let key = format!("{}/{file}", kind.as_str_name());

@@ -155,7 +155,18 @@ impl Host for Service {
         if !exit.is_empty() {
             let _ = std::fs::remove_file(exit);
         }
-        self.containers.lock().unwrap_or_else(|e| e.into_inner()).remove(&id);
+        let spec = &container.template.spec;
+        let last = {
+            let mut containers = self.containers.lock().unwrap_or_else(|e| e.into_inner());
+            containers.remove(&id);
+            // One that is just starting maps the module again if it comes too late.
+            !containers.values().any(|slot| {
+                slot.get().is_some_and(|other| other.template.spec.module == spec.module)
+            })
+        };
+        if last {
+            self.shared.unload(&spec.module, ModuleKind::try_from(spec.kind).unwrap_or_default());
+        }
         Ok(Response::new(Empty {}))
     }
 
