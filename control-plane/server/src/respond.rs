@@ -210,10 +210,10 @@ fn code(code: u16) -> StatusCode {
 
 /// A decoded value, in the form asked for.
 pub fn value(form: Form, status: StatusCode, value: &Value) -> Response {
-    if form.yaml {
-        if let Ok(text) = serde_saphyr::to_string(value) {
-            return with_body(status, "application/yaml", text);
-        }
+    if form.yaml
+        && let Ok(text) = serde_saphyr::to_string(value)
+    {
+        return with_body(status, "application/yaml", text);
     }
     let bytes = if form.pretty {
         serde_json::to_vec_pretty(value)

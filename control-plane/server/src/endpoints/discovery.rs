@@ -244,10 +244,11 @@ fn aggregated(legacy: bool) -> Value {
 fn wants_aggregated(headers: &HeaderMap) -> bool {
     for range in respond::ranges(headers) {
         match (range.media, range.parameter("as")) {
-            ("application/json", "APIGroupDiscoveryList") => {
-                if range.parameter("g") == "apidiscovery.k8s.io" && range.parameter("v") == "v2" {
-                    return true;
-                }
+            ("application/json", "APIGroupDiscoveryList")
+                if range.parameter("g") == "apidiscovery.k8s.io"
+                    && range.parameter("v") == "v2" =>
+            {
+                return true;
             }
             ("application/json" | "*/*" | "application/*" | "application/yaml", "") => {
                 return false;

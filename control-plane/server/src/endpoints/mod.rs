@@ -111,6 +111,19 @@ impl Context {
         }
     }
 
+    /// Writing what is not there takes the right to create it, besides that to write it.
+    fn require_create(&self, kind: &Kind) -> Result<(), Error> {
+        let attributes = Attributes {
+            verb: "create",
+            group: kind.group,
+            resource: kind.plural,
+            namespace: &self.path.namespace,
+            name: &self.path.name,
+            ..Attributes::default()
+        };
+        authorization::require(&self.app, &self.identity, &attributes)
+    }
+
     fn field_manager(&self) -> String {
         request::field_manager(&self.query, &self.headers)
     }

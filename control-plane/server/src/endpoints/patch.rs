@@ -239,6 +239,7 @@ async fn apply_patch(
         } else if !subresource.is_empty() {
             return Err(not_found(kind, &name));
         } else {
+            context.require_create(kind)?;
             let created: Result<Written, Error> = async {
                 let mut object = result(None, &mut warnings)?;
                 if !meta(&object, "uid").is_empty() {

@@ -35,6 +35,9 @@ pub async fn serve(
         .of(kind)
         .is_some_and(|cache| cache.get(&context.path.namespace, &name).is_some());
     let (status, result) = if !exists && kind.strategy.create_on_update && subresource.is_empty() {
+        context.require_create(kind)?;
+        // What does not exist has no version to be held to.
+        crate::registry::metadata(&mut sent)?.remove("resourceVersion");
         (StatusCode::CREATED, write.create(sent, &mut warnings).await)
     } else {
         let preconditions = Preconditions { uid: &uid };

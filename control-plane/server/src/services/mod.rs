@@ -2,6 +2,7 @@
 //! write takes what it needs before and gives it back when it fails.
 
 mod bitmap;
+mod update;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::RangeInclusive;
@@ -314,9 +315,9 @@ impl Allocators {
             ports: Vec::new(),
         };
         if let Some(old) = old {
-            carry_over(service, old);
+            update::carry_over(service, old);
         }
-        normalize(service, old);
+        update::normalize(service, old);
         if needs_address(service) {
             self.families(service)?;
             self.allocate_address(service, old, &mut taken)?;
@@ -526,89 +527,6 @@ impl Allocators {
             spec.insert("healthCheckNodePort".to_owned(), number.into());
         }
         Ok(())
-    }
-}
-
-/// Keeps what was allocated where a client's update leaves it out.
-fn carry_over(service: &mut Value, old: &Value) {
-    if needs_address(old) && needs_address(service) {
-        if text(service, "/spec/clusterIP").is_empty()
-            && let Some(address) = old.pointer("/spec/clusterIP").cloned()
-            && let Some(spec) = spec(service)
-        {
-            spec.insert("clusterIP".to_owned(), address);
-        }
-        let same = service.pointer("/spec/clusterIP") == old.pointer("/spec/clusterIP");
-        let none = service
-            .pointer("/spec/clusterIPs")
-            .and_then(Value::as_array)
-            .is_none_or(Vec::is_empty);
-        if same
-            && none
-            && let Some(addresses) = old.pointer("/spec/clusterIPs").cloned()
-            && let Some(spec) = spec(service)
-        {
-            spec.insert("clusterIPs".to_owned(), addresses);
-        }
-    }
-    if needs_ports(old) && needs_ports(service) {
-        let before = old
-            .pointer("/spec/ports")
-            .and_then(Value::as_array)
-            .cloned()
-            .unwrap_or_default();
-        let ports = service
-            .pointer_mut("/spec/ports")
-            .and_then(Value::as_array_mut);
-        for port in ports.into_iter().flatten().filter_map(Value::as_object_mut) {
-            if port
-                .get("nodePort")
-                .and_then(Value::as_i64)
-                .unwrap_or_default()
-                != 0
-            {
-                continue;
-            }
-            let protocol =
-                |of: Option<&Value>| of.and_then(Value::as_str).unwrap_or("TCP").to_owned();
-            let same = before.iter().find(|other| {
-                other.get("port") == port.get("port")
-                    && protocol(other.get("protocol")) == protocol(port.get("protocol"))
-            });
-            if let Some(number) = same.and_then(|other| other.get("nodePort")).cloned() {
-                port.insert("nodePort".to_owned(), number);
-            }
-        }
-    }
-    if needs_health_port(old)
-        && needs_health_port(service)
-        && service.pointer("/spec/healthCheckNodePort").is_none()
-    {
-        if let Some(number) = old.pointer("/spec/healthCheckNodePort").cloned()
-            && let Some(spec) = spec(service)
-        {
-            spec.insert("healthCheckNodePort".to_owned(), number);
-        }
-    }
-}
-
-/// Makes `clusterIPs` follow `clusterIP` where only one of them was written.
-fn normalize(service: &mut Value, old: Option<&Value>) {
-    let one = text(service, "/spec/clusterIP").to_owned();
-    let many = service.pointer("/spec/clusterIPs").cloned();
-    let none = many
-        .as_ref()
-        .and_then(Value::as_array)
-        .is_none_or(Vec::is_empty);
-    let changed = old.is_some_and(|old| text(old, "/spec/clusterIP") != one);
-    let many_same = old.is_some_and(|old| old.pointer("/spec/clusterIPs") == many.as_ref());
-    let Some(spec) = spec(service) else { return };
-    if one.is_empty() {
-        if changed && many_same {
-            spec.remove("clusterIPs");
-        }
-    } else if none || (changed && many_same) {
-        spec.insert("clusterIPs".to_owned(), json!([one]));
     }
 }
 

@@ -464,3 +464,96 @@ async fn broken_requests_are_answered() {
         StatusCode::PAYLOAD_TOO_LARGE
     );
 }
+
+/// A watch tells every write once and in order, whatever else goes on; what it adds up to is the list.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_watch_adds_up_to_the_list() {
+    const WRITERS: usize = 6;
+    const WRITES: usize = 30;
+    let harness = Harness::start().await;
+    harness
+        .call(Method::POST, "/api/v1/namespaces", map("busy"))
+        .await;
+    let maps: Api<ConfigMap> = Api::namespaced(client(&harness), "busy");
+    let version = maps
+        .list(&ListParams::default())
+        .await
+        .unwrap()
+        .metadata
+        .resource_version
+        .unwrap();
+    let mut events = maps
+        .watch(&WatchParams::default().labels("seen=yes"), &version)
+        .await
+        .unwrap()
+        .boxed();
+    let writers = (0..WRITERS).map(|writer| {
+        let maps = maps.clone();
+        async move {
+            for turn in 0..WRITES {
+                let name = format!("m{writer}-{}", turn % 3);
+                let seen = if turn % 4 == 3 { "no" } else { "yes" };
+                let labels =
+                    json!({"metadata": {"labels": {"seen": seen, "turn": turn.to_string()}}});
+                match turn % 5 {
+                    4 => {
+                        let _ = maps.delete(&name, &DeleteParams::default()).await;
+                    }
+                    _ if maps.get_opt(&name).await.unwrap().is_some() => {
+                        maps.patch(&name, &PatchParams::default(), &Patch::Merge(labels))
+                            .await
+                            .unwrap();
+                    }
+                    _ => {
+                        let mut made = config_map(&name);
+                        made.labels_mut().insert("seen".to_owned(), seen.to_owned());
+                        maps.create(&PostParams::default(), &made).await.unwrap();
+                    }
+                }
+            }
+        }
+    });
+    futures::future::join_all(writers).await;
+    let mut last = config_map("last");
+    last.labels_mut()
+        .insert("seen".to_owned(), "yes".to_owned());
+    maps.create(&PostParams::default(), &last).await.unwrap();
+    let mut known = std::collections::BTreeMap::new();
+    let mut revision = 0u64;
+    loop {
+        let event = events.try_next().await.unwrap().unwrap();
+        let (WatchEvent::Added(object)
+        | WatchEvent::Modified(object)
+        | WatchEvent::Deleted(object)) = &event
+        else {
+            panic!("{event:?}");
+        };
+        let now: u64 = object.resource_version().unwrap().parse().unwrap();
+        assert!(now > revision, "{now} after {revision}");
+        revision = now;
+        let name = object.name_any();
+        let had = known.contains_key(&name);
+        match &event {
+            WatchEvent::Added(_) => assert!(!had, "{name} was there"),
+            _ => assert!(had, "{name} was not there"),
+        }
+        if matches!(event, WatchEvent::Deleted(_)) {
+            known.remove(&name);
+        } else {
+            known.insert(name.clone(), object.resource_version());
+        }
+        if name == "last" {
+            break;
+        }
+    }
+    let listed = maps
+        .list(&ListParams::default().labels("seen=yes"))
+        .await
+        .unwrap();
+    let listed: std::collections::BTreeMap<_, _> = listed
+        .items
+        .iter()
+        .map(|item| (item.name_any(), item.resource_version()))
+        .collect();
+    assert_eq!(known, listed);
+}
