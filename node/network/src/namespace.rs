@@ -15,13 +15,18 @@ const OWN: &str = "/proc/thread-self/ns/net";
 
 /// Which network namespace the calling thread is in.
 pub(crate) fn current() -> Result<u64> {
-    Ok(fs::metadata(OWN).map_err(Error::system("look at the own network namespace"))?.ino())
+    Ok(fs::metadata(OWN)
+        .map_err(Error::system("look at the own network namespace"))?
+        .ino())
 }
 
 /// Which start of the machine this is: nothing of the kernel's outlives one.
 pub(crate) fn boot() -> Result<String> {
     let path = Path::new("/proc/sys/kernel/random/boot_id");
-    Ok(fs::read_to_string(path).map_err(Error::file("read", path))?.trim().to_owned())
+    Ok(fs::read_to_string(path)
+        .map_err(Error::file("read", path))?
+        .trim()
+        .to_owned())
 }
 
 /// Whether a network namespace is held by this file.
@@ -68,8 +73,14 @@ pub(crate) async fn create(path: PathBuf) -> Result<()> {
         File::create(&path).map_err(Error::file("make", &path))?;
         unshare(CloneFlags::CLONE_NEWNET)
             .map_err(|errno| Error::system("make a network namespace")(errno.into()))?;
-        mount(Some(OWN), &path, None::<&str>, MsFlags::MS_BIND, None::<&str>)
-            .map_err(|errno| Error::file("mount a network namespace on", &path)(errno.into()))
+        mount(
+            Some(OWN),
+            &path,
+            None::<&str>,
+            MsFlags::MS_BIND,
+            None::<&str>,
+        )
+        .map_err(|errno| Error::file("mount a network namespace on", &path)(errno.into()))
     })
     .await
 }

@@ -78,7 +78,10 @@ fn errno(error: &rtnetlink::Error) -> Option<Errno> {
 }
 
 fn failed(doing: impl Into<String>) -> impl FnOnce(rtnetlink::Error) -> Error {
-    move |error| Error::Netlink { doing: doing.into(), error }
+    move |error| Error::Netlink {
+        doing: doing.into(),
+        error,
+    }
 }
 
 /// That it is there already is as good.
@@ -96,7 +99,13 @@ fn or_gone(result: Result<(), rtnetlink::Error>) -> Result<bool, rtnetlink::Erro
         Err(error)
             if matches!(
                 errno(&error),
-                Some(Errno::ESRCH | Errno::ENODEV | Errno::ENOENT | Errno::ENXIO | Errno::EADDRNOTAVAIL)
+                Some(
+                    Errno::ESRCH
+                        | Errno::ENODEV
+                        | Errno::ENOENT
+                        | Errno::ENXIO
+                        | Errno::EADDRNOTAVAIL
+                )
             ) =>
         {
             Ok(false)
@@ -110,18 +119,27 @@ impl Netlink {
     pub(crate) fn here() -> Result<Self> {
         let (connection, handle, _) =
             rtnetlink::new_connection().map_err(Error::system("open a netlink socket"))?;
-        Ok(Self { handle, connection: tokio::spawn(connection) })
+        Ok(Self {
+            handle,
+            connection: tokio::spawn(connection),
+        })
     }
 
     pub(crate) async fn link(&self, name: &str) -> Result<Option<Link>> {
         let mut links = self.handle.link().get().match_name(name).execute();
         match links.try_next().await {
             Ok(Some(message)) => {
-                let mac = message.attributes.iter().find_map(|attribute| match attribute {
-                    LinkAttribute::Address(mac) => Some(mac.clone()),
-                    _ => None,
-                });
-                Ok(Some(Link { index: message.header.index, mac: mac.unwrap_or_default() }))
+                let mac = message
+                    .attributes
+                    .iter()
+                    .find_map(|attribute| match attribute {
+                        LinkAttribute::Address(mac) => Some(mac.clone()),
+                        _ => None,
+                    });
+                Ok(Some(Link {
+                    index: message.header.index,
+                    mac: mac.unwrap_or_default(),
+                }))
             }
             Ok(None) => Ok(None),
             Err(error) if errno(&error) == Some(Errno::ENODEV) => Ok(None),
@@ -130,10 +148,13 @@ impl Netlink {
     }
 
     async fn index(&self, name: &str) -> Result<u32> {
-        self.link(name).await?.map(|link| link.index).ok_or_else(|| Error::System {
-            doing: format!("find the link {name}"),
-            error: Errno::ENODEV.into(),
-        })
+        self.link(name)
+            .await?
+            .map(|link| link.index)
+            .ok_or_else(|| Error::System {
+                doing: format!("find the link {name}"),
+                error: Errno::ENODEV.into(),
+            })
     }
 
     /// A pair of links; the peer is made in the namespace `peer_in`, or beside the first.
@@ -145,8 +166,9 @@ impl Netlink {
         peer_mac: Mac,
         peer_in: Option<RawFd>,
     ) -> Result<()> {
-        let mut other =
-            LinkMessageBuilder::<LinkUnspec>::new().name(peer).address(peer_mac.to_vec());
+        let mut other = LinkMessageBuilder::<LinkUnspec>::new()
+            .name(peer)
+            .address(peer_mac.to_vec());
         if let Some(fd) = peer_in {
             other = other.setns_by_fd(fd);
         }
@@ -170,7 +192,10 @@ impl Netlink {
     pub(crate) async fn up(&self, name: &str) -> Result<u32> {
         let index = self.index(name).await?;
         let message = LinkUnspec::new_with_index(index)
-            .set_header(LinkHeader { index, ..Default::default() })
+            .set_header(LinkHeader {
+                index,
+                ..Default::default()
+            })
             .up()
             .build();
         self.handle
@@ -184,18 +209,30 @@ impl Netlink {
 
     pub(crate) async fn add_address(&self, index: u32, address: Ipv4Addr) -> Result<()> {
         let request = self.handle.address().add(index, IpAddr::V4(address), 32);
-        or_there(request.execute().await).map_err(failed(format!("give a link the address {address}")))
+        or_there(request.execute().await)
+            .map_err(failed(format!("give a link the address {address}")))
     }
 
     /// An address with the network it is in.
     #[cfg(test)]
     pub(crate) async fn add_subnet(&self, index: u32, subnet: Ipv4Net) -> Result<()> {
-        let request = self.handle.address().add(index, IpAddr::V4(subnet.addr()), subnet.prefix_len());
-        request.execute().await.map_err(failed(format!("give a link the address {subnet}")))
+        let request =
+            self.handle
+                .address()
+                .add(index, IpAddr::V4(subnet.addr()), subnet.prefix_len());
+        request
+            .execute()
+            .await
+            .map_err(failed(format!("give a link the address {subnet}")))
     }
 
     /// A neighbour that is never asked for.
-    pub(crate) async fn add_neighbour(&self, index: u32, address: Ipv4Addr, mac: Mac) -> Result<()> {
+    pub(crate) async fn add_neighbour(
+        &self,
+        index: u32,
+        address: Ipv4Addr,
+        mac: Mac,
+    ) -> Result<()> {
         self.handle
             .neighbours()
             .add(index, IpAddr::V4(address))
@@ -210,7 +247,11 @@ impl Netlink {
     pub(crate) async fn addresses(&self) -> Result<Vec<Ipv4Addr>> {
         let mut found = Vec::new();
         let mut messages = self.handle.address().get().execute();
-        while let Some(message) = messages.try_next().await.map_err(failed("list addresses"))? {
+        while let Some(message) = messages
+            .try_next()
+            .await
+            .map_err(failed("list addresses"))?
+        {
             for attribute in message.attributes {
                 if let AddressAttribute::Local(IpAddr::V4(address)) = attribute {
                     found.push(address);
@@ -238,7 +279,8 @@ impl Netlink {
 
     pub(crate) async fn delete_route(&self, route: &Route) -> Result<bool> {
         let request = self.handle.route().del(route_message(route)?);
-        or_gone(request.execute().await).map_err(failed(format!("remove the route to {}", route.destination)))
+        or_gone(request.execute().await)
+            .map_err(failed(format!("remove the route to {}", route.destination)))
     }
 
     /// A route over a link through a neighbour that [`Self::add_neighbour`] set.
@@ -269,18 +311,31 @@ impl Netlink {
         link: u32,
         neighbour: Ipv4Addr,
     ) -> Result<bool> {
-        let request = self.handle.route().del(over(destination, link, neighbour, TABLE_MAIN).build());
-        or_gone(request.execute().await).map_err(failed(format!("remove the route to {destination}")))
+        let request = self
+            .handle
+            .route()
+            .del(over(destination, link, neighbour, TABLE_MAIN).build());
+        or_gone(request.execute().await)
+            .map_err(failed(format!("remove the route to {destination}")))
     }
 
     /// A rule for packets that begin in this namespace and go to `destination`.
-    pub(crate) async fn add_rule_to(&self, destination: Ipv4Net, table: u8, priority: u32) -> Result<()> {
+    pub(crate) async fn add_rule_to(
+        &self,
+        destination: Ipv4Net,
+        table: u8,
+        priority: u32,
+    ) -> Result<()> {
         let mut request = self.handle.rule().add();
         *request.message_mut() = rule(priority, table);
         let message = request.message_mut();
         message.header.dst_len = destination.prefix_len();
-        message.attributes.push(RuleAttribute::Destination(destination.network().into()));
-        message.attributes.push(RuleAttribute::Iifname("lo".to_owned()));
+        message
+            .attributes
+            .push(RuleAttribute::Destination(destination.network().into()));
+        message
+            .attributes
+            .push(RuleAttribute::Iifname("lo".to_owned()));
         or_there(request.execute().await).map_err(failed(format!("add a rule for {destination}")))
     }
 
@@ -290,7 +345,9 @@ impl Netlink {
         *request.message_mut() = rule(priority, TABLE_LOCAL as u8);
         or_there(request.execute().await).map_err(failed("add a rule for local addresses"))?;
         let first = self.handle.rule().del(rule(0, TABLE_LOCAL as u8));
-        or_gone(first.execute().await).map_err(failed("remove the first rule")).map(drop)
+        or_gone(first.execute().await)
+            .map_err(failed("remove the first rule"))
+            .map(drop)
     }
 }
 
@@ -327,7 +384,11 @@ fn route_message(route: &Route) -> Result<RouteMessage> {
         Way::Local => {
             let lo = nix::net::if_::if_nametoindex("lo")
                 .map_err(|errno| Error::system("find the link lo")(errno.into()))?;
-            message.kind(RouteType::Local).scope(RouteScope::Host).table_id(TABLE_LOCAL).output_interface(lo)
+            message
+                .kind(RouteType::Local)
+                .scope(RouteScope::Host)
+                .table_id(TABLE_LOCAL)
+                .output_interface(lo)
         }
         Way::Unreachable => message.kind(RouteType::Unreachable),
         Way::Gateway(address) => message.gateway(address),
@@ -337,7 +398,11 @@ fn route_message(route: &Route) -> Result<RouteMessage> {
 
 /// The local route that lets a namespace's programs bind an address.
 pub(crate) fn local(address: Ipv4Addr) -> Route {
-    Route { destination: Ipv4Net::from(address), way: Way::Local, metric: 0 }
+    Route {
+        destination: Ipv4Net::from(address),
+        way: Way::Local,
+        metric: 0,
+    }
 }
 
 fn found_route(message: &RouteMessage) -> Option<Found> {
@@ -346,13 +411,16 @@ fn found_route(message: &RouteMessage) -> Option<Found> {
     let mut metric = 0;
     for attribute in &message.attributes {
         match attribute {
-            RouteAttribute::Destination(RouteAddress::Inet(address)) => destination = Some(*address),
+            RouteAttribute::Destination(RouteAddress::Inet(address)) => {
+                destination = Some(*address)
+            }
             RouteAttribute::Priority(priority) => metric = *priority,
             RouteAttribute::Table(id) => table = *id,
             _ => {}
         }
     }
-    if (table != TABLE_MAIN && table != TABLE_LOCAL) || message.header.kind == RouteType::Broadcast {
+    if (table != TABLE_MAIN && table != TABLE_LOCAL) || message.header.kind == RouteType::Broadcast
+    {
         return None;
     }
     Some(Found {

@@ -69,13 +69,20 @@ impl PortShift {
 
     /// Where `port` of a pod or Service address is in fact listened at.
     pub fn apply(self, port: u16) -> u16 {
-        if port != 0 && port < self.below { port.saturating_add(self.by) } else { port }
+        if port != 0 && port < self.below {
+            port.saturating_add(self.by)
+        } else {
+            port
+        }
     }
 
     fn of(mode: Mode) -> Self {
         match mode {
             Mode::Privileged => Self::default(),
-            Mode::Unprivileged => Self { below: unprivileged_from(), by: Self::BY },
+            Mode::Unprivileged => Self {
+                below: unprivileged_from(),
+                by: Self::BY,
+            },
         }
     }
 }
@@ -138,28 +145,52 @@ struct V4 {
 fn check(config: &Config) -> Result<V4> {
     let net = |what, range: IpNet| match range {
         IpNet::V4(range) => Ok(range.trunc()),
-        IpNet::V6(_) => Err(Error::NotIpv4 { what, range: range.to_string() }),
+        IpNet::V6(_) => Err(Error::NotIpv4 {
+            what,
+            range: range.to_string(),
+        }),
     };
     let pod = net("the node's range", config.pod_cidr)?;
     let cluster = net("the cluster range", config.cluster_cidr)?;
     let service = net("the Service range", config.service_cidr)?;
     let IpAddr::V4(dns) = config.cluster_dns else {
         let range = config.cluster_dns.to_string();
-        return Err(Error::NotIpv4 { what: "the cluster DNS address", range });
+        return Err(Error::NotIpv4 {
+            what: "the cluster DNS address",
+            range,
+        });
     };
     let outside = |what, range: Ipv4Net, within: String, why| {
-        Err(Error::RangeOutside { what, range: range.into(), within, why })
+        Err(Error::RangeOutside {
+            what,
+            range: range.into(),
+            within,
+            why,
+        })
     };
     if !cluster.contains(&pod) {
-        return outside("the node's range", pod, cluster.to_string(), "every pod is in the cluster range");
+        return outside(
+            "the node's range",
+            pod,
+            cluster.to_string(),
+            "every pod is in the cluster range",
+        );
     }
     if !service.contains(&dns) {
         let why = "cluster DNS is a Service's address";
-        return outside("the cluster DNS address", dns.into(), service.to_string(), why);
+        return outside(
+            "the cluster DNS address",
+            dns.into(),
+            service.to_string(),
+            why,
+        );
     }
     let loopback = Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8);
     if config.mode == Mode::Unprivileged {
-        for (what, range) in [("the cluster range", cluster), ("the Service range", service)] {
+        for (what, range) in [
+            ("the cluster range", cluster),
+            ("the Service range", service),
+        ] {
             if !loopback.contains(&range) {
                 let why = "without privilege pods and Services are loopback addresses";
                 return outside(what, range, loopback.to_string(), why);
@@ -174,13 +205,23 @@ fn check(config: &Config) -> Result<V4> {
             IpAddr::V6(_) => None,
         })
         .collect();
-    Ok(V4 { pod, cluster, service, dns, node_addresses })
+    Ok(V4 {
+        pod,
+        cluster,
+        service,
+        dns,
+        node_addresses,
+    })
 }
 
 impl Network {
     /// Guards first, then what an earlier process left, then Services and DNS. `shutdown` ends the
     /// tasks and leaves what pods need; [`clean`](crate::clean) takes that away.
-    pub async fn start(config: Config, informers: Informers, shutdown: CancellationToken) -> Result<Self> {
+    pub async fn start(
+        config: Config,
+        informers: Informers,
+        shutdown: CancellationToken,
+    ) -> Result<Self> {
         let machine = Machine {
             upstream: forward::Source::File("/etc/resolv.conf".into()),
             nftables: nft::program().is_some(),
@@ -211,23 +252,39 @@ impl Network {
         let mut table = None;
         if privileged {
             let netlink = Netlink::here()?;
-            let ranges = Ranges { cluster: v4.cluster, service: v4.service };
+            let ranges = Ranges {
+                cluster: v4.cluster,
+                service: v4.service,
+            };
             routes::guard(&netlink, &mut records, &ranges, metric).await?;
             namespace::set("net/ipv4/ip_forward", "1")?;
             table = prepare_table(&machine, &config, &v4, &mut records).await?;
-            let made = Tenants::new(config.dir.clone(), config.cluster_id.clone(), config.node_name.clone(), v4.cluster);
+            let made = Tenants::new(
+                config.dir.clone(),
+                config.cluster_id.clone(),
+                config.node_name.clone(),
+                v4.cluster,
+            );
             tenants = Some((netlink, made));
         }
-        let mut state = State { addresses, records, tenants };
+        let mut state = State {
+            addresses,
+            records,
+            tenants,
+        };
         state.adopt().await?;
 
         let catalog = Catalog::default();
         let port_shift = PortShift::of(config.mode);
         let ready = CancellationToken::new();
-        let zone = dns::Zone::new(&config.cluster_domain, v4.dns, [v4.service, v4.cluster]).map_err(|error| {
-            let why = Error::system("use the cluster domain");
-            why(std::io::Error::other(format!("{}: {error}", config.cluster_domain)))
-        })?;
+        let zone = dns::Zone::new(&config.cluster_domain, v4.dns, [v4.service, v4.cluster])
+            .map_err(|error| {
+                let why = Error::system("use the cluster domain");
+                why(std::io::Error::other(format!(
+                    "{}: {error}",
+                    config.cluster_domain
+                )))
+            })?;
         let handler = dns::Handler {
             zone,
             catalog: catalog.clone(),
@@ -312,13 +369,19 @@ impl Network {
             return Err(Error::TenantName(namespace.to_owned()));
         }
         let mut state = self.inner.state.lock().await;
-        let State { records, tenants, .. } = &mut *state;
+        let State {
+            records, tenants, ..
+        } = &mut *state;
         let mut netns = None;
         if let Some((root, tenants)) = tenants {
             tenants.ensure(root, records, namespace).await?;
             netns = Some(tenants.namespace(namespace));
         }
-        Ok(Tenant { netns, nameserver: self.inner.nameserver, port_shift: self.inner.port_shift })
+        Ok(Tenant {
+            netns,
+            nameserver: self.inner.nameserver,
+            port_shift: self.inner.port_shift,
+        })
     }
 
     /// The pod's address: the same for the same pod, also after a restart.
@@ -327,10 +390,17 @@ impl Network {
             return Err(Error::TenantName(namespace.to_owned()));
         }
         let mut state = self.inner.state.lock().await;
-        let State { addresses, records, tenants } = &mut *state;
+        let State {
+            addresses,
+            records,
+            tenants,
+        } = &mut *state;
         let address = addresses.assign(namespace, pod_uid)?;
         if let Some((root, tenants)) = tenants {
-            let tenant = addresses.get(pod_uid).map_or(namespace, |held| &held.namespace).to_owned();
+            let tenant = addresses
+                .get(pod_uid)
+                .map_or(namespace, |held| &held.namespace)
+                .to_owned();
             tenants.add(root, records, &tenant, address).await?;
         }
         Ok(address.into())
@@ -353,7 +423,9 @@ impl Network {
         for pod in pods {
             state.release(&pod).await?;
         }
-        let State { records, tenants, .. } = &mut *state;
+        let State {
+            records, tenants, ..
+        } = &mut *state;
         match tenants {
             Some((root, tenants)) => tenants.take_away(root, records, namespace).await,
             None => Ok(()),
@@ -377,27 +449,42 @@ impl Network {
     /// The tenants whose network namespace is there.
     pub async fn tenants(&self) -> Vec<String> {
         let state = self.inner.state.lock().await;
-        state.tenants.iter().flat_map(|(_, tenants)| tenants.names()).cloned().collect()
+        state
+            .tenants
+            .iter()
+            .flat_map(|(_, tenants)| tenants.names())
+            .cloned()
+            .collect()
     }
 }
 
 impl State {
     /// Takes over the tenants of an earlier process, whole again where something is missing.
     async fn adopt(&mut self) -> Result<()> {
-        let Some((root, tenants)) = &mut self.tenants else { return Ok(()) };
+        let Some((root, tenants)) = &mut self.tenants else {
+            return Ok(());
+        };
         let names: Vec<String> = self.records.tenants().keys().cloned().collect();
         for name in names {
             tenants.ensure(root, &mut self.records, &name).await?;
         }
-        let held: Vec<_> = self.addresses.held().map(|(_, held)| held.clone()).collect();
+        let held: Vec<_> = self
+            .addresses
+            .held()
+            .map(|(_, held)| held.clone())
+            .collect();
         for held in held {
-            tenants.add(root, &mut self.records, &held.namespace, held.address).await?;
+            tenants
+                .add(root, &mut self.records, &held.namespace, held.address)
+                .await?;
         }
         Ok(())
     }
 
     async fn release(&mut self, pod: &str) -> Result<()> {
-        let Some(held) = self.addresses.get(pod).cloned() else { return Ok(()) };
+        let Some(held) = self.addresses.get(pod).cloned() else {
+            return Ok(());
+        };
         if let Some((root, tenants)) = &mut self.tenants {
             tenants.remove(root, &held.namespace, held.address).await?;
         }
@@ -407,9 +494,19 @@ impl State {
 
 /// The table of this node, where there is `nft`. One of an earlier process stays in force until
 /// the Services are known; without `nft` none can be left.
-async fn prepare_table(machine: &Machine, config: &Config, v4: &V4, records: &mut Records) -> Result<Option<Table>> {
+async fn prepare_table(
+    machine: &Machine,
+    config: &Config,
+    v4: &V4,
+    records: &mut Records,
+) -> Result<Option<Table>> {
     let name = nft::table_name(&config.cluster_id, &config.node_name);
-    let stale: Vec<String> = records.tables().iter().filter(|it| **it != name).cloned().collect();
+    let stale: Vec<String> = records
+        .tables()
+        .iter()
+        .filter(|it| **it != name)
+        .cloned()
+        .collect();
     for table in stale {
         nft::delete_table(&table).await?;
         records.remove_table(&table)?;
@@ -426,7 +523,12 @@ async fn prepare_table(machine: &Machine, config: &Config, v4: &V4, records: &mu
         cluster_cidr: v4.cluster,
         service_cidr: v4.service,
         cluster_dns: v4.dns,
-        node_addresses: v4.node_addresses.iter().filter(|it| !it.is_loopback()).copied().collect(),
+        node_addresses: v4
+            .node_addresses
+            .iter()
+            .filter(|it| !it.is_loopback())
+            .copied()
+            .collect(),
     })))
 }
 
@@ -475,7 +577,9 @@ impl Nodes {
             let nodes: Vec<Arc<Node>> = informer.list();
             let others = || nodes.iter().filter(|node| node.name_any() != self.name);
             let now: BTreeMap<_, _> = others()
-                .filter_map(|node| routes::way_to(node).map(|(range, at)| (range, (node.name_any(), at))))
+                .filter_map(|node| {
+                    routes::way_to(node).map(|(range, at)| (range, (node.name_any(), at)))
+                })
                 .collect();
             let theirs: HashSet<Ipv4Addr> = others()
                 .flat_map(|node| routes::internal_addresses(node))
@@ -492,7 +596,10 @@ impl Nodes {
             if now == ways {
                 continue;
             }
-            match self.sync(now.iter().map(|(range, (_, at))| (*range, *at))).await {
+            match self
+                .sync(now.iter().map(|(range, (_, at))| (*range, *at)))
+                .await
+            {
                 Ok(()) => ways = now,
                 Err(error) => tracing::error!(%error, "the ways to other nodes are not up to date"),
             }
@@ -501,7 +608,14 @@ impl Nodes {
 
     async fn sync(&self, nodes: impl Iterator<Item = (Ipv4Net, Ipv4Addr)>) -> Result<()> {
         let mut state = self.network.inner.state.lock().await;
-        let State { records, tenants: Some((root, _)), .. } = &mut *state else { return Ok(()) };
+        let State {
+            records,
+            tenants: Some((root, _)),
+            ..
+        } = &mut *state
+        else {
+            return Ok(());
+        };
         let own = root.addresses().await?;
         let wanted = routes::wanted(nodes, &own, self.cluster, self.metric);
         routes::sync(root, records, &wanted).await

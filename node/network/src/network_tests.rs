@@ -20,7 +20,10 @@ use crate::testing::{FakeApi, in_fresh_network, own_loopback};
 const WAIT: Duration = Duration::from_secs(3);
 
 fn config(dir: &Path, node: &str) -> Config {
-    let number = node.trim_start_matches(|it: char| !it.is_ascii_digit()).parse::<u8>().unwrap_or(0);
+    let number = node
+        .trim_start_matches(|it: char| !it.is_ascii_digit())
+        .parse::<u8>()
+        .unwrap_or(0);
     Config {
         cluster_id: "0a0b0c0d".to_owned(),
         node_name: node.to_owned(),
@@ -43,8 +46,13 @@ struct Node0 {
 async fn start(api: &FakeApi, config: Config, nftables: bool) -> Node0 {
     let shutdown = CancellationToken::new();
     let informers = Informers::new(api.client(), shutdown.clone());
-    let machine = Machine { upstream: forward::Source::Fixed(Vec::new()), nftables };
-    let network = Network::start_on(machine, config, informers, shutdown.clone()).await.unwrap();
+    let machine = Machine {
+        upstream: forward::Source::Fixed(Vec::new()),
+        nftables,
+    };
+    let network = Network::start_on(machine, config, informers, shutdown.clone())
+        .await
+        .unwrap();
     Node0 { network, shutdown }
 }
 
@@ -68,11 +76,19 @@ async fn serve(netns: Option<PathBuf>, address: IpAddr, port: u16, name: &'stati
 }
 
 fn connect_from(source: Option<IpAddr>, to: (IpAddr, u16)) -> std::io::Result<String> {
-    let socket = rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::STREAM, None)?;
+    let socket = rustix::net::socket(
+        rustix::net::AddressFamily::INET,
+        rustix::net::SocketType::STREAM,
+        None,
+    )?;
     if let Some(source) = source {
         rustix::net::bind(&socket, &SocketAddr::new(source, 0))?;
     }
-    rustix::net::sockopt::set_socket_timeout(&socket, rustix::net::sockopt::Timeout::Send, Some(WAIT))?;
+    rustix::net::sockopt::set_socket_timeout(
+        &socket,
+        rustix::net::sockopt::Timeout::Send,
+        Some(WAIT),
+    )?;
     rustix::net::connect(&socket, &SocketAddr::from(to))?;
     let mut stream = TcpStream::from(socket);
     stream.set_read_timeout(Some(WAIT))?;
@@ -82,10 +98,16 @@ fn connect_from(source: Option<IpAddr>, to: (IpAddr, u16)) -> std::io::Result<St
 }
 
 /// What a program hears at an address: from a tenant, or from the machine.
-async fn hear(netns: Option<&Tenant>, source: Option<IpAddr>, to: (IpAddr, u16)) -> std::io::Result<String> {
+async fn hear(
+    netns: Option<&Tenant>,
+    source: Option<IpAddr>,
+    to: (IpAddr, u16),
+) -> std::io::Result<String> {
     let work = move || Ok(connect_from(source, to));
     match netns {
-        Some(tenant) => namespace::inside(tenant.netns.clone().unwrap(), work).await.unwrap(),
+        Some(tenant) => namespace::inside(tenant.netns.clone().unwrap(), work)
+            .await
+            .unwrap(),
         None => namespace::on_thread(work).await.unwrap(),
     }
 }
@@ -124,16 +146,23 @@ fn ip(text: &str) -> IpAddr {
 async fn add_own_address(address: &str) {
     let netlink = Netlink::here().unwrap();
     let lo = netlink.up("lo").await.unwrap();
-    netlink.add_address(lo, address.parse().unwrap()).await.unwrap();
+    netlink
+        .add_address(lo, address.parse().unwrap())
+        .await
+        .unwrap();
 }
 
 fn is_refused<T>(result: &std::io::Result<T>) -> bool {
-    result.as_ref().is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionRefused)
+    result
+        .as_ref()
+        .is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionRefused)
 }
 
 fn is_unreachable<T>(result: &std::io::Result<T>) -> bool {
     use std::io::ErrorKind::{HostUnreachable, NetworkUnreachable};
-    result.as_ref().is_err_and(|error| matches!(error.kind(), HostUnreachable | NetworkUnreachable))
+    result
+        .as_ref()
+        .is_err_and(|error| matches!(error.kind(), HostUnreachable | NetworkUnreachable))
 }
 
 #[test]
@@ -142,14 +171,22 @@ fn pods_reach_each_other_and_the_machine_reaches_pods() {
         let dir = tempfile::tempdir().unwrap();
         // As distributions set it.
         namespace::set("net/ipv4/conf/all/rp_filter", "1").unwrap();
-        let Node0 { network, .. } = start(&FakeApi::new(), config(dir.path(), "node-0"), false).await;
+        let Node0 { network, .. } =
+            start(&FakeApi::new(), config(dir.path(), "node-0"), false).await;
         let shop = network.tenant("shop").await.unwrap();
         let bank = network.tenant("bank").await.unwrap();
         let one = network.assign("shop", "one").await.unwrap();
         let two = network.assign("shop", "two").await.unwrap();
         let three = network.assign("bank", "three").await.unwrap();
-        assert_eq!([one, two, three], [ip("10.244.0.1"), ip("10.244.0.2"), ip("10.244.0.3")]);
-        for (tenant, address, name) in [(&shop, one, "one"), (&shop, two, "two"), (&bank, three, "three")] {
+        assert_eq!(
+            [one, two, three],
+            [ip("10.244.0.1"), ip("10.244.0.2"), ip("10.244.0.3")]
+        );
+        for (tenant, address, name) in [
+            (&shop, one, "one"),
+            (&shop, two, "two"),
+            (&bank, three, "three"),
+        ] {
             // One port for all: each has an address of its own.
             serve(tenant.netns.clone(), address, 80, name).await;
         }
@@ -159,34 +196,71 @@ fn pods_reach_each_other_and_the_machine_reaches_pods() {
             assert_eq!(heard, format!("{name} {}", tenants::GATEWAY));
         }
         // A pod is seen by its own address, in its tenant, in another and by itself.
-        assert_eq!(hear(Some(&shop), Some(one), (two, 80)).await.unwrap(), "two 10.244.0.1");
-        assert_eq!(hear(Some(&shop), Some(two), (three, 80)).await.unwrap(), "three 10.244.0.2");
-        assert_eq!(hear(Some(&bank), Some(three), (one, 80)).await.unwrap(), "one 10.244.0.3");
-        assert_eq!(hear(Some(&shop), Some(one), (one, 80)).await.unwrap(), "one 10.244.0.1");
+        assert_eq!(
+            hear(Some(&shop), Some(one), (two, 80)).await.unwrap(),
+            "two 10.244.0.1"
+        );
+        assert_eq!(
+            hear(Some(&shop), Some(two), (three, 80)).await.unwrap(),
+            "three 10.244.0.2"
+        );
+        assert_eq!(
+            hear(Some(&bank), Some(three), (one, 80)).await.unwrap(),
+            "one 10.244.0.3"
+        );
+        assert_eq!(
+            hear(Some(&shop), Some(one), (one, 80)).await.unwrap(),
+            "one 10.244.0.1"
+        );
         // A socket without an address has one of the tenant's.
-        assert_eq!(hear(Some(&shop), None, (three, 80)).await.unwrap(), "three 10.244.0.1");
-        assert_eq!(hear(Some(&shop), None, (two, 80)).await.unwrap(), "two 10.244.0.1");
+        assert_eq!(
+            hear(Some(&shop), None, (three, 80)).await.unwrap(),
+            "three 10.244.0.1"
+        );
+        assert_eq!(
+            hear(Some(&shop), None, (two, 80)).await.unwrap(),
+            "two 10.244.0.1"
+        );
 
         // The machine's own addresses are reached, its loopback is not.
         add_own_address("192.0.2.1").await;
         serve(None, ip("192.0.2.1"), 8080, "machine").await;
         serve(None, ip("127.0.0.1"), 8081, "private").await;
-        assert_eq!(hear(Some(&shop), Some(one), (ip("192.0.2.1"), 8080)).await.unwrap(), "machine 10.244.0.1");
-        assert!(hear(Some(&shop), None, (ip("127.0.0.1"), 8081)).await.is_err());
+        assert_eq!(
+            hear(Some(&shop), Some(one), (ip("192.0.2.1"), 8080))
+                .await
+                .unwrap(),
+            "machine 10.244.0.1"
+        );
+        assert!(
+            hear(Some(&shop), None, (ip("127.0.0.1"), 8081))
+                .await
+                .is_err()
+        );
 
         // Nobody's addresses lead nowhere, and the machine says so at once.
         for nobody in ["10.244.0.77", "10.244.9.9"] {
-            assert!(is_unreachable(&hear(None, None, (ip(nobody), 80)).await), "{nobody}");
+            assert!(
+                is_unreachable(&hear(None, None, (ip(nobody), 80)).await),
+                "{nobody}"
+            );
         }
-        assert!(is_unreachable(&hear(Some(&shop), Some(one), (ip("10.244.0.77"), 80)).await));
-        assert!(is_refused(&hear(Some(&shop), Some(one), (ip("10.96.3.4"), 80)).await));
+        assert!(is_unreachable(
+            &hear(Some(&shop), Some(one), (ip("10.244.0.77"), 80)).await
+        ));
+        assert!(is_refused(
+            &hear(Some(&shop), Some(one), (ip("10.96.3.4"), 80)).await
+        ));
         assert!(is_refused(&hear(None, None, (ip("10.96.3.4"), 80)).await));
         assert!(is_refused(&hear(None, None, (one, 81)).await));
 
         // Released, an address is nobody's; what is left of the tenant goes on.
         network.release("one").await.unwrap();
         assert!(is_unreachable(&hear(None, None, (one, 80)).await));
-        assert_eq!(hear(Some(&shop), None, (three, 80)).await.unwrap(), "three 10.244.0.2");
+        assert_eq!(
+            hear(Some(&shop), None, (three, 80)).await.unwrap(),
+            "three 10.244.0.2"
+        );
         assert_ne!(network.assign("shop", "four").await.unwrap(), one);
         network.remove_tenant("bank").await.unwrap();
         assert!(is_unreachable(&hear(None, None, (three, 80)).await));
@@ -210,27 +284,62 @@ async fn services(nftables: bool) {
     serve(bank.netns.clone(), two, 8080, "two").await;
 
     let web = (ip("10.96.0.20"), 80);
-    api.put("services", service("web", json!({ "type": "NodePort", "clusterIP": "10.96.0.20",
-        "ports": [{ "port": 80, "nodePort": 30080 }] })));
+    api.put(
+        "services",
+        service(
+            "web",
+            json!({ "type": "NodePort", "clusterIP": "10.96.0.20",
+        "ports": [{ "port": 80, "nodePort": 30080 }] }),
+        ),
+    );
     api.put("endpointslices", slice("web", 8080, &[(one, true)]));
-    until("a Service answers", || async { hear(None, None, web).await.is_ok() }).await;
+    until("a Service answers", || async {
+        hear(None, None, web).await.is_ok()
+    })
+    .await;
     // From the machine, and from the pod behind it.
     assert!(hear(None, None, web).await.unwrap().starts_with("one "));
-    assert!(hear(Some(&shop), Some(one), web).await.unwrap().starts_with("one "));
+    assert!(
+        hear(Some(&shop), Some(one), web)
+            .await
+            .unwrap()
+            .starts_with("one ")
+    );
     let heard = hear(Some(&bank), Some(two), web).await.unwrap();
     assert!(heard.starts_with("one "));
     if nftables {
         assert_eq!(heard, "one 10.244.0.2", "the client is seen");
     }
     for node in ["192.0.2.1", "127.0.0.1"] {
-        until(node, || async { hear(None, None, (ip(node), 30080)).await.is_ok() }).await;
-        assert!(hear(None, None, (ip(node), 30080)).await.unwrap().starts_with("one "), "{node}");
+        until(node, || async {
+            hear(None, None, (ip(node), 30080)).await.is_ok()
+        })
+        .await;
+        assert!(
+            hear(None, None, (ip(node), 30080))
+                .await
+                .unwrap()
+                .starts_with("one "),
+            "{node}"
+        );
     }
-    assert!(hear(Some(&bank), Some(two), (ip("192.0.2.1"), 30080)).await.unwrap().starts_with("one "));
+    assert!(
+        hear(Some(&bank), Some(two), (ip("192.0.2.1"), 30080))
+            .await
+            .unwrap()
+            .starts_with("one ")
+    );
 
     // Both endpoints, from everywhere.
-    api.put("endpointslices", slice("web", 8080, &[(one, true), (two, true)]));
-    for (tenant, source) in [(None, None), (Some(&shop), Some(one)), (Some(&bank), Some(two))] {
+    api.put(
+        "endpointslices",
+        slice("web", 8080, &[(one, true), (two, true)]),
+    );
+    for (tenant, source) in [
+        (None, None),
+        (Some(&shop), Some(one)),
+        (Some(&bank), Some(two)),
+    ] {
         until("both endpoints", || async {
             let mut seen = HashSet::new();
             for _ in 0..24 {
@@ -241,55 +350,114 @@ async fn services(nftables: bool) {
         .await;
     }
     // One that is not ready is left alone.
-    api.put("endpointslices", slice("web", 8080, &[(one, false), (two, true)]));
+    api.put(
+        "endpointslices",
+        slice("web", 8080, &[(one, false), (two, true)]),
+    );
     until("only two", || async {
         let mut all = true;
         for _ in 0..12 {
-            all &= hear(Some(&shop), Some(one), web).await.unwrap().starts_with("two");
+            all &= hear(Some(&shop), Some(one), web)
+                .await
+                .unwrap()
+                .starts_with("two");
         }
         all
     })
     .await;
     // None: refused.
     api.put("endpointslices", slice("web", 8080, &[(one, false)]));
-    until("refused", || async { is_refused(&hear(Some(&shop), Some(one), web).await) }).await;
+    until("refused", || async {
+        is_refused(&hear(Some(&shop), Some(one), web).await)
+    })
+    .await;
     assert!(is_refused(&hear(None, None, web).await));
-    until("refused", || async { is_refused(&hear(None, None, (ip("192.0.2.1"), 30080)).await) }).await;
+    until("refused", || async {
+        is_refused(&hear(None, None, (ip("192.0.2.1"), 30080)).await)
+    })
+    .await;
 
     // A client keeps its endpoint.
-    api.put("services", service("web", json!({ "type": "NodePort", "clusterIP": "10.96.0.20",
-        "sessionAffinity": "ClientIP", "ports": [{ "port": 80, "nodePort": 30080 }] })));
-    api.put("endpointslices", slice("web", 8080, &[(one, true), (two, true)]));
-    until("it answers again", || async { hear(Some(&shop), Some(one), web).await.is_ok() }).await;
+    api.put(
+        "services",
+        service(
+            "web",
+            json!({ "type": "NodePort", "clusterIP": "10.96.0.20",
+        "sessionAffinity": "ClientIP", "ports": [{ "port": 80, "nodePort": 30080 }] }),
+        ),
+    );
+    api.put(
+        "endpointslices",
+        slice("web", 8080, &[(one, true), (two, true)]),
+    );
+    until("it answers again", || async {
+        hear(Some(&shop), Some(one), web).await.is_ok()
+    })
+    .await;
     let first = hear(Some(&shop), Some(one), web).await.unwrap();
     for _ in 0..16 {
-        assert_eq!(hear(Some(&shop), Some(one), web).await.unwrap()[..3], first[..3]);
+        assert_eq!(
+            hear(Some(&shop), Some(one), web).await.unwrap()[..3],
+            first[..3]
+        );
     }
     // Also while others go.
     let kept = if first.starts_with("one") { one } else { two };
     api.put("endpointslices", slice("web", 8080, &[(kept, true)]));
-    api.put("endpointslices", slice("web", 8080, &[(one, true), (two, true)]));
+    api.put(
+        "endpointslices",
+        slice("web", 8080, &[(one, true), (two, true)]),
+    );
     for _ in 0..16 {
-        assert_eq!(hear(Some(&shop), Some(one), web).await.unwrap()[..3], first[..3]);
+        assert_eq!(
+            hear(Some(&shop), Some(one), web).await.unwrap()[..3],
+            first[..3]
+        );
     }
 
     // An endpoint on the machine's loopback, as the API server may be.
     serve(None, ip("127.0.0.1"), 6443, "api").await;
-    api.put("services", service("api", json!({ "clusterIP": "10.96.0.1", "ports": [{ "port": 443 }] })));
-    api.put("endpointslices", slice("api", 6443, &[(ip("127.0.0.1"), true)]));
+    api.put(
+        "services",
+        service(
+            "api",
+            json!({ "clusterIP": "10.96.0.1", "ports": [{ "port": 443 }] }),
+        ),
+    );
+    api.put(
+        "endpointslices",
+        slice("api", 6443, &[(ip("127.0.0.1"), true)]),
+    );
     let kubernetes = (ip("10.96.0.1"), 443);
-    until("the API answers", || async { hear(Some(&shop), Some(one), kubernetes).await.is_ok() }).await;
-    assert!(hear(None, None, kubernetes).await.unwrap().starts_with("api "));
+    until("the API answers", || async {
+        hear(Some(&shop), Some(one), kubernetes).await.is_ok()
+    })
+    .await;
+    assert!(
+        hear(None, None, kubernetes)
+            .await
+            .unwrap()
+            .starts_with("api ")
+    );
 
     // Cluster DNS, from a tenant and from the machine.
     assert_eq!(shop.nameserver, "10.96.0.10:53".parse().unwrap());
     for tenant in [Some(&shop), None] {
-        assert_eq!(lookup(tenant, shop.nameserver, "web.shop.svc.cluster.local.").await, ["10.96.0.20"]);
+        assert_eq!(
+            lookup(tenant, shop.nameserver, "web.shop.svc.cluster.local.").await,
+            ["10.96.0.20"]
+        );
     }
 
     api.delete("services", "web");
-    until("gone", || async { is_refused(&hear(None, None, web).await) }).await;
-    until("gone", || async { is_refused(&hear(None, None, (ip("127.0.0.1"), 30080)).await) }).await;
+    until("gone", || async {
+        is_refused(&hear(None, None, web).await)
+    })
+    .await;
+    until("gone", || async {
+        is_refused(&hear(None, None, (ip("127.0.0.1"), 30080)).await)
+    })
+    .await;
 }
 
 /// Datagrams of a client that goes on from one port follow the endpoints.
@@ -307,7 +475,9 @@ fn datagrams_do_not_stay_with_endpoints_that_are_gone() {
         for name in ["one", "two"] {
             let address = network.assign("shop", name).await.unwrap();
             let bind = move || UdpSocket::bind((address, 5000)).map_err(Error::system("bind"));
-            let socket = namespace::inside(shop.netns.clone().unwrap(), bind).await.unwrap();
+            let socket = namespace::inside(shop.netns.clone().unwrap(), bind)
+                .await
+                .unwrap();
             std::thread::spawn(move || {
                 let mut buffer = [0; 16];
                 while let Ok((_, from)) = socket.recv_from(&mut buffer) {
@@ -321,15 +491,23 @@ fn datagrams_do_not_stay_with_endpoints_that_are_gone() {
             slice["ports"][0]["protocol"] = json!("UDP");
             slice
         };
-        api.put("services", service("echo", json!({ "clusterIP": "10.96.0.30",
-            "ports": [{ "port": 53, "protocol": "UDP" }] })));
+        api.put(
+            "services",
+            service(
+                "echo",
+                json!({ "clusterIP": "10.96.0.30",
+            "ports": [{ "port": 53, "protocol": "UDP" }] }),
+            ),
+        );
         api.put("endpointslices", udp(&[(pods[0], true)]));
         let source = pods[1];
         let client = namespace::inside(shop.netns.clone().unwrap(), move || {
             UdpSocket::bind((source, 6000)).map_err(Error::system("bind"))
         });
         let client = client.await.unwrap();
-        client.set_read_timeout(Some(std::time::Duration::from_millis(50))).unwrap();
+        client
+            .set_read_timeout(Some(std::time::Duration::from_millis(50)))
+            .unwrap();
         let ask = || {
             let mut buffer = [0; 16];
             client.send_to(b"who", "10.96.0.30:53").ok()?;
@@ -353,10 +531,16 @@ async fn lookup(tenant: Option<&Tenant>, server: SocketAddr, name: &'static str)
         let mut buffer = [0; 512];
         let length = socket.recv(&mut buffer).unwrap();
         let answer = Message::from_vec(&buffer[..length]).unwrap();
-        Ok(answer.answers.iter().map(|record| record.data.to_string()).collect())
+        Ok(answer
+            .answers
+            .iter()
+            .map(|record| record.data.to_string())
+            .collect())
     };
     match tenant {
-        Some(tenant) => namespace::inside(tenant.netns.clone().unwrap(), work).await.unwrap(),
+        Some(tenant) => namespace::inside(tenant.netns.clone().unwrap(), work)
+            .await
+            .unwrap(),
         None => namespace::on_thread(work).await.unwrap(),
     }
 }
@@ -392,17 +576,32 @@ fn a_restart_finds_everything_and_clean_leaves_nothing() {
         let shop = first.network.tenant("shop").await.unwrap();
         let one = first.network.assign("shop", "one").await.unwrap();
         serve(shop.netns.clone(), one, 80, "one").await;
-        api.put("services", service("web", json!({ "clusterIP": "10.96.0.20", "ports": [{ "port": 80 }] })));
+        api.put(
+            "services",
+            service(
+                "web",
+                json!({ "clusterIP": "10.96.0.20", "ports": [{ "port": 80 }] }),
+            ),
+        );
         api.put("endpointslices", slice("web", 80, &[(one, true)]));
         let web = (ip("10.96.0.20"), 80);
-        until("it answers", || async { hear(None, None, web).await.is_ok() }).await;
+        until("it answers", || async {
+            hear(None, None, web).await.is_ok()
+        })
+        .await;
 
         // As after `kill -9`: nobody tidied up.
         first.shutdown.cancel();
         drop(first);
-        assert_eq!(hear(None, None, (one, 80)).await.unwrap(), format!("one {}", tenants::GATEWAY));
+        assert_eq!(
+            hear(None, None, (one, 80)).await.unwrap(),
+            format!("one {}", tenants::GATEWAY)
+        );
         if nftables {
-            assert!(hear(None, None, web).await.unwrap().starts_with("one "), "Services go on without us");
+            assert!(
+                hear(None, None, web).await.unwrap().starts_with("one "),
+                "Services go on without us"
+            );
         }
         // The address is free again once the first one's tasks have ended.
         tokio::task::yield_now().await;
@@ -410,8 +609,14 @@ fn a_restart_finds_everything_and_clean_leaves_nothing() {
         assert_eq!(second.network.assigned().await.len(), 1);
         assert_eq!(second.network.assign("shop", "one").await.unwrap(), one);
         assert_eq!(second.network.tenant("shop").await.unwrap(), shop);
-        assert_eq!(hear(None, None, (one, 80)).await.unwrap(), format!("one {}", tenants::GATEWAY));
-        until("it answers", || async { hear(Some(&shop), Some(one), web).await.is_ok() }).await;
+        assert_eq!(
+            hear(None, None, (one, 80)).await.unwrap(),
+            format!("one {}", tenants::GATEWAY)
+        );
+        until("it answers", || async {
+            hear(Some(&shop), Some(one), web).await.is_ok()
+        })
+        .await;
         second.shutdown.cancel();
         drop(second);
 
@@ -420,7 +625,15 @@ fn a_restart_finds_everything_and_clean_leaves_nothing() {
         let other = start(&api, config(other_dir.path(), "node-1"), nftables).await;
         let two = other.network.assign("shop", "two").await.unwrap();
         let removed = clean(dir.path()).await.unwrap();
-        assert_eq!(removed, Removed { namespaces: 1, links: 1, routes: 2, tables: usize::from(nftables) });
+        assert_eq!(
+            removed,
+            Removed {
+                namespaces: 1,
+                links: 1,
+                routes: 2,
+                tables: usize::from(nftables)
+            }
+        );
         assert_eq!(clean(dir.path()).await.unwrap(), Removed::default());
         assert!(!shop.netns.unwrap().exists());
         assert!(is_unreachable(&hear(None, None, (one, 80)).await));
@@ -429,7 +642,10 @@ fn a_restart_finds_everything_and_clean_leaves_nothing() {
         other.shutdown.cancel();
         drop(other);
         clean(other_dir.path()).await.unwrap();
-        assert_eq!(Netlink::here().unwrap().routes().await.unwrap().len(), before);
+        assert_eq!(
+            Netlink::here().unwrap().routes().await.unwrap().len(),
+            before
+        );
     });
 }
 
@@ -442,46 +658,93 @@ fn a_damaged_tenant_is_mended() {
         let shop = first.network.tenant("shop").await.unwrap();
         let one = first.network.assign("shop", "one").await.unwrap();
         serve(shop.netns.clone(), one, 80, "one").await;
-        let link = first.network.inner.state.lock().await.records.tenants()["shop"].link.clone();
+        let link = first.network.inner.state.lock().await.records.tenants()["shop"]
+            .link
+            .clone();
         first.shutdown.cancel();
         drop(first);
         let netlink = Netlink::here().unwrap();
-        netlink.delete_link(netlink.link(&link).await.unwrap().unwrap().index).await.unwrap();
+        netlink
+            .delete_link(netlink.link(&link).await.unwrap().unwrap().index)
+            .await
+            .unwrap();
         assert!(is_unreachable(&hear(None, None, (one, 80)).await));
         let _second = start(&api, config(dir.path(), "node-0"), false).await;
-        assert!(hear(None, None, (one, 80)).await.unwrap().starts_with("one "));
+        assert!(
+            hear(None, None, (one, 80))
+                .await
+                .unwrap()
+                .starts_with("one ")
+        );
     });
 }
 
 #[test]
 fn two_nodes_live_on_one_machine() {
     in_fresh_network(|| async {
-        let (dirs, api) = ([tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()], FakeApi::new());
+        let (dirs, api) = (
+            [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()],
+            FakeApi::new(),
+        );
         let nftables = nft::program().is_some();
         add_own_address("192.0.2.1").await;
         for (name, range) in [("node-0", "10.244.0.0/24"), ("node-1", "10.244.1.0/24")] {
-            api.put("nodes", json!({ "metadata": { "name": name }, "spec": { "podCIDR": range },
-                "status": { "addresses": [{ "type": "InternalIP", "address": "192.0.2.1" }] } }));
+            api.put(
+                "nodes",
+                json!({ "metadata": { "name": name }, "spec": { "podCIDR": range },
+                "status": { "addresses": [{ "type": "InternalIP", "address": "192.0.2.1" }] } }),
+            );
         }
         let a = start(&api, config(dirs[0].path(), "node-0"), nftables).await;
         let b = start(&api, config(dirs[1].path(), "node-1"), nftables).await;
-        let (shop, shop_b) = (a.network.tenant("shop").await.unwrap(), b.network.tenant("shop").await.unwrap());
+        let (shop, shop_b) = (
+            a.network.tenant("shop").await.unwrap(),
+            b.network.tenant("shop").await.unwrap(),
+        );
         let one = a.network.assign("shop", "one").await.unwrap();
         let two = b.network.assign("shop", "two").await.unwrap();
         assert_eq!([one, two], [ip("10.244.0.1"), ip("10.244.1.1")]);
         serve(shop.netns.clone(), one, 80, "one").await;
         serve(shop_b.netns.clone(), two, 80, "two").await;
-        assert_eq!(hear(Some(&shop), Some(one), (two, 80)).await.unwrap(), "two 10.244.0.1");
-        assert_eq!(hear(Some(&shop_b), Some(two), (one, 80)).await.unwrap(), "one 10.244.1.1");
-        api.put("services", service("web", json!({ "type": "NodePort", "clusterIP": "10.96.0.20",
-            "ports": [{ "port": 80, "nodePort": 30080 }] })));
-        api.put("endpointslices", slice("web", 80, &[(one, true), (two, true)]));
+        assert_eq!(
+            hear(Some(&shop), Some(one), (two, 80)).await.unwrap(),
+            "two 10.244.0.1"
+        );
+        assert_eq!(
+            hear(Some(&shop_b), Some(two), (one, 80)).await.unwrap(),
+            "one 10.244.1.1"
+        );
+        api.put(
+            "services",
+            service(
+                "web",
+                json!({ "type": "NodePort", "clusterIP": "10.96.0.20",
+            "ports": [{ "port": 80, "nodePort": 30080 }] }),
+            ),
+        );
+        api.put(
+            "endpointslices",
+            slice("web", 80, &[(one, true), (two, true)]),
+        );
         let web = (ip("10.96.0.20"), 80);
-        for (tenant, source) in [(None, None), (Some(&shop), Some(one)), (Some(&shop_b), Some(two))] {
-            until("it answers", || async { hear(tenant, source, web).await.is_ok() }).await;
-            assert_eq!(lookup(tenant, shop.nameserver, "web.shop.svc.cluster.local.").await, ["10.96.0.20"]);
+        for (tenant, source) in [
+            (None, None),
+            (Some(&shop), Some(one)),
+            (Some(&shop_b), Some(two)),
+        ] {
+            until("it answers", || async {
+                hear(tenant, source, web).await.is_ok()
+            })
+            .await;
+            assert_eq!(
+                lookup(tenant, shop.nameserver, "web.shop.svc.cluster.local.").await,
+                ["10.96.0.20"]
+            );
         }
-        until("the node port", || async { hear(None, None, (ip("127.0.0.1"), 30080)).await.is_ok() }).await;
+        until("the node port", || async {
+            hear(None, None, (ip("127.0.0.1"), 30080)).await.is_ok()
+        })
+        .await;
         // Not a word about ports taken: it is the other node that has them.
         assert_eq!(api.events(), Vec::<Value>::new());
         b.shutdown.cancel();
@@ -490,7 +753,9 @@ fn two_nodes_live_on_one_machine() {
         clean(dirs[1].path()).await.unwrap();
         api.put("endpointslices", slice("web", 80, &[(one, true)]));
         until("only one", || async {
-            hear(Some(&shop), Some(one), web).await.is_ok_and(|heard| heard.starts_with("one "))
+            hear(Some(&shop), Some(one), web)
+                .await
+                .is_ok_and(|heard| heard.starts_with("one "))
         })
         .await;
         assert!(is_refused(&hear(None, None, (ip("10.96.3.4"), 80)).await));
@@ -504,15 +769,24 @@ fn ways_to_nodes_on_other_machines() {
         let api = FakeApi::new();
         // A segment with nobody else on it.
         let netlink = Netlink::here().unwrap();
-        netlink.add_veth("seg0", [2, 0, 0, 0, 1, 1], "seg1", [2, 0, 0, 0, 1, 2], None).await.unwrap();
+        netlink
+            .add_veth("seg0", [2, 0, 0, 0, 1, 1], "seg1", [2, 0, 0, 0, 1, 2], None)
+            .await
+            .unwrap();
         for link in ["seg0", "seg1"] {
             netlink.up(link).await.unwrap();
         }
         let segment = netlink.link("seg0").await.unwrap().unwrap().index;
-        netlink.add_subnet(segment, "192.0.2.1/24".parse().unwrap()).await.unwrap();
+        netlink
+            .add_subnet(segment, "192.0.2.1/24".parse().unwrap())
+            .await
+            .unwrap();
         let node = |name: &str, range: &str, address: &str| {
-            api.put("nodes", json!({ "metadata": { "name": name }, "spec": { "podCIDR": range },
-                "status": { "addresses": [{ "type": "InternalIP", "address": address }] } }));
+            api.put(
+                "nodes",
+                json!({ "metadata": { "name": name }, "spec": { "podCIDR": range },
+                "status": { "addresses": [{ "type": "InternalIP", "address": address }] } }),
+            );
         };
         node("node-0", "10.244.0.0/24", "192.0.2.1");
         node("near", "10.244.5.0/24", "192.0.2.5");
@@ -531,9 +805,15 @@ fn ways_to_nodes_on_other_machines() {
             ranges.sort();
             ranges
         };
-        until("a way to the near one", || async { there().await == ["10.244.5.0/24"] }).await;
+        until("a way to the near one", || async {
+            there().await == ["10.244.5.0/24"]
+        })
+        .await;
         node("near", "10.244.7.0/24", "192.0.2.5");
-        until("its new range", || async { there().await == ["10.244.7.0/24"] }).await;
+        until("its new range", || async {
+            there().await == ["10.244.7.0/24"]
+        })
+        .await;
         api.delete("nodes", "near");
         until("no way", || async { there().await.is_empty() }).await;
     });
@@ -545,14 +825,20 @@ fn ranges_in_use_are_refused() {
         let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let api = FakeApi::new();
         let first = start(&api, config(one.path(), "node-0"), false).await;
-        let other = Config { cluster_id: "ffffffff".to_owned(), ..config(two.path(), "node-0") };
+        let other = Config {
+            cluster_id: "ffffffff".to_owned(),
+            ..config(two.path(), "node-0")
+        };
         let informers = Informers::new(api.client(), CancellationToken::new());
         let refused = Network::start(other, informers.clone(), CancellationToken::new()).await;
         assert!(matches!(refused, Err(Error::RangeInUse { .. })));
         first.shutdown.cancel();
         clean(one.path()).await.unwrap();
-        let both = Config { service_cidr: "10.244.0.0/20".parse().unwrap(),
-            cluster_dns: ip("10.244.0.10"), ..config(two.path(), "node-0") };
+        let both = Config {
+            service_cidr: "10.244.0.0/20".parse().unwrap(),
+            cluster_dns: ip("10.244.0.10"),
+            ..config(two.path(), "node-0")
+        };
         let refused = Network::start(both, informers, CancellationToken::new()).await;
         assert!(matches!(refused, Err(Error::RangesOverlap { .. })));
     });
@@ -577,26 +863,49 @@ fn ten_thousand_services_load_in_seconds() {
         let port = |number: u32, endpoints: u8| Port {
             name: String::new(),
             protocol: Protocol::Tcp,
-            cluster_ips: vec![Ipv4Addr::from(u32::from(Ipv4Addr::new(10, 96, 1, 0)) + number)],
+            cluster_ips: vec![Ipv4Addr::from(
+                u32::from(Ipv4Addr::new(10, 96, 1, 0)) + number,
+            )],
             external_ips: Vec::new(),
             port: 80,
             node_port: None,
             affinity: None,
-            inside: (1..=endpoints).map(|last| Endpoint { address: Ipv4Addr::new(10, 244, 0, last), port: 80 }).collect(),
+            inside: (1..=endpoints)
+                .map(|last| Endpoint {
+                    address: Ipv4Addr::new(10, 244, 0, last),
+                    port: 80,
+                })
+                .collect(),
             outside: Vec::new(),
             keep_source: false,
         };
         let key = |number: u32| ("shop".to_owned(), format!("web-{number}"));
-        let all: Vec<_> = (0..10_000).map(|number| (key(number), vec![port(number, 3)])).collect();
+        let all: Vec<_> = (0..10_000)
+            .map(|number| (key(number), vec![port(number, 3)]))
+            .collect();
         let start = Instant::now();
         table.apply(&all).await.unwrap();
         let whole = start.elapsed();
         let start = Instant::now();
-        let sticky = Port { affinity: Some(60), ..port(0, 2) };
-        for change in [vec![port(0, 2)], vec![sticky.clone()], vec![Port { affinity: Some(61), ..sticky }], Vec::new()] {
+        let sticky = Port {
+            affinity: Some(60),
+            ..port(0, 2)
+        };
+        for change in [
+            vec![port(0, 2)],
+            vec![sticky.clone()],
+            vec![Port {
+                affinity: Some(61),
+                ..sticky
+            }],
+            Vec::new(),
+        ] {
             table.apply(&[(key(0), change)]).await.unwrap();
         }
-        println!("10,000 Services: {whole:?}; a change of one: {:?}", start.elapsed() / 4);
+        println!(
+            "10,000 Services: {whole:?}; a change of one: {:?}",
+            start.elapsed() / 4
+        );
         // Far above what it takes, for machines that do much else.
         assert!(whole < Duration::from_secs(30), "{whole:?}");
         assert_eq!(table.loads, 1, "a change of one Service touches no other");
@@ -628,13 +937,28 @@ async fn unprivileged_everything_is_on_loopback() {
     assert_eq!(one, IpAddr::from(own_loopback(129)));
     serve(None, one, 8080, "one").await;
     let web = (IpAddr::from(own_loopback(20)), 8000);
-    api.put("services", service("web", json!({ "clusterIP": web.0, "type": "NodePort",
-        "ports": [{ "port": 8000, "nodePort": 30080 }] })));
+    api.put(
+        "services",
+        service(
+            "web",
+            json!({ "clusterIP": web.0, "type": "NodePort",
+        "ports": [{ "port": 8000, "nodePort": 30080 }] }),
+        ),
+    );
     api.put("endpointslices", slice("web", 8080, &[(one, true)]));
-    until("it answers", || async { hear(None, None, web).await.is_ok() }).await;
+    until("it answers", || async {
+        hear(None, None, web).await.is_ok()
+    })
+    .await;
     let node_port = (own_loopback(100).into(), 30080);
-    until("the node port", || async { hear(None, None, node_port).await.is_ok() }).await;
-    assert_eq!(lookup(None, shop.nameserver, "web.shop.svc.cluster.local.").await, [web.0.to_string()]);
+    until("the node port", || async {
+        hear(None, None, node_port).await.is_ok()
+    })
+    .await;
+    assert_eq!(
+        lookup(None, shop.nameserver, "web.shop.svc.cluster.local.").await,
+        [web.0.to_string()]
+    );
     network.release("one").await.unwrap();
     shutdown.cancel();
     assert_eq!(clean(dir.path()).await.unwrap(), Removed::default());
@@ -647,22 +971,49 @@ async fn ranges_must_make_sense() {
     let good = on_loopback(dir.path());
     let attempt = |config: Config| async {
         let informers = Informers::new(FakeApi::new().client(), CancellationToken::new());
-        Network::start(config, informers, CancellationToken::new()).await.map(drop).unwrap_err().to_string()
+        Network::start(config, informers, CancellationToken::new())
+            .await
+            .map(drop)
+            .unwrap_err()
+            .to_string()
     };
-    let outside = Config { cluster_cidr: "10.0.0.0/8".parse().unwrap(), pod_cidr: "10.0.0.0/24".parse().unwrap(), ..good.clone() };
+    let outside = Config {
+        cluster_cidr: "10.0.0.0/8".parse().unwrap(),
+        pod_cidr: "10.0.0.0/24".parse().unwrap(),
+        ..good.clone()
+    };
     assert!(attempt(outside).await.contains("127.0.0.0/8"));
-    let elsewhere = Config { pod_cidr: "127.1.1.0/24".parse().unwrap(), ..good.clone() };
-    assert!(attempt(elsewhere).await.contains("the node's range 127.1.1.0/24"));
-    let dns = Config { cluster_dns: ip("127.1.1.10"), ..good.clone() };
+    let elsewhere = Config {
+        pod_cidr: "127.1.1.0/24".parse().unwrap(),
+        ..good.clone()
+    };
+    assert!(
+        attempt(elsewhere)
+            .await
+            .contains("the node's range 127.1.1.0/24")
+    );
+    let dns = Config {
+        cluster_dns: ip("127.1.1.10"),
+        ..good.clone()
+    };
     assert!(attempt(dns).await.contains("cluster DNS"));
-    let six = Config { cluster_cidr: "fd00::/64".parse().unwrap(), ..good };
+    let six = Config {
+        cluster_cidr: "fd00::/64".parse().unwrap(),
+        ..good
+    };
     assert!(attempt(six).await.contains("not an IPv4 range"));
 }
 
 #[test]
 fn ports_below_the_limit_are_shifted() {
-    let shift = PortShift { below: 1024, by: 10_000 };
-    assert_eq!([0, 80, 1023, 1024, 8080].map(|port| shift.apply(port)), [0, 10_080, 11_023, 1024, 8080]);
+    let shift = PortShift {
+        below: 1024,
+        by: 10_000,
+    };
+    assert_eq!(
+        [0, 80, 1023, 1024, 8080].map(|port| shift.apply(port)),
+        [0, 10_080, 11_023, 1024, 8080]
+    );
     assert_eq!(PortShift::default().apply(80), 80);
     let _ = detect_mode();
 }

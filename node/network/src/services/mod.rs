@@ -36,7 +36,11 @@ impl Services {
         loop {
             let complete = self.sync().await;
             let again = async {
-                if complete { std::future::pending().await } else { sleep(AGAIN).await }
+                if complete {
+                    std::future::pending().await
+                } else {
+                    sleep(AGAIN).await
+                }
             };
             tokio::select! {
                 () = shutdown.cancelled() => return,

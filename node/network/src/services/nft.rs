@@ -35,16 +35,22 @@ pub(crate) fn program() -> Option<PathBuf> {
 
 /// The name of a node's table; nodes and clusters on one machine have one each.
 pub(crate) fn table_name(cluster_id: &str, node_name: &str) -> String {
-    let cluster: String = cluster_id.chars().filter(char::is_ascii_alphanumeric).collect();
+    let cluster: String = cluster_id
+        .chars()
+        .filter(char::is_ascii_alphanumeric)
+        .collect();
     format!("sampan-{cluster}-{}", hash(&[node_name], 4))
 }
 
 fn hash(parts: &[&str], bytes: usize) -> String {
     let digest = Sha256::digest(parts.join("/"));
-    digest.iter().take(bytes).fold(String::new(), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
+    digest
+        .iter()
+        .take(bytes)
+        .fold(String::new(), |mut text, byte| {
+            let _ = write!(text, "{byte:02x}");
+            text
+        })
 }
 
 /// Runs a script; all of it or nothing takes effect.
@@ -72,7 +78,10 @@ async fn run(doing: &'static str, script: &str) -> Result<()> {
     if output.status.success() {
         return Ok(());
     }
-    let message: String = String::from_utf8_lossy(&output.stderr).chars().take(2000).collect();
+    let message: String = String::from_utf8_lossy(&output.stderr)
+        .chars()
+        .take(2000)
+        .collect();
     Err(failed(message))
 }
 
@@ -136,7 +145,9 @@ impl Map {
 
     fn declaration(self) -> &'static str {
         match self {
-            Self::Services => "map services { type ipv4_addr . inet_proto . inet_service : verdict; }",
+            Self::Services => {
+                "map services { type ipv4_addr . inet_proto . inet_service : verdict; }"
+            }
             Self::Endpoints => {
                 "map endpoints { typeof ip daddr . meta l4proto . th dport . numgen random mod 65536 : ip daddr . th dport; }"
             }
@@ -182,11 +193,18 @@ enum Chain {
 }
 
 impl Chain {
-    const ALL: [fn(usize) -> Self; 4] = [Self::Pick, Self::PickMasqueraded, Self::Node, Self::NodeMasqueraded];
+    const ALL: [fn(usize) -> Self; 4] = [
+        Self::Pick,
+        Self::PickMasqueraded,
+        Self::Node,
+        Self::NodeMasqueraded,
+    ];
 
     fn count(self) -> usize {
-        let (Self::Pick(count) | Self::PickMasqueraded(count) | Self::Node(count) | Self::NodeMasqueraded(count)) =
-            self;
+        let (Self::Pick(count)
+        | Self::PickMasqueraded(count)
+        | Self::Node(count)
+        | Self::NodeMasqueraded(count)) = self;
         count
     }
 
@@ -220,13 +238,21 @@ fn rules(key: &Key, ports: &[Port]) -> Rules {
         let (protocol, number) = (port.protocol.lower(), port.port);
         if port.needs_proxy() {
             for address in &port.cluster_ips {
-                rules.set(Map::Answered, format!("{address} . {protocol} . {number}"), String::new());
+                rules.set(
+                    Map::Answered,
+                    format!("{address} . {protocol} . {number}"),
+                    String::new(),
+                );
             }
             continue;
         }
         for endpoint in port.inside.iter().chain(&port.outside) {
             let address = endpoint.address;
-            rules.set(Map::Hairpin, format!("{address} . {address}"), String::new());
+            rules.set(
+                Map::Hairpin,
+                format!("{address} . {address}"),
+                String::new(),
+            );
         }
         let inside = rules.target(key, port, &port.inside, false);
         let outside = rules.target(key, port, &port.outside, !port.keep_source);
@@ -234,10 +260,18 @@ fn rules(key: &Key, ports: &[Port]) -> Rules {
             rules.address(port, *address, &port.inside, inside.as_deref(), Chain::Pick);
         }
         for address in &port.external_ips {
-            let chain = if port.keep_source { Chain::Pick } else { Chain::PickMasqueraded };
+            let chain = if port.keep_source {
+                Chain::Pick
+            } else {
+                Chain::PickMasqueraded
+            };
             rules.address(port, *address, &port.outside, outside.as_deref(), chain);
             if port.outside.is_empty() {
-                rules.set(Map::Refused, format!("{address} . {protocol} . {number}"), String::new());
+                rules.set(
+                    Map::Refused,
+                    format!("{address} . {protocol} . {number}"),
+                    String::new(),
+                );
             }
         }
         if let Some(node_port) = port.node_port.filter(|_| !port.outside.is_empty()) {
@@ -247,9 +281,17 @@ fn rules(key: &Key, ports: &[Port]) -> Rules {
                     rules.set(Map::NodeEndpoints, place, target(endpoint));
                 }
                 let count = port.outside.len();
-                rules.chain(if port.keep_source { Chain::Node(count) } else { Chain::NodeMasqueraded(count) })
+                rules.chain(if port.keep_source {
+                    Chain::Node(count)
+                } else {
+                    Chain::NodeMasqueraded(count)
+                })
             });
-            rules.set(Map::NodePorts, format!("{protocol} . {node_port}"), format!("goto {verdict}"));
+            rules.set(
+                Map::NodePorts,
+                format!("{protocol} . {node_port}"),
+                format!("goto {verdict}"),
+            );
         }
     }
     rules
@@ -270,12 +312,36 @@ impl Rules {
     }
 
     /// The chain of a port that sticks to a client's endpoint, or none.
-    fn target(&mut self, key: &Key, port: &Port, endpoints: &[Endpoint], masquerade: bool) -> Option<String> {
+    fn target(
+        &mut self,
+        key: &Key,
+        port: &Port,
+        endpoints: &[Endpoint],
+        masquerade: bool,
+    ) -> Option<String> {
         let seconds = port.affinity.filter(|_| !endpoints.is_empty())?;
-        let side = if port.inside == *endpoints { "in" } else { "out" };
-        let name = hash(&[&key.0, &key.1, &port.name, port.protocol.lower(), side], 8);
-        let chain = format!("{}{name}", if masquerade { "sticky-masq-" } else { "sticky-" });
-        let sticky = Sticky { protocol: port.protocol, seconds, endpoints: endpoints.to_vec() };
+        let side = if port.inside == *endpoints {
+            "in"
+        } else {
+            "out"
+        };
+        let name = hash(
+            &[&key.0, &key.1, &port.name, port.protocol.lower(), side],
+            8,
+        );
+        let chain = format!(
+            "{}{name}",
+            if masquerade {
+                "sticky-masq-"
+            } else {
+                "sticky-"
+            }
+        );
+        let sticky = Sticky {
+            protocol: port.protocol,
+            seconds,
+            endpoints: endpoints.to_vec(),
+        };
         self.sticky.insert(name, sticky);
         Some(chain)
     }
@@ -296,7 +362,11 @@ impl Rules {
             Some(chain) => chain.to_owned(),
             None => {
                 for (index, endpoint) in endpoints.iter().enumerate() {
-                    self.set(Map::Endpoints, format!("{place} . {index}"), target(endpoint));
+                    self.set(
+                        Map::Endpoints,
+                        format!("{place} . {index}"),
+                        target(endpoint),
+                    );
                 }
                 self.chain(chain(endpoints.len()))
             }
@@ -308,7 +378,10 @@ impl Rules {
 impl Port {
     /// Whether packets cannot simply be led to its endpoints: loopback is out of reach for them.
     pub(crate) fn needs_proxy(&self) -> bool {
-        self.inside.iter().chain(&self.outside).any(|endpoint| endpoint.address.is_loopback())
+        self.inside
+            .iter()
+            .chain(&self.outside)
+            .any(|endpoint| endpoint.address.is_loopback())
     }
 }
 
@@ -319,7 +392,10 @@ impl Sticky {
     }
 
     fn parts(&self, name: &str) -> BTreeSet<String> {
-        self.endpoints.iter().map(|endpoint| Self::endpoint(name, endpoint)).collect()
+        self.endpoints
+            .iter()
+            .map(|endpoint| Self::endpoint(name, endpoint))
+            .collect()
     }
 
     /// (Re)writes the chains; the clients of an endpoint that stays stay with it.
@@ -327,7 +403,10 @@ impl Sticky {
         let seconds = self.seconds;
         for endpoint in &self.endpoints {
             let part = Self::endpoint(name, endpoint);
-            let _ = writeln!(script, "add set ip {table} at-{part} {{ type ipv4_addr; flags dynamic, timeout; size 65536; }}");
+            let _ = writeln!(
+                script,
+                "add set ip {table} at-{part} {{ type ipv4_addr; flags dynamic, timeout; size 65536; }}"
+            );
             let _ = writeln!(script, "add chain ip {table} to-{part}");
             let _ = writeln!(script, "flush chain ip {table} to-{part}");
             let _ = writeln!(
@@ -339,13 +418,23 @@ impl Sticky {
             );
         }
         for chain in [format!("sticky-{name}"), format!("sticky-masq-{name}")] {
-            let _ = writeln!(script, "add chain ip {table} {chain}\nflush chain ip {table} {chain}");
+            let _ = writeln!(
+                script,
+                "add chain ip {table} {chain}\nflush chain ip {table} {chain}"
+            );
         }
         for part in self.parts(name) {
-            let _ = writeln!(script, "add rule ip {table} sticky-{name} ip saddr @at-{part} goto to-{part}");
+            let _ = writeln!(
+                script,
+                "add rule ip {table} sticky-{name} ip saddr @at-{part} goto to-{part}"
+            );
         }
-        let choices: Vec<String> =
-            self.parts(name).iter().enumerate().map(|(index, part)| format!("{index} : goto to-{part}")).collect();
+        let choices: Vec<String> = self
+            .parts(name)
+            .iter()
+            .enumerate()
+            .map(|(index, part)| format!("{index} : goto to-{part}"))
+            .collect();
         let _ = writeln!(
             script,
             "add rule ip {table} sticky-{name} numgen random mod {} vmap {{ {} }}",
@@ -375,7 +464,14 @@ pub(crate) struct Table {
 impl Table {
     pub(crate) fn new(settings: Settings) -> Self {
         let (services, claims) = Default::default();
-        Self { settings, services, claims, most_endpoints: ENDPOINTS, loaded: false, loads: 0 }
+        Self {
+            settings,
+            services,
+            claims,
+            most_endpoints: ENDPOINTS,
+            loaded: false,
+            loads: 0,
+        }
     }
 
     /// Applies what became of some Services: in one piece, or the whole table anew where the
@@ -410,7 +506,12 @@ impl Table {
             let new = rules(key, ports);
             let old = self.services.remove(key).unwrap_or_default();
             // Some versions of nft cannot add a rule with these maps to a table that is there.
-            let most = new.chains.iter().map(|chain| chain.count()).max().unwrap_or(0);
+            let most = new
+                .chains
+                .iter()
+                .map(|chain| chain.count())
+                .max()
+                .unwrap_or(0);
             if most > self.most_endpoints {
                 self.most_endpoints = most.next_power_of_two();
                 self.loaded = false;
@@ -424,12 +525,18 @@ impl Table {
                 let stays = new.sticky.get(name);
                 if stays.is_none() {
                     for chain in [format!("sticky-masq-{name}"), format!("sticky-{name}")] {
-                        let _ = writeln!(after, "flush chain ip {table} {chain}\ndelete chain ip {table} {chain}");
+                        let _ = writeln!(
+                            after,
+                            "flush chain ip {table} {chain}\ndelete chain ip {table} {chain}"
+                        );
                     }
                 }
                 let left = stays.map(|it| it.parts(name)).unwrap_or_default();
                 for part in sticky.parts(name).difference(&left) {
-                    let _ = writeln!(after, "flush chain ip {table} to-{part}\ndelete chain ip {table} to-{part}");
+                    let _ = writeln!(
+                        after,
+                        "flush chain ip {table} to-{part}\ndelete chain ip {table} to-{part}"
+                    );
                     let _ = writeln!(after, "delete set ip {table} at-{part}");
                 }
             }
@@ -438,7 +545,11 @@ impl Table {
                     touched.insert(place.clone(), self.winner(place).cloned());
                 }
             }
-            for place in old.elements.keys().filter(|place| !new.elements.contains_key(*place)) {
+            for place in old
+                .elements
+                .keys()
+                .filter(|place| !new.elements.contains_key(*place))
+            {
                 if let Some(claims) = self.claims.get_mut(place) {
                     claims.remove(key);
                     if claims.is_empty() {
@@ -447,13 +558,19 @@ impl Table {
                 }
             }
             for (place, value) in &new.elements {
-                self.claims.entry(place.clone()).or_default().insert(key.clone(), value.clone());
+                self.claims
+                    .entry(place.clone())
+                    .or_default()
+                    .insert(key.clone(), value.clone());
             }
             if new != Rules::default() {
                 self.services.insert(key.clone(), new);
             }
         }
-        let (mut gone, mut come) = (BTreeMap::<Map, Vec<String>>::new(), BTreeMap::<Map, Vec<String>>::new());
+        let (mut gone, mut come) = (
+            BTreeMap::<Map, Vec<String>>::new(),
+            BTreeMap::<Map, Vec<String>>::new(),
+        );
         for ((map, place), old) in &touched {
             let new = self.winner(&(*map, place.clone()));
             if old.as_ref() == new {
@@ -468,22 +585,41 @@ impl Table {
         }
         for (verb, elements) in [("delete", gone), ("add", come)] {
             for (map, list) in elements {
-                let _ = writeln!(script, "{verb} element ip {table} {} {{ {} }}", map.name(), list.join(", "));
+                let _ = writeln!(
+                    script,
+                    "{verb} element ip {table} {} {{ {} }}",
+                    map.name(),
+                    list.join(", ")
+                );
             }
         }
         before + &script + &after
     }
 
     fn winner(&self, place: &Place) -> Option<&String> {
-        self.claims.get(place)?.first_key_value().map(|(_, value)| value)
+        self.claims
+            .get(place)?
+            .first_key_value()
+            .map(|(_, value)| value)
     }
 
     /// The script that replaces whatever table there is.
     fn whole(&self) -> String {
-        let Settings { table, node_name, pod_cidr, cluster_cidr, service_cidr, cluster_dns, node_addresses } =
-            &self.settings;
+        let Settings {
+            table,
+            node_name,
+            pod_cidr,
+            cluster_cidr,
+            service_cidr,
+            cluster_dns,
+            node_addresses,
+        } = &self.settings;
         let mut text = format!("add table ip {table}\ndelete table ip {table}\n");
-        let _ = writeln!(text, "table ip {table} {{\n  comment \"node {}\"", node_name.replace(['"', '\\'], ""));
+        let _ = writeln!(
+            text,
+            "table ip {table} {{\n  comment \"node {}\"",
+            node_name.replace(['"', '\\'], "")
+        );
         for map in Map::ALL {
             let _ = writeln!(text, "  {}", map.declaration());
         }
@@ -519,9 +655,16 @@ impl Table {
 "
         );
         text.push_str("}\n");
-        for chain in Chain::ALL.iter().flat_map(|kind| (1..=self.most_endpoints).map(kind)) {
+        for chain in Chain::ALL
+            .iter()
+            .flat_map(|kind| (1..=self.most_endpoints).map(kind))
+        {
             let name = chain.name();
-            let _ = writeln!(text, "add chain ip {table} {name}\nadd rule ip {table} {name} {}", chain.rules());
+            let _ = writeln!(
+                text,
+                "add chain ip {table} {name}\nadd rule ip {table} {name} {}",
+                chain.rules()
+            );
         }
         for (name, sticky) in self.services.values().flat_map(|rules| &rules.sticky) {
             sticky.write(table, name, &mut text);
@@ -529,24 +672,40 @@ impl Table {
         let mut elements: BTreeMap<Map, Vec<String>> = BTreeMap::new();
         for ((map, place), claims) in &self.claims {
             if let Some((_, value)) = claims.first_key_value() {
-                elements.entry(*map).or_default().push(element(place, value));
+                elements
+                    .entry(*map)
+                    .or_default()
+                    .push(element(place, value));
             }
         }
         let dns = ["tcp", "udp"].map(|protocol| format!("{cluster_dns} . {protocol} . 53"));
         elements.entry(Map::Answered).or_default().extend(dns);
         for (map, list) in elements {
-            let _ = writeln!(text, "add element ip {table} {} {{ {} }}", map.name(), list.join(", "));
+            let _ = writeln!(
+                text,
+                "add element ip {table} {} {{ {} }}",
+                map.name(),
+                list.join(", ")
+            );
         }
         if !node_addresses.is_empty() {
             let list: Vec<String> = node_addresses.iter().map(ToString::to_string).collect();
-            let _ = writeln!(text, "add element ip {table} node-addresses {{ {} }}", list.join(", "));
+            let _ = writeln!(
+                text,
+                "add element ip {table} node-addresses {{ {} }}",
+                list.join(", ")
+            );
         }
         text
     }
 }
 
 fn element(place: &str, value: &str) -> String {
-    if value.is_empty() { place.to_owned() } else { format!("{place} : {value}") }
+    if value.is_empty() {
+        place.to_owned()
+    } else {
+        format!("{place} : {value}")
+    }
 }
 
 #[cfg(test)]

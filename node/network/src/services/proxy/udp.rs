@@ -94,11 +94,17 @@ async fn open(
     endpoint: Option<SocketAddrV4>,
     ended: &mpsc::UnboundedSender<(SocketAddr, SocketAddrV4)>,
 ) -> io::Result<Option<Session>> {
-    let Some(endpoint) = endpoint else { return Ok(None) };
+    let Some(endpoint) = endpoint else {
+        return Ok(None);
+    };
     let socket = Arc::new(UdpSocket::bind("0.0.0.0:0").await?);
     socket.connect(endpoint).await?;
     let stop = CancellationToken::new();
-    let session = Session { socket: socket.clone(), endpoint, stop: stop.clone() };
+    let session = Session {
+        socket: socket.clone(),
+        endpoint,
+        stop: stop.clone(),
+    };
     let (listener, ended) = (listener.clone(), ended.clone());
     tokio::spawn(async move {
         tokio::select! {
