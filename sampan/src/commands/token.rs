@@ -5,7 +5,6 @@ use http::Request;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Secret;
 use kube::api::{Api, PostParams};
-use rand::Rng as _;
 use rand::distr::Distribution as _;
 use serde_json::json;
 use sha2::{Digest as _, Sha256};

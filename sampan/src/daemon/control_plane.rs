@@ -63,10 +63,10 @@ pub async fn start(config: &Config, data_dir: &DataDir) -> Result<ControlPlane> 
     }
     let url = format!("https://{address}");
     let kubeconfig = config.kubeconfig.clone().unwrap_or_else(|| data_dir.kubeconfig());
-    let admin = server.client_certificate("kubernetes-admin", &["system:masters"])?;
+    let (certificate_pem, key_pem) = server.client_certificate("kubernetes-admin", &["system:masters"])?;
     kubeconfig::write(
         &kubeconfig,
-        &Access { server: &url, ca_pem: server.ca_pem(), certificate_pem: &admin.certificate_pem, key_pem: &admin.key_pem },
+        &Access { server: &url, ca_pem: server.ca_pem(), certificate_pem: &certificate_pem, key_pem: &key_pem },
     )?;
     Ok(ControlPlane { server, stop_server, ranges, kubeconfig, url })
 }
