@@ -181,7 +181,7 @@ impl Machine {
             image: spec.image.clone().unwrap_or_default(),
             image_id: container.image_id.clone(),
             container_id: container.attempt.map(|attempt| container_id(uid, &container.name, attempt)),
-            ready: container.ready || done,
+            ready: if container.role == Role::Init { done } else { container.ready },
             started: Some(container.started),
             restart_count: container.attempt.and_then(|attempt| i32::try_from(attempt).ok()).unwrap_or(0),
             state: Some(state),
