@@ -362,3 +362,55 @@ pub fn write(path: &Path, text: &str, mode: u32) -> Result<(), Error> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn keys_are_made_once_and_kept_from_others() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = Pki::open(dir.path()).unwrap();
+        let again = Pki::open(dir.path()).unwrap();
+        assert_eq!(first.ca_pem(), again.ca_pem());
+        assert_eq!(first.token_public_pem, again.token_public_pem);
+        for name in ["ca.key", "service-account.key"] {
+            let mode = fs::metadata(dir.path().join(name))
+                .unwrap()
+                .permissions()
+                .mode();
+            assert_eq!(mode & 0o777, 0o600, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_key_that_is_not_the_certificates_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        drop(Pki::open(dir.path()).unwrap());
+        write(
+            &dir.path().join("ca.key"),
+            &KeyPair::generate().unwrap().serialize_pem(),
+            0o600,
+        )
+        .unwrap();
+        assert!(matches!(Pki::open(dir.path()), Err(Error::Damaged { .. })));
+        fs::write(dir.path().join("ca.crt"), "rubbish").unwrap();
+        assert!(matches!(Pki::open(dir.path()), Err(Error::Damaged { .. })));
+        fs::remove_file(dir.path().join("ca.crt")).unwrap();
+        fs::remove_file(dir.path().join("ca.key")).unwrap();
+        assert!(Pki::open(dir.path()).is_ok());
+    }
+
+    #[test]
+    fn a_certificate_says_who_its_holder_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let pki = Pki::open(dir.path()).unwrap();
+        let (cert, _) = pki.client_certificate("system:node:a", &[NODES]).unwrap();
+        let der = CertificateDer::from_pem_slice(cert.as_bytes()).unwrap();
+        let identity = identity_of(&der).unwrap();
+        assert_eq!(identity.node_name(), Some("a"));
+        assert!(pki.client_certificate("x", &["a", "b"]).is_err());
+        assert_eq!(pki.ca_hash().len(), 64);
+    }
+}
