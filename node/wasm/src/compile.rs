@@ -34,7 +34,9 @@ impl Default for Options {
             command: crate::process::own("wasm-compile"),
             timeout: Duration::from_secs(300),
             memory: 8 << 30,
-            user: rustix::process::geteuid().is_root().then_some((65534, 65534)),
+            user: rustix::process::geteuid()
+                .is_root()
+                .then_some((65534, 65534)),
         }
     }
 }
@@ -70,8 +72,10 @@ pub async fn compile(
         user: options.user,
     };
     let task = serde_json::to_string(&task).map_err(|e| Error::Io(e.to_string()))?;
-    let (program, arguments) =
-        options.command.split_first().ok_or_else(|| Error::Io("no compile command".into()))?;
+    let (program, arguments) = options
+        .command
+        .split_first()
+        .ok_or_else(|| Error::Io("no compile command".into()))?;
     let mut child = tokio::process::Command::new(program)
         .args(arguments)
         .arg(task)
@@ -124,7 +128,10 @@ pub fn main(arguments: Vec<String>) -> anyhow::Result<()> {
     let kind = ModuleKind::try_from(task.kind)?;
 
     let mut bytes = Vec::new();
-    std::io::stdin().lock().read_to_end(&mut bytes).context("reading the module")?;
+    std::io::stdin()
+        .lock()
+        .read_to_end(&mut bytes)
+        .context("reading the module")?;
     let engine = engine::compiler()?;
     let compiled = match kind {
         ModuleKind::Core => engine.precompile_module(&bytes),
@@ -138,4 +145,3 @@ pub fn main(arguments: Vec<String>) -> anyhow::Result<()> {
     out.flush()?;
     Ok(())
 }
-

@@ -26,7 +26,7 @@ pub(crate) const SOCKET: &str = "host.sock";
 pub(crate) const RECORD: &str = "host.json";
 const LOG: &str = "host.log";
 /// How long a new host may take to answer.
-const START: Duration = Duration::from_secs(20);
+const START: Duration = Duration::from_secs(30);
 
 /// Everything a host process is told at its start.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -91,7 +91,10 @@ impl HostConfig {
 
 /// Where cloud machines keep their credentials.
 pub fn link_local() -> Vec<IpNet> {
-    ["169.254.0.0/16", "fe80::/10"].iter().filter_map(|r| r.parse().ok()).collect()
+    ["169.254.0.0/16", "fe80::/10"]
+        .iter()
+        .filter_map(|r| r.parse().ok())
+        .collect()
 }
 
 /// What a host writes beside its socket once it serves.
@@ -166,7 +169,12 @@ pub async fn ensure(config: &HostConfig) -> anyhow::Result<Host> {
         Adoption::Adopted(host) => return Ok(*host),
         Adoption::None => {}
         Adoption::Refused { identity, reason } => {
-            tracing::warn!(namespace = config.namespace, pid = identity.pid, reason, "replacing host");
+            tracing::warn!(
+                namespace = config.namespace,
+                pid = identity.pid,
+                reason,
+                "replacing host"
+            );
             end(identity).await;
         }
     }
@@ -179,20 +187,28 @@ pub enum Adoption {
     None,
     Adopted(Box<Host>),
     /// A process is there that cannot be driven.
-    Refused { identity: Identity, reason: String },
+    Refused {
+        identity: Identity,
+        reason: String,
+    },
 }
 
 /// Looks for a running host: record, pid with its start time, socket, the peer's credentials and
 /// the protocol's version all have to agree.
 pub async fn adopt(tenant_dir: &Path) -> Adoption {
-    let Some(record) = Record::read(tenant_dir) else { return Adoption::None };
+    let Some(record) = Record::read(tenant_dir) else {
+        return Adoption::None;
+    };
     let identity = record.identity;
     if !identity.is_alive() {
         return Adoption::None;
     }
     let refused = |reason: String| Adoption::Refused { identity, reason };
     if record.protocol != PROTOCOL {
-        return refused(format!("speaks protocol {}, not {PROTOCOL}", record.protocol));
+        return refused(format!(
+            "speaks protocol {}, not {PROTOCOL}",
+            record.protocol
+        ));
     }
     match tokio::time::timeout(START, connect(tenant_dir, &record)).await {
         Ok(Ok(host)) => Adoption::Adopted(Box::new(host)),
@@ -204,11 +220,15 @@ pub async fn adopt(tenant_dir: &Path) -> Adoption {
 /// Every host that runs below a directory of tenants, and the processes that cannot be driven.
 pub async fn adopt_all(tenants_dir: &Path) -> (Vec<Host>, Vec<(PathBuf, Identity, String)>) {
     let (mut hosts, mut refused) = (Vec::new(), Vec::new());
-    let Ok(entries) = std::fs::read_dir(tenants_dir) else { return (hosts, refused) };
+    let Ok(entries) = std::fs::read_dir(tenants_dir) else {
+        return (hosts, refused);
+    };
     for entry in entries.flatten() {
         match adopt(&entry.path()).await {
             Adoption::Adopted(host) => hosts.push(*host),
-            Adoption::Refused { identity, reason } => refused.push((entry.path(), identity, reason)),
+            Adoption::Refused { identity, reason } => {
+                refused.push((entry.path(), identity, reason))
+            }
             Adoption::None => {}
         }
     }
@@ -218,7 +238,10 @@ pub async fn adopt_all(tenants_dir: &Path) -> (Vec<Host>, Vec<(PathBuf, Identity
 /// Host processes recorded below a directory of tenants that are still alive, whether they can be
 /// driven or not: what cleaning up after a killed cluster has to end.
 pub fn list(tenants_dir: &Path) -> Vec<(PathBuf, Record)> {
-    let entries = std::fs::read_dir(tenants_dir).into_iter().flatten().flatten();
+    let entries = std::fs::read_dir(tenants_dir)
+        .into_iter()
+        .flatten()
+        .flatten();
     entries
         .filter_map(|entry| Some((entry.path(), Record::read(&entry.path())?)))
         .filter(|(_, record)| record.identity.is_alive())
@@ -268,10 +291,18 @@ async fn start(config: &HostConfig) -> anyhow::Result<Host> {
         let _ = std::fs::remove_file(dir.join(stale));
     }
     if let Some(name) = &config.cgroup {
-        Cgroup::named(name)?.create(&config.cgroup_limits).context("control group")?;
+        Cgroup::named(name)?
+            .create(&config.cgroup_limits)
+            .context("control group")?;
     }
-    let log = std::fs::File::options().create(true).append(true).open(dir.join(LOG))?;
-    let (program, arguments) = config.command.split_first().context("no command for hosts")?;
+    let log = std::fs::File::options()
+        .create(true)
+        .append(true)
+        .open(dir.join(LOG))?;
+    let (program, arguments) = config
+        .command
+        .split_first()
+        .context("no command for hosts")?;
     let mut command = std::process::Command::new(program);
     command
         .args(arguments)
@@ -304,7 +335,10 @@ async fn start(config: &HostConfig) -> anyhow::Result<Host> {
     let record = match serde_json::from_slice(&answer) {
         Ok(Ready::Serving(record)) => record,
         Ok(Ready::Failed(message)) => anyhow::bail!("host process: {message}"),
-        Err(_) => anyhow::bail!("host process ended at its start; see {}", dir.join(LOG).display()),
+        Err(_) => anyhow::bail!(
+            "host process ended at its start; see {}",
+            dir.join(LOG).display()
+        ),
     };
     connect(dir, &record).await
 }
@@ -322,14 +356,34 @@ async fn connect(tenant_dir: &Path, record: &Record) -> anyhow::Result<Host> {
         .await
         .context("connecting")?;
     let mut client = HostClient::new(channel.clone());
-    let info = client.info(InfoRequest {}).await.map_err(|s| anyhow::anyhow!("{}", s.message()))?;
+    let info = client
+        .info(InfoRequest {})
+        .await
+        .map_err(|s| anyhow::anyhow!("{}", s.message()))?;
     let info = info.into_inner();
-    let identity = Identity { pid: info.pid, start_time: info.start_time };
-    anyhow::ensure!(info.protocol == PROTOCOL, "speaks protocol {}, not {PROTOCOL}", info.protocol);
+    let identity = Identity {
+        pid: info.pid,
+        start_time: info.start_time,
+    };
+    anyhow::ensure!(
+        info.protocol == PROTOCOL,
+        "speaks protocol {}, not {PROTOCOL}",
+        info.protocol
+    );
     anyhow::ensure!(identity == record.identity, "another process answers");
-    anyhow::ensure!(info.namespace == record.namespace, "serves namespace {}", info.namespace);
+    anyhow::ensure!(
+        info.namespace == record.namespace,
+        "serves namespace {}",
+        info.namespace
+    );
     let tenant_dir = tenant_dir.to_owned();
-    Ok(Host { info, tenant_dir, identity, cgroup: record.cgroup.clone(), channel })
+    Ok(Host {
+        info,
+        tenant_dir,
+        identity,
+        cgroup: record.cgroup.clone(),
+        channel,
+    })
 }
 
 async fn dial(dir: &OwnedFd, expected: i32) -> std::io::Result<tokio::net::UnixStream> {
@@ -338,7 +392,10 @@ async fn dial(dir: &OwnedFd, expected: i32) -> std::io::Result<tokio::net::UnixS
     let peer = stream.peer_cred()?.pid();
     if peer != Some(expected) {
         let message = format!("process {peer:?} listens where {expected} should");
-        return Err(std::io::Error::new(std::io::ErrorKind::PermissionDenied, message));
+        return Err(std::io::Error::new(
+            std::io::ErrorKind::PermissionDenied,
+            message,
+        ));
     }
     Ok(stream)
 }

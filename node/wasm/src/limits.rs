@@ -23,7 +23,9 @@ thread_local! {
 
 fn thread_time() -> u64 {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
-    (time.tv_sec as u64).saturating_mul(1_000_000_000).saturating_add(time.tv_nsec as u64)
+    (time.tv_sec as u64)
+        .saturating_mul(1_000_000_000)
+        .saturating_add(time.tv_nsec as u64)
 }
 
 /// Processor time of one container: counted always, held to a quota if there is one.
@@ -44,12 +46,15 @@ struct Window {
 
 impl Cpu {
     pub fn new(millicores: u32) -> Cpu {
-        let quota = (millicores > 0)
-            .then(|| u64::from(millicores) * PERIOD.as_nanos() as u64 / 1000);
+        let quota =
+            (millicores > 0).then(|| u64::from(millicores) * PERIOD.as_nanos() as u64 / 1000);
         Cpu {
             total: AtomicU64::new(0),
             quota,
-            window: Mutex::new(Window { start: Instant::now(), used: 0 }),
+            window: Mutex::new(Window {
+                start: Instant::now(),
+                used: 0,
+            }),
         }
     }
 
@@ -80,7 +85,9 @@ impl Window {
         let periods = now.saturating_duration_since(self.start).as_nanos() / PERIOD.as_nanos();
         let periods = u32::try_from(periods).unwrap_or(u32::MAX);
         if periods > 0 {
-            self.used = self.used.saturating_sub(quota.saturating_mul(u64::from(periods)));
+            self.used = self
+                .used
+                .saturating_sub(quota.saturating_mul(u64::from(periods)));
             self.start = match self.start.checked_add(PERIOD.saturating_mul(periods)) {
                 Some(start) if start <= now => start,
                 _ => now,
@@ -90,7 +97,9 @@ impl Window {
 
     fn rest(&self, quota: u64) -> Option<Instant> {
         // As many periods as it takes to pay the debt.
-        let periods = u32::try_from(self.used / quota.max(1)).unwrap_or(u32::MAX).min(600);
+        let periods = u32::try_from(self.used / quota.max(1))
+            .unwrap_or(u32::MAX)
+            .min(600);
         (periods > 0).then(|| self.start + PERIOD * periods)
     }
 }
@@ -109,7 +118,10 @@ pub struct Memory {
 
 impl Memory {
     pub fn new(limit: u64) -> Memory {
-        Memory { limit, ..Memory::default() }
+        Memory {
+            limit,
+            ..Memory::default()
+        }
     }
 
     pub fn used(&self) -> u64 {
@@ -130,9 +142,11 @@ impl Memory {
             0 => u64::MAX,
             limit => limit,
         };
-        let taken = self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
-            used.checked_add(bytes).filter(|sum| *sum <= limit)
-        });
+        let taken = self
+            .used
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
+                used.checked_add(bytes).filter(|sum| *sum <= limit)
+            });
         if taken.is_err() {
             self.refused.store(true, Ordering::Relaxed);
         }
@@ -233,12 +247,15 @@ pub fn on_tick(cpu: &Cpu) -> UpdateDeadline {
     let now = thread_time();
     let used = now.saturating_sub(MARK.replace(now));
     let rest = cpu.charge(used, Instant::now());
-    UpdateDeadline::YieldCustom(1, Box::pin(async move {
-        match rest {
-            Some(until) => tokio::time::sleep_until(until.into()).await,
-            None => tokio::task::yield_now().await,
-        }
-    }))
+    UpdateDeadline::YieldCustom(
+        1,
+        Box::pin(async move {
+            match rest {
+                Some(until) => tokio::time::sleep_until(until.into()).await,
+                None => tokio::task::yield_now().await,
+            }
+        }),
+    )
 }
 
 /// A guest's future: ticks the epoch while on a thread, charges its container, and is not polled
@@ -252,7 +269,12 @@ pub struct Metered<F> {
 
 impl<F: Future> Metered<F> {
     pub fn new(inner: F, cpu: Arc<Cpu>, ticker: Ticker) -> Metered<F> {
-        Metered { inner: Box::pin(inner), cpu, ticker, rest: None }
+        Metered {
+            inner: Box::pin(inner),
+            cpu,
+            ticker,
+            rest: None,
+        }
     }
 }
 
@@ -275,7 +297,8 @@ impl<F: Future> Future for Metered<F> {
         MARK.set(thread_time());
         let result = this.inner.as_mut().poll(context);
         let now = thread_time();
-        this.cpu.charge(now.saturating_sub(MARK.replace(now)), Instant::now());
+        this.cpu
+            .charge(now.saturating_sub(MARK.replace(now)), Instant::now());
         result
     }
 }

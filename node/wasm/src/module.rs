@@ -35,29 +35,88 @@ const PREVIEW1: &str = "wasi_snapshot_preview1";
 
 /// Every function of WASI preview 1.
 const PREVIEW1_FUNCTIONS: [&str; 46] = [
-    "args_get", "args_sizes_get", "clock_res_get", "clock_time_get", "environ_get",
-    "environ_sizes_get", "fd_advise", "fd_allocate", "fd_close", "fd_datasync",
-    "fd_fdstat_get", "fd_fdstat_set_flags", "fd_fdstat_set_rights", "fd_filestat_get",
-    "fd_filestat_set_size", "fd_filestat_set_times", "fd_pread", "fd_prestat_dir_name",
-    "fd_prestat_get", "fd_pwrite", "fd_read", "fd_readdir", "fd_renumber", "fd_seek",
-    "fd_sync", "fd_tell", "fd_write", "path_create_directory", "path_filestat_get",
-    "path_filestat_set_times", "path_link", "path_open", "path_readlink",
-    "path_remove_directory", "path_rename", "path_symlink", "path_unlink_file",
-    "poll_oneoff", "proc_exit", "proc_raise", "random_get", "sched_yield", "sock_accept",
-    "sock_recv", "sock_send", "sock_shutdown",
+    "args_get",
+    "args_sizes_get",
+    "clock_res_get",
+    "clock_time_get",
+    "environ_get",
+    "environ_sizes_get",
+    "fd_advise",
+    "fd_allocate",
+    "fd_close",
+    "fd_datasync",
+    "fd_fdstat_get",
+    "fd_fdstat_set_flags",
+    "fd_fdstat_set_rights",
+    "fd_filestat_get",
+    "fd_filestat_set_size",
+    "fd_filestat_set_times",
+    "fd_pread",
+    "fd_prestat_dir_name",
+    "fd_prestat_get",
+    "fd_pwrite",
+    "fd_read",
+    "fd_readdir",
+    "fd_renumber",
+    "fd_seek",
+    "fd_sync",
+    "fd_tell",
+    "fd_write",
+    "path_create_directory",
+    "path_filestat_get",
+    "path_filestat_set_times",
+    "path_link",
+    "path_open",
+    "path_readlink",
+    "path_remove_directory",
+    "path_rename",
+    "path_symlink",
+    "path_unlink_file",
+    "poll_oneoff",
+    "proc_exit",
+    "proc_raise",
+    "random_get",
+    "sched_yield",
+    "sock_accept",
+    "sock_recv",
+    "sock_send",
+    "sock_shutdown",
 ];
 
 /// Every interface of WASI 0.2 that the host links, by package.
 const INTERFACES: [(&str, &[&str]); 7] = [
-    ("cli", &["environment", "exit", "stdin", "stdout", "stderr", "terminal-input",
-        "terminal-output", "terminal-stdin", "terminal-stdout", "terminal-stderr"]),
+    (
+        "cli",
+        &[
+            "environment",
+            "exit",
+            "stdin",
+            "stdout",
+            "stderr",
+            "terminal-input",
+            "terminal-output",
+            "terminal-stdin",
+            "terminal-stdout",
+            "terminal-stderr",
+        ],
+    ),
     ("clocks", &["monotonic-clock", "wall-clock"]),
     ("filesystem", &["preopens", "types"]),
     ("http", &["types", "outgoing-handler"]),
     ("io", &["error", "poll", "streams"]),
     ("random", &["random", "insecure", "insecure-seed"]),
-    ("sockets", &["network", "instance-network", "ip-name-lookup", "tcp", "tcp-create-socket",
-        "udp", "udp-create-socket"]),
+    (
+        "sockets",
+        &[
+            "network",
+            "instance-network",
+            "ip-name-lookup",
+            "tcp",
+            "tcp-create-socket",
+            "udp",
+            "udp-create-socket",
+        ],
+    ),
 ];
 
 /// The newest patch of WASI 0.2 that is linked.
@@ -100,7 +159,8 @@ pub fn inspect(bytes: &[u8]) -> Result<ModuleKind, Error> {
             }
             Payload::End(_) => depth = depth.saturating_sub(1),
             other if depth == 1 => {
-                scan.section(other).map_err(|error| malformed(&error, bytes.len()))?;
+                scan.section(other)
+                    .map_err(|error| malformed(&error, bytes.len()))?;
             }
             _ => {}
         }
@@ -152,7 +212,8 @@ impl Scan {
                         && PREVIEW1_FUNCTIONS.contains(&import.name)
                         && matches!(import.ty, TypeRef::Func(_) | TypeRef::FuncExact(_));
                     if !known {
-                        self.foreign.insert(format!("{}.{}", import.module, import.name));
+                        self.foreign
+                            .insert(format!("{}.{}", import.module, import.name));
                     }
                 }
             }
@@ -197,9 +258,14 @@ fn malformed(error: &wasmparser::BinaryReaderError, length: usize) -> Error {
     let message = error.message();
     let offset = error.offset() as u64;
     if message.contains("unexpected end") || offset >= length as u64 {
-        Error::Truncated { offset: length as u64 }
+        Error::Truncated {
+            offset: length as u64,
+        }
     } else {
-        Error::Malformed { offset, message: message.to_owned() }
+        Error::Malformed {
+            offset,
+            message: message.to_owned(),
+        }
     }
 }
 
@@ -214,7 +280,10 @@ fn describe(bytes: &[u8]) -> String {
         [0, ..] if b"\0asm".starts_with(bytes) => "the file ends inside its header".into(),
         _ => {
             let first: Vec<_> = bytes.iter().take(4).map(|b| format!("{b:02x}")).collect();
-            format!("it begins with {} where 00 61 73 6d is expected", first.join(" "))
+            format!(
+                "it begins with {} where 00 61 73 6d is expected",
+                first.join(" ")
+            )
         }
     }
 }
@@ -256,7 +325,12 @@ impl Cache {
                 let _ = std::fs::remove_file(entry.path());
             }
         }
-        Ok(Cache { dir, engine, options, busy: Arc::default() })
+        Ok(Cache {
+            dir,
+            engine,
+            options,
+            busy: Arc::default(),
+        })
     }
 
     pub fn dir(&self) -> &Path {
@@ -316,14 +390,18 @@ impl Cache {
         let made = compile::compile(wasm, &temporary, kind, &self.options).await;
         let finish = || -> Result<Module, Error> {
             let length = made?;
-            let record =
-                Record { kind: kind.as_str_name().into(), engine: self.engine.clone(), bytes: length };
+            let record = Record {
+                kind: kind.as_str_name().into(),
+                engine: self.engine.clone(),
+                bytes: length,
+            };
             let record = serde_json::to_vec(&record).map_err(|e| Error::Io(e.to_string()))?;
             let json = self.dir.join(format!(".tmp-{name}.json"));
             std::fs::write(&json, record).map_err(|e| io(&json, &e))?;
             let file = format!("{name}.cwasm");
             std::fs::rename(&temporary, self.dir.join(&file)).map_err(|e| io(&temporary, &e))?;
-            std::fs::rename(&json, self.dir.join(format!("{name}.json"))).map_err(|e| io(&json, &e))?;
+            std::fs::rename(&json, self.dir.join(format!("{name}.json")))
+                .map_err(|e| io(&json, &e))?;
             Ok(Module { file, kind })
         };
         let result = finish();
@@ -373,9 +451,16 @@ mod tests {
     fn foreign_imports_are_named_all_of_them() {
         let core = "(module (import \"env\" \"b\" (func)) (import \"env\" \"a\" (memory 1))
             (import \"wasi_snapshot_preview1\" \"sock_open\" (func)) (func (export \"_start\")))";
-        let names = ["env.a", "env.b", "wasi_snapshot_preview1.sock_open"].map(String::from).to_vec();
+        let names = ["env.a", "env.b", "wasi_snapshot_preview1.sock_open"]
+            .map(String::from)
+            .to_vec();
         assert_eq!(told(core), Err(Error::Imports(names)));
-        for name in ["wasi:http/types@0.3.0", "wasi:http/types@0.2.99", "wasi:keyvalue/store@0.2.0", "fermyon:spin/redis"] {
+        for name in [
+            "wasi:http/types@0.3.0",
+            "wasi:http/types@0.2.99",
+            "wasi:keyvalue/store@0.2.0",
+            "fermyon:spin/redis",
+        ] {
             let component = format!("(component (import \"{name}\" (instance)))");
             assert_eq!(told(&component), Err(Error::Imports(vec![name.into()])));
         }
@@ -383,7 +468,9 @@ mod tests {
 
     #[test]
     fn without_an_entry() {
-        let message = told("(module (func (export \"main\")))").unwrap_err().to_string();
+        let message = told("(module (func (export \"main\")))")
+            .unwrap_err()
+            .to_string();
         assert!(message.contains("`_start`"), "{message}");
         let message = told("(component)").unwrap_err().to_string();
         assert!(message.contains("exports nothing"), "{message}");
@@ -394,8 +481,12 @@ mod tests {
     #[test]
     fn other_files_are_called_by_name() {
         for (bytes, words) in [
-            (&b""[..], "empty"), (b"\0a", "header"), (b"\x7fELF\x02", "ELF"), (b"#!/bin/sh", "script"),
-            (b"\x1f\x8b\x08", "gzip"), (b"(module)", "28 6d 6f 64"),
+            (&b""[..], "empty"),
+            (b"\0a", "header"),
+            (b"\x7fELF\x02", "ELF"),
+            (b"#!/bin/sh", "script"),
+            (b"\x1f\x8b\x08", "gzip"),
+            (b"(module)", "28 6d 6f 64"),
         ] {
             let message = inspect(bytes).unwrap_err().to_string();
             assert!(message.contains(words), "{message}");

@@ -34,7 +34,9 @@ impl Identity {
 
     /// Sends a signal if the process is still this one.
     pub fn signal(&self, signal: rustix::process::Signal) {
-        let Some(pid) = rustix::process::Pid::from_raw(self.pid) else { return };
+        let Some(pid) = rustix::process::Pid::from_raw(self.pid) else {
+            return;
+        };
         // The descriptor holds the process; checking after opening leaves no gap for reuse.
         let Ok(fd) = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()) else {
             return;
@@ -84,6 +86,12 @@ mod tests {
     fn own_process_is_alive_and_a_reused_pid_is_not() {
         let own = Identity::own().unwrap();
         assert!(own.is_alive());
-        assert!(!Identity { start_time: own.start_time + 1, ..own }.is_alive());
+        assert!(
+            !Identity {
+                start_time: own.start_time + 1,
+                ..own
+            }
+            .is_alive()
+        );
     }
 }

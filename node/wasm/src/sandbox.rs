@@ -64,7 +64,12 @@ pub fn drop_privileges(user: Option<(u32, u32)>) -> anyhow::Result<()> {
         let uid = nix::unistd::Uid::from_raw(uid);
         nix::unistd::setresuid(uid, uid, uid).context("dropping the user")?;
     }
-    for set in [CapSet::Ambient, CapSet::Inheritable, CapSet::Effective, CapSet::Permitted] {
+    for set in [
+        CapSet::Ambient,
+        CapSet::Inheritable,
+        CapSet::Effective,
+        CapSet::Permitted,
+    ] {
         let _ = caps::clear(None, set);
     }
     if caps::read(None, CapSet::Permitted).is_ok_and(|left| !left.is_empty()) {
@@ -99,12 +104,24 @@ pub fn landlock(paths: &[Path<'_>]) -> anyhow::Result<bool> {
         ruleset = ruleset.add_rule(PathBeneath::new(path.dir, access))?;
     }
     // Certificates for guests' HTTPS, and the null device.
-    ruleset = readable(ruleset, "/etc/ssl/certs", AccessFs::ReadFile | AccessFs::ReadDir)?;
-    ruleset = readable(ruleset, "/dev/null", AccessFs::ReadFile | AccessFs::WriteFile)?;
+    ruleset = readable(
+        ruleset,
+        "/etc/ssl/certs",
+        AccessFs::ReadFile | AccessFs::ReadDir,
+    )?;
+    ruleset = readable(
+        ruleset,
+        "/dev/null",
+        AccessFs::ReadFile | AccessFs::WriteFile,
+    )?;
     Ok(ruleset.restrict_self()?.ruleset != RulesetStatus::NotEnforced)
 }
 
-fn readable(ruleset: RulesetCreated, path: &str, access: BitFlags<AccessFs>) -> anyhow::Result<RulesetCreated> {
+fn readable(
+    ruleset: RulesetCreated,
+    path: &str,
+    access: BitFlags<AccessFs>,
+) -> anyhow::Result<RulesetCreated> {
     Ok(match PathFd::new(path) {
         Ok(fd) => ruleset.add_rule(PathBeneath::new(fd, access))?,
         Err(_) => ruleset,
@@ -113,23 +130,68 @@ fn readable(ruleset: RulesetCreated, path: &str, access: BitFlags<AccessFs>) -> 
 
 /// System calls that neither runtime nor guest needs and that kernels have been broken with.
 const DENIED: &[libc::c_long] = &[
-    libc::SYS_acct, libc::SYS_add_key, libc::SYS_adjtimex, libc::SYS_bpf, libc::SYS_chroot,
-    libc::SYS_clock_adjtime, libc::SYS_clock_settime, libc::SYS_delete_module, libc::SYS_execve,
-    libc::SYS_execveat, libc::SYS_fanotify_init, libc::SYS_finit_module, libc::SYS_fsconfig,
-    libc::SYS_fsmount, libc::SYS_fsopen, libc::SYS_fspick, libc::SYS_get_mempolicy,
-    libc::SYS_init_module, libc::SYS_io_uring_enter, libc::SYS_io_uring_register,
-    libc::SYS_io_uring_setup, libc::SYS_kcmp, libc::SYS_kexec_load, libc::SYS_keyctl,
-    libc::SYS_kill, libc::SYS_lookup_dcookie, libc::SYS_mbind, libc::SYS_migrate_pages,
-    libc::SYS_mount, libc::SYS_mount_setattr, libc::SYS_move_mount, libc::SYS_move_pages,
-    libc::SYS_name_to_handle_at, libc::SYS_open_by_handle_at, libc::SYS_open_tree,
-    libc::SYS_perf_event_open, libc::SYS_personality, libc::SYS_pidfd_getfd,
-    libc::SYS_pidfd_send_signal, libc::SYS_pivot_root, libc::SYS_process_madvise,
-    libc::SYS_process_vm_readv, libc::SYS_process_vm_writev, libc::SYS_ptrace,
-    libc::SYS_quotactl, libc::SYS_reboot, libc::SYS_request_key, libc::SYS_rt_sigqueueinfo,
-    libc::SYS_rt_tgsigqueueinfo, libc::SYS_set_mempolicy, libc::SYS_setdomainname,
-    libc::SYS_sethostname, libc::SYS_setns, libc::SYS_settimeofday, libc::SYS_swapoff,
-    libc::SYS_swapon, libc::SYS_syslog, libc::SYS_tkill, libc::SYS_umount2, libc::SYS_unshare,
-    libc::SYS_userfaultfd, libc::SYS_vhangup,
+    libc::SYS_acct,
+    libc::SYS_add_key,
+    libc::SYS_adjtimex,
+    libc::SYS_bpf,
+    libc::SYS_chroot,
+    libc::SYS_clock_adjtime,
+    libc::SYS_clock_settime,
+    libc::SYS_delete_module,
+    libc::SYS_execve,
+    libc::SYS_execveat,
+    libc::SYS_fanotify_init,
+    libc::SYS_finit_module,
+    libc::SYS_fsconfig,
+    libc::SYS_fsmount,
+    libc::SYS_fsopen,
+    libc::SYS_fspick,
+    libc::SYS_get_mempolicy,
+    libc::SYS_init_module,
+    libc::SYS_io_uring_enter,
+    libc::SYS_io_uring_register,
+    libc::SYS_io_uring_setup,
+    libc::SYS_kcmp,
+    libc::SYS_kexec_load,
+    libc::SYS_keyctl,
+    libc::SYS_kill,
+    libc::SYS_lookup_dcookie,
+    libc::SYS_mbind,
+    libc::SYS_migrate_pages,
+    libc::SYS_mount,
+    libc::SYS_mount_setattr,
+    libc::SYS_move_mount,
+    libc::SYS_move_pages,
+    libc::SYS_name_to_handle_at,
+    libc::SYS_open_by_handle_at,
+    libc::SYS_open_tree,
+    libc::SYS_perf_event_open,
+    libc::SYS_personality,
+    libc::SYS_pidfd_getfd,
+    libc::SYS_pidfd_send_signal,
+    libc::SYS_pivot_root,
+    libc::SYS_process_madvise,
+    libc::SYS_process_vm_readv,
+    libc::SYS_process_vm_writev,
+    libc::SYS_ptrace,
+    libc::SYS_quotactl,
+    libc::SYS_reboot,
+    libc::SYS_request_key,
+    libc::SYS_rt_sigqueueinfo,
+    libc::SYS_rt_tgsigqueueinfo,
+    libc::SYS_set_mempolicy,
+    libc::SYS_setdomainname,
+    libc::SYS_sethostname,
+    libc::SYS_setns,
+    libc::SYS_settimeofday,
+    libc::SYS_swapoff,
+    libc::SYS_swapon,
+    libc::SYS_syslog,
+    libc::SYS_tkill,
+    libc::SYS_umount2,
+    libc::SYS_unshare,
+    libc::SYS_userfaultfd,
+    libc::SYS_vhangup,
     #[cfg(target_arch = "x86_64")]
     libc::SYS_fork,
     #[cfg(target_arch = "x86_64")]
@@ -146,9 +208,8 @@ const DENIED: &[libc::c_long] = &[
 
 /// Installs the system call filter for this and all later threads.
 pub fn seccomp(sockets: bool) -> anyhow::Result<()> {
-    let condition = |index, length, operator, value| {
-        SeccompCondition::new(index, length, operator, value)
-    };
+    let condition =
+        |index, length, operator, value| SeccompCondition::new(index, length, operator, value);
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
         DENIED.iter().map(|call| (*call, Vec::new())).collect();
     // Only Unix, IPv4 and IPv6 sockets: packet, netlink and crypto sockets reach much of the kernel.
@@ -159,29 +220,51 @@ pub fn seccomp(sockets: bool) -> anyhow::Result<()> {
             .collect::<Result<Vec<_>, _>>()?,
         false => Vec::new(),
     };
-    rules.insert(libc::SYS_socket, match families.is_empty() {
-        true => Vec::new(),
-        false => vec![SeccompRule::new(families)?],
-    });
+    rules.insert(
+        libc::SYS_socket,
+        match families.is_empty() {
+            true => Vec::new(),
+            false => vec![SeccompRule::new(families)?],
+        },
+    );
     // Threads yes, namespaces and processes no.
     let namespaces = [
-        libc::CLONE_NEWUSER, libc::CLONE_NEWNET, libc::CLONE_NEWNS, libc::CLONE_NEWPID,
-        libc::CLONE_NEWIPC, libc::CLONE_NEWUTS, libc::CLONE_NEWCGROUP,
+        libc::CLONE_NEWUSER,
+        libc::CLONE_NEWNET,
+        libc::CLONE_NEWNS,
+        libc::CLONE_NEWPID,
+        libc::CLONE_NEWIPC,
+        libc::CLONE_NEWUTS,
+        libc::CLONE_NEWCGROUP,
     ];
     let mut clone = Vec::new();
     for flag in namespaces {
         let set = SeccompCmpOp::MaskedEq(flag as u64);
-        clone.push(SeccompRule::new(vec![condition(0, SeccompCmpArgLen::Qword, set, flag as u64)?])?);
+        clone.push(SeccompRule::new(vec![condition(
+            0,
+            SeccompCmpArgLen::Qword,
+            set,
+            flag as u64,
+        )?])?);
     }
     rules.insert(libc::SYS_clone, clone);
     // A thread may signal its own process (abort does); nobody else.
     let own = u64::from(std::process::id());
-    rules.insert(libc::SYS_tgkill, vec![SeccompRule::new(vec![condition(
-        0, SeccompCmpArgLen::Dword, SeccompCmpOp::Ne, own,
-    )?])?]);
+    rules.insert(
+        libc::SYS_tgkill,
+        vec![SeccompRule::new(vec![condition(
+            0,
+            SeccompCmpArgLen::Dword,
+            SeccompCmpOp::Ne,
+            own,
+        )?])?],
+    );
     install(rules, libc::EPERM as u32)?;
     // Its flags lie in memory, out of a filter's sight: callers fall back to clone.
-    install(BTreeMap::from([(libc::SYS_clone3, Vec::new())]), libc::ENOSYS as u32)
+    install(
+        BTreeMap::from([(libc::SYS_clone3, Vec::new())]),
+        libc::ENOSYS as u32,
+    )
 }
 
 fn install(rules: BTreeMap<i64, Vec<SeccompRule>>, errno: u32) -> anyhow::Result<()> {
@@ -198,7 +281,13 @@ fn install(rules: BTreeMap<i64, Vec<SeccompRule>>, errno: u32) -> anyhow::Result
 
 pub fn limit(resource: Resource, value: u64) {
     let value = Some(value);
-    let _ = rustix::process::setrlimit(resource, Rlimit { current: value, maximum: value });
+    let _ = rustix::process::setrlimit(
+        resource,
+        Rlimit {
+            current: value,
+            maximum: value,
+        },
+    );
 }
 
 /// As many descriptors as the machine lets us: each idle proxy holds one.
@@ -206,7 +295,10 @@ pub fn raise_descriptors() {
     let now = rustix::process::getrlimit(Resource::Nofile);
     let _ = rustix::process::setrlimit(
         Resource::Nofile,
-        Rlimit { current: now.maximum, maximum: now.maximum },
+        Rlimit {
+            current: now.maximum,
+            maximum: now.maximum,
+        },
     );
 }
 

@@ -39,19 +39,29 @@ pub struct State {
 
 impl WasiView for State {
     fn ctx(&mut self) -> WasiCtxView<'_> {
-        WasiCtxView { ctx: &mut self.wasi, table: &mut self.table }
+        WasiCtxView {
+            ctx: &mut self.wasi,
+            table: &mut self.table,
+        }
     }
 }
 
 impl WasiHttpView for State {
     fn http(&mut self) -> WasiHttpCtxView<'_> {
-        WasiHttpCtxView { ctx: &mut self.http, table: &mut self.table, hooks: &mut self.hooks }
+        WasiHttpCtxView {
+            ctx: &mut self.http,
+            table: &mut self.table,
+            hooks: &mut self.hooks,
+        }
     }
 }
 
 impl SocketsView for State {
     fn pod_sockets(&mut self) -> View<'_> {
-        View { table: &mut self.table, net: &self.net }
+        View {
+            table: &mut self.table,
+            net: &self.net,
+        }
     }
 }
 
@@ -157,8 +167,12 @@ impl Template {
                 true => FsPerms::ReadOnly,
                 false => FsPerms::ReadWrite,
             };
-            wasi.preopened_dir(format!("/proc/self/fd/{}", dir.as_raw_fd()), &mount.target, perms)
-                .map_err(|error| anyhow::anyhow!("mount {}: {error:#}", mount.target))?;
+            wasi.preopened_dir(
+                format!("/proc/self/fd/{}", dir.as_raw_fd()),
+                &mount.target,
+                perms,
+            )
+            .map_err(|error| anyhow::anyhow!("mount {}: {error:#}", mount.target))?;
         }
         Ok(wasi)
     }
@@ -166,14 +180,19 @@ impl Template {
     pub fn component(&self) -> anyhow::Result<Store<State>> {
         let mut table = ResourceTable::new();
         table.set_max_capacity(HANDLES);
-        let mut store = Store::new(&self.engine, State {
-            wasi: self.wasi()?.build(),
-            http: WasiHttpCtx::new(),
-            table,
-            hooks: Hooks { net: self.net.clone() },
-            net: self.net.clone(),
-            share: Share::new(self.memory.clone()),
-        });
+        let mut store = Store::new(
+            &self.engine,
+            State {
+                wasi: self.wasi()?.build(),
+                http: WasiHttpCtx::new(),
+                table,
+                hooks: Hooks {
+                    net: self.net.clone(),
+                },
+                net: self.net.clone(),
+                share: Share::new(self.memory.clone()),
+            },
+        );
         store.limiter(|state| &mut state.share);
         self.limit(&mut store);
         Ok(store)

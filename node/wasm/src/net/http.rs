@@ -32,7 +32,10 @@ pub struct Hooks {
     pub net: Arc<PodNet>,
 }
 
-type Sent = (http::Response<WasiBody>, Box<dyn Future<Output = Result<(), Error>> + Send>);
+type Sent = (
+    http::Response<WasiBody>,
+    Box<dyn Future<Output = Result<(), Error>> + Send>,
+);
 
 impl WasiHttpHooks for Hooks {
     fn send_request(
@@ -59,7 +62,10 @@ async fn send(
     options: RequestOptions,
 ) -> Result<Sent, Error> {
     let tls = request.uri().scheme() == Some(&http::uri::Scheme::HTTPS);
-    let authority = request.uri().authority().ok_or(Error::HttpRequestUriInvalid)?;
+    let authority = request
+        .uri()
+        .authority()
+        .ok_or(Error::HttpRequestUriInvalid)?;
     let host = authority.host().to_owned();
     let port = authority.port_u16().unwrap_or(if tls { 443 } else { 80 });
     let path = request.uri().path_and_query().cloned();
@@ -74,17 +80,27 @@ async fn send(
         }
     };
     let limit = options.connect_timeout.unwrap_or(TIMEOUT);
-    let (mut sender, connection) =
-        tokio::time::timeout(limit, connect).await.map_err(|_| Error::ConnectionTimeout)??;
+    let (mut sender, connection) = tokio::time::timeout(limit, connect)
+        .await
+        .map_err(|_| Error::ConnectionTimeout)??;
     // Ends when its last user does: the answer's body holds it.
     let connection = wasmtime_wasi::runtime::spawn(connection);
     let limit = options.first_byte_timeout.unwrap_or(TIMEOUT);
     let response = tokio::time::timeout(limit, sender.send_request(request))
         .await
         .map_err(|_| Error::ConnectionReadTimeout)??;
-    let limit = options.between_bytes_timeout.unwrap_or(TIMEOUT).max(Duration::from_nanos(1));
-    let response =
-        response.map(|body| Paced { body, limit, deadline: None }.boxed_unsync());
+    let limit = options
+        .between_bytes_timeout
+        .unwrap_or(TIMEOUT)
+        .max(Duration::from_nanos(1));
+    let response = response.map(|body| {
+        Paced {
+            body,
+            limit,
+            deadline: None,
+        }
+        .boxed_unsync()
+    });
     let drive = Box::new(async move { connection.await.map_err(Error::from) });
     Ok((response, drive))
 }
@@ -109,10 +125,16 @@ async fn secure(
         .get_or_init(trust)
         .clone()
         .map_err(|error| Error::Tls(io::Error::other(error)))?;
-    let bare = host.trim_start_matches('[').trim_end_matches(']').to_owned();
+    let bare = host
+        .trim_start_matches('[')
+        .trim_end_matches(']')
+        .to_owned();
     let name = pki_types::ServerName::try_from(bare)
         .map_err(|error| Error::Tls(io::Error::other(error)))?;
-    TlsConnector::from(config).connect(name, stream).await.map_err(Error::Tls)
+    TlsConnector::from(config)
+        .connect(name, stream)
+        .await
+        .map_err(Error::Tls)
 }
 
 /// The machine's certificate authorities.
@@ -120,7 +142,9 @@ fn trust() -> Result<Arc<rustls::ClientConfig>, String> {
     use pki_types::pem::PemObject as _;
     let mut roots = rustls::RootCertStore::empty();
     for path in CERTIFICATES {
-        let Ok(certificates) = pki_types::CertificateDer::pem_file_iter(path) else { continue };
+        let Ok(certificates) = pki_types::CertificateDer::pem_file_iter(path) else {
+            continue;
+        };
         roots.add_parsable_certificates(certificates.flatten());
         if !roots.is_empty() {
             break;
@@ -141,13 +165,15 @@ fn trust() -> Result<Arc<rustls::ClientConfig>, String> {
 fn failed(error: ConnectError) -> Error {
     match error {
         ConnectError::Name(resolver::Error::Unanswered) => Error::DnsTimeout,
-        ConnectError::Name(resolver::Error::NotFound) => {
-            Error::DnsError { rcode: Some("NXDOMAIN".into()), info_code: None }
-        }
+        ConnectError::Name(resolver::Error::NotFound) => Error::DnsError {
+            rcode: Some("NXDOMAIN".into()),
+            info_code: None,
+        },
         ConnectError::Name(resolver::Error::Invalid) => Error::HttpRequestUriInvalid,
-        ConnectError::Name(resolver::Error::Failed) => {
-            Error::DnsError { rcode: Some("SERVFAIL".into()), info_code: None }
-        }
+        ConnectError::Name(resolver::Error::Failed) => Error::DnsError {
+            rcode: Some("SERVFAIL".into()),
+            info_code: None,
+        },
         ConnectError::Denied(ErrorCode::AccessDenied) => Error::DestinationIpProhibited,
         ConnectError::Denied(_) => Error::DestinationIpUnroutable,
         ConnectError::Io(error) => match error.kind() {
@@ -183,8 +209,9 @@ impl Body for Paced {
             }
             Poll::Pending => {
                 let limit = self.limit;
-                let deadline =
-                    self.deadline.get_or_insert_with(|| Box::pin(tokio::time::sleep(limit)));
+                let deadline = self
+                    .deadline
+                    .get_or_insert_with(|| Box::pin(tokio::time::sleep(limit)));
                 std::task::ready!(deadline.as_mut().poll(context));
                 Poll::Ready(Some(Err(Error::ConnectionReadTimeout)))
             }

@@ -41,7 +41,10 @@ enum State {
     /// The outcome, until it is fetched.
     ConnectDone(io::Result<TcpStream>),
     ListenStarted(TcpListener),
-    Listening { listener: TcpListener, next: Option<io::Result<(TcpStream, SocketAddr)>> },
+    Listening {
+        listener: TcpListener,
+        next: Option<io::Result<(TcpStream, SocketAddr)>>,
+    },
     Connected(Connection),
     Closed,
 }
@@ -63,7 +66,9 @@ struct Connection {
 impl Tcp {
     fn fd(&self) -> Result<BorrowedFd<'_>, ErrorCode> {
         Ok(match &self.state {
-            State::New(socket) | State::BindStarted(socket) | State::Bound(socket) => socket.as_fd(),
+            State::New(socket) | State::BindStarted(socket) | State::Bound(socket) => {
+                socket.as_fd()
+            }
             State::ListenStarted(listener) | State::Listening { listener, .. } => listener.as_fd(),
             State::Connected(connection) => connection.stream.as_fd(),
             State::ConnectDone(Ok(stream)) => stream.as_fd(),
@@ -205,7 +210,8 @@ impl OutputStream for Writer {
                 Ok(sent) => drop(bytes.split_to(sent)),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     let stream = self.0.stream.clone();
-                    *writing = Writing::Busy(tokio::spawn(async move { send_all(&stream, bytes).await }));
+                    *writing =
+                        Writing::Busy(tokio::spawn(async move { send_all(&stream, bytes).await }));
                     return Ok(());
                 }
                 Err(error) => {
@@ -223,7 +229,11 @@ impl OutputStream for Writer {
     }
 
     fn check_write(&mut self) -> StreamResult<usize> {
-        Ok(if lock(&self.0.writer).settle()? { CHUNK } else { 0 })
+        Ok(if lock(&self.0.writer).settle()? {
+            CHUNK
+        } else {
+            0
+        })
     }
 }
 
@@ -252,7 +262,12 @@ impl tcp_create_socket::Host for View<'_> {
         let socket = tcp_socket(family == IpAddressFamily::Ipv4)?;
         let _ = socket.set_reuseaddr(true);
         let net = self.net.clone();
-        let tcp = Tcp { state: State::New(socket), family, backlog: BACKLOG, net };
+        let tcp = Tcp {
+            state: State::New(socket),
+            family,
+            backlog: BACKLOG,
+            net,
+        };
         Ok(self.table.push(tcp)?)
     }
 }
@@ -284,9 +299,16 @@ impl Tcp {
                 result
             }
             state => {
-                let busy = matches!(state, State::BindStarted(_) | State::Connecting(_) | State::ListenStarted(_));
+                let busy = matches!(
+                    state,
+                    State::BindStarted(_) | State::Connecting(_) | State::ListenStarted(_)
+                );
                 self.state = state;
-                Err(if busy { ErrorCode::ConcurrencyConflict } else { ErrorCode::InvalidState })
+                Err(if busy {
+                    ErrorCode::ConcurrencyConflict
+                } else {
+                    ErrorCode::InvalidState
+                })
             }
         }
     }
@@ -321,9 +343,16 @@ impl Tcp {
                 Ok(())
             }
             state => {
-                let busy = matches!(state, State::BindStarted(_) | State::Connecting(_) | State::ListenStarted(_));
+                let busy = matches!(
+                    state,
+                    State::BindStarted(_) | State::Connecting(_) | State::ListenStarted(_)
+                );
                 self.state = state;
-                Err(if busy { ErrorCode::ConcurrencyConflict } else { ErrorCode::InvalidState })
+                Err(if busy {
+                    ErrorCode::ConcurrencyConflict
+                } else {
+                    ErrorCode::InvalidState
+                })
             }
         }
     }
@@ -371,15 +400,13 @@ impl tcp::HostTcpSocket for View<'_> {
         let tcp = self.table.get_mut(&this)?;
         let result = match std::mem::replace(&mut tcp.state, State::Closed) {
             State::ConnectDone(result) => result,
-            State::Connecting(mut connecting) => {
-                match (&mut connecting).now_or_never() {
-                    Some(result) => result,
-                    None => {
-                        tcp.state = State::Connecting(connecting);
-                        return Err(ErrorCode::WouldBlock.into());
-                    }
+            State::Connecting(mut connecting) => match (&mut connecting).now_or_never() {
+                Some(result) => result,
+                None => {
+                    tcp.state = State::Connecting(connecting);
+                    return Err(ErrorCode::WouldBlock.into());
                 }
-            }
+            },
             state => {
                 tcp.state = state;
                 return Err(ErrorCode::NotInProgress.into());
@@ -400,9 +427,16 @@ impl tcp::HostTcpSocket for View<'_> {
                 Ok(())
             }
             state => {
-                let busy = matches!(state, State::BindStarted(_) | State::Connecting(_) | State::ListenStarted(_));
+                let busy = matches!(
+                    state,
+                    State::BindStarted(_) | State::Connecting(_) | State::ListenStarted(_)
+                );
                 tcp.state = state;
-                let code = if busy { ErrorCode::ConcurrencyConflict } else { ErrorCode::InvalidState };
+                let code = if busy {
+                    ErrorCode::ConcurrencyConflict
+                } else {
+                    ErrorCode::InvalidState
+                };
                 Err(code.into())
             }
         }
@@ -412,7 +446,10 @@ impl tcp::HostTcpSocket for View<'_> {
         let tcp = self.table.get_mut(&this)?;
         match std::mem::replace(&mut tcp.state, State::Closed) {
             State::ListenStarted(listener) => {
-                tcp.state = State::Listening { listener, next: None };
+                tcp.state = State::Listening {
+                    listener,
+                    next: None,
+                };
                 Ok(())
             }
             state => {
@@ -425,7 +462,11 @@ impl tcp::HostTcpSocket for View<'_> {
     fn accept(
         &mut self,
         this: Resource<Tcp>,
-    ) -> SocketResult<(Resource<Tcp>, Resource<DynInputStream>, Resource<DynOutputStream>)> {
+    ) -> SocketResult<(
+        Resource<Tcp>,
+        Resource<DynInputStream>,
+        Resource<DynOutputStream>,
+    )> {
         let tcp = self.table.get_mut(&this)?;
         let State::Listening { listener, next } = &mut tcp.state else {
             return Err(ErrorCode::InvalidState.into());
@@ -443,8 +484,12 @@ impl tcp::HostTcpSocket for View<'_> {
             _ => error.into(),
         })?;
         let (state, input, output) = Tcp::connected(stream);
-        let accepted =
-            Tcp { state, family: tcp.family, backlog: tcp.backlog, net: tcp.net.clone() };
+        let accepted = Tcp {
+            state,
+            family: tcp.family,
+            backlog: tcp.backlog,
+            net: tcp.net.clone(),
+        };
         let accepted = self.table.push(accepted)?;
         let input = self.table.push_child(input, &accepted)?;
         let output = self.table.push_child(output, &accepted)?;
@@ -455,7 +500,9 @@ impl tcp::HostTcpSocket for View<'_> {
         let tcp = self.table.get(&this)?;
         let address = match &tcp.state {
             State::Bound(socket) => socket.local_addr()?,
-            State::Listening { listener, .. } | State::ListenStarted(listener) => listener.local_addr()?,
+            State::Listening { listener, .. } | State::ListenStarted(listener) => {
+                listener.local_addr()?
+            }
             State::Connected(connection) => connection.stream.local_addr()?,
             State::BindStarted(_) | State::Connecting(_) => {
                 return Err(ErrorCode::ConcurrencyConflict.into());
@@ -477,7 +524,10 @@ impl tcp::HostTcpSocket for View<'_> {
     }
 
     fn is_listening(&mut self, this: Resource<Tcp>) -> wasmtime::Result<bool> {
-        Ok(matches!(self.table.get(&this)?.state, State::Listening { .. }))
+        Ok(matches!(
+            self.table.get(&this)?.state,
+            State::Listening { .. }
+        ))
     }
 
     fn address_family(&mut self, this: Resource<Tcp>) -> wasmtime::Result<IpAddressFamily> {
@@ -505,23 +555,36 @@ impl tcp::HostTcpSocket for View<'_> {
     }
 
     fn set_keep_alive_enabled(&mut self, this: Resource<Tcp>, value: bool) -> SocketResult<()> {
-        Ok(sockopt::set_socket_keepalive(self.table.get(&this)?.fd()?, value)?)
+        Ok(sockopt::set_socket_keepalive(
+            self.table.get(&this)?.fd()?,
+            value,
+        )?)
     }
 
     fn keep_alive_idle_time(&mut self, this: Resource<Tcp>) -> SocketResult<u64> {
-        Ok(nanoseconds(sockopt::tcp_keepidle(self.table.get(&this)?.fd()?)?))
+        Ok(nanoseconds(sockopt::tcp_keepidle(
+            self.table.get(&this)?.fd()?,
+        )?))
     }
 
     fn set_keep_alive_idle_time(&mut self, this: Resource<Tcp>, value: u64) -> SocketResult<()> {
-        Ok(sockopt::set_tcp_keepidle(self.table.get(&this)?.fd()?, seconds(value)?)?)
+        Ok(sockopt::set_tcp_keepidle(
+            self.table.get(&this)?.fd()?,
+            seconds(value)?,
+        )?)
     }
 
     fn keep_alive_interval(&mut self, this: Resource<Tcp>) -> SocketResult<u64> {
-        Ok(nanoseconds(sockopt::tcp_keepintvl(self.table.get(&this)?.fd()?)?))
+        Ok(nanoseconds(sockopt::tcp_keepintvl(
+            self.table.get(&this)?.fd()?,
+        )?))
     }
 
     fn set_keep_alive_interval(&mut self, this: Resource<Tcp>, value: u64) -> SocketResult<()> {
-        Ok(sockopt::set_tcp_keepintvl(self.table.get(&this)?.fd()?, seconds(value)?)?)
+        Ok(sockopt::set_tcp_keepintvl(
+            self.table.get(&this)?.fd()?,
+            seconds(value)?,
+        )?)
     }
 
     fn keep_alive_count(&mut self, this: Resource<Tcp>) -> SocketResult<u32> {
@@ -532,7 +595,10 @@ impl tcp::HostTcpSocket for View<'_> {
         if value == 0 {
             return Err(ErrorCode::InvalidArgument.into());
         }
-        Ok(sockopt::set_tcp_keepcnt(self.table.get(&this)?.fd()?, value.min(127))?)
+        Ok(sockopt::set_tcp_keepcnt(
+            self.table.get(&this)?.fd()?,
+            value.min(127),
+        )?)
     }
 
     fn hop_limit(&mut self, this: Resource<Tcp>) -> SocketResult<u8> {
@@ -546,21 +612,31 @@ impl tcp::HostTcpSocket for View<'_> {
     }
 
     fn receive_buffer_size(&mut self, this: Resource<Tcp>) -> SocketResult<u64> {
-        buffer_size(sockopt::socket_recv_buffer_size(self.table.get(&this)?.fd()?)?)
+        buffer_size(sockopt::socket_recv_buffer_size(
+            self.table.get(&this)?.fd()?,
+        )?)
     }
 
     fn set_receive_buffer_size(&mut self, this: Resource<Tcp>, value: u64) -> SocketResult<()> {
         let tcp = self.table.get(&this)?;
-        Ok(sockopt::set_socket_recv_buffer_size(tcp.fd()?, wanted_size(value)?)?)
+        Ok(sockopt::set_socket_recv_buffer_size(
+            tcp.fd()?,
+            wanted_size(value)?,
+        )?)
     }
 
     fn send_buffer_size(&mut self, this: Resource<Tcp>) -> SocketResult<u64> {
-        buffer_size(sockopt::socket_send_buffer_size(self.table.get(&this)?.fd()?)?)
+        buffer_size(sockopt::socket_send_buffer_size(
+            self.table.get(&this)?.fd()?,
+        )?)
     }
 
     fn set_send_buffer_size(&mut self, this: Resource<Tcp>, value: u64) -> SocketResult<()> {
         let tcp = self.table.get(&this)?;
-        Ok(sockopt::set_socket_send_buffer_size(tcp.fd()?, wanted_size(value)?)?)
+        Ok(sockopt::set_socket_send_buffer_size(
+            tcp.fd()?,
+            wanted_size(value)?,
+        )?)
     }
 
     fn subscribe(&mut self, this: Resource<Tcp>) -> wasmtime::Result<Resource<DynPollable>> {
@@ -610,7 +686,9 @@ fn seconds(nanoseconds: u64) -> Result<Duration, ErrorCode> {
     if nanoseconds == 0 {
         return Err(ErrorCode::InvalidArgument);
     }
-    Ok(Duration::from_secs(nanoseconds.div_ceil(1_000_000_000).clamp(1, 32_767)))
+    Ok(Duration::from_secs(
+        nanoseconds.div_ceil(1_000_000_000).clamp(1, 32_767),
+    ))
 }
 
 pub(super) fn hop_limit(fd: BorrowedFd<'_>, family: IpAddressFamily) -> SocketResult<u8> {
@@ -620,14 +698,19 @@ pub(super) fn hop_limit(fd: BorrowedFd<'_>, family: IpAddressFamily) -> SocketRe
     })
 }
 
-pub(super) fn set_hop_limit(fd: BorrowedFd<'_>, family: IpAddressFamily, value: u8) -> SocketResult<()> {
+pub(super) fn set_hop_limit(
+    fd: BorrowedFd<'_>,
+    family: IpAddressFamily,
+    value: u8,
+) -> SocketResult<()> {
     if value == 0 {
         return Err(ErrorCode::InvalidArgument.into());
     }
-    Ok(match family {
+    match family {
         IpAddressFamily::Ipv4 => sockopt::set_ip_ttl(fd, value.into())?,
         IpAddressFamily::Ipv6 => sockopt::set_ipv6_unicast_hops(fd, Some(value))?,
-    })
+    }
+    Ok(())
 }
 
 /// Linux doubles what it is told, for its own use.

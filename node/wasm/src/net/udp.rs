@@ -69,7 +69,11 @@ fn fits(family: IpAddressFamily, address: SocketAddr) -> bool {
 }
 
 /// A peer's real address.
-fn target(net: &PodNet, family: IpAddressFamily, peer: SocketAddr) -> Result<SocketAddr, ErrorCode> {
+fn target(
+    net: &PodNet,
+    family: IpAddressFamily,
+    peer: SocketAddr,
+) -> Result<SocketAddr, ErrorCode> {
     if !fits(family, peer) || peer.ip().is_unspecified() || peer.port() == 0 {
         return Err(ErrorCode::InvalidArgument);
     }
@@ -88,7 +92,12 @@ impl udp_create_socket::Host for View<'_> {
         if family == IpAddressFamily::Ipv6 {
             sockopt::set_ipv6_v6only(&socket, true)?;
         }
-        let udp = Udp { state: State::New(socket.into()), family, peer: None, net: self.net.clone() };
+        let udp = Udp {
+            state: State::New(socket.into()),
+            family,
+            peer: None,
+            net: self.net.clone(),
+        };
         Ok(self.table.push(udp)?)
     }
 }
@@ -141,7 +150,9 @@ impl udp::HostUdpSocket for View<'_> {
             .iter_children(&this)?
             .any(|child| child.is::<Incoming>() || child.is::<Outgoing>());
         if in_use {
-            return Err(SocketError::trap(wasmtime::format_err!("the former streams are not dropped")));
+            return Err(SocketError::trap(wasmtime::format_err!(
+                "the former streams are not dropped"
+            )));
         }
         let udp = self.table.get_mut(&this)?;
         let State::Bound(socket) = &udp.state else {
@@ -155,9 +166,22 @@ impl udp::HostUdpSocket for View<'_> {
         };
         udp.peer = peer;
         let (net, family) = (udp.net.clone(), udp.family);
-        let incoming = Incoming { socket: socket.clone(), peer: from, net: net.clone() };
-        let outgoing = Outgoing { socket, family, peer, permit: 0, net };
-        Ok((self.table.push_child(incoming, &this)?, self.table.push_child(outgoing, &this)?))
+        let incoming = Incoming {
+            socket: socket.clone(),
+            peer: from,
+            net: net.clone(),
+        };
+        let outgoing = Outgoing {
+            socket,
+            family,
+            peer,
+            permit: 0,
+            net,
+        };
+        Ok((
+            self.table.push_child(incoming, &this)?,
+            self.table.push_child(outgoing, &this)?,
+        ))
     }
 
     fn local_address(&mut self, this: Resource<Udp>) -> SocketResult<IpSocketAddress> {
@@ -170,7 +194,12 @@ impl udp::HostUdpSocket for View<'_> {
     }
 
     fn remote_address(&mut self, this: Resource<Udp>) -> SocketResult<IpSocketAddress> {
-        Ok(self.table.get(&this)?.peer.ok_or(ErrorCode::InvalidState)?.into())
+        Ok(self
+            .table
+            .get(&this)?
+            .peer
+            .ok_or(ErrorCode::InvalidState)?
+            .into())
     }
 
     fn address_family(&mut self, this: Resource<Udp>) -> wasmtime::Result<IpAddressFamily> {
@@ -188,21 +217,31 @@ impl udp::HostUdpSocket for View<'_> {
     }
 
     fn receive_buffer_size(&mut self, this: Resource<Udp>) -> SocketResult<u64> {
-        buffer_size(sockopt::socket_recv_buffer_size(self.table.get(&this)?.fd())?)
+        buffer_size(sockopt::socket_recv_buffer_size(
+            self.table.get(&this)?.fd(),
+        )?)
     }
 
     fn set_receive_buffer_size(&mut self, this: Resource<Udp>, value: u64) -> SocketResult<()> {
         let size = wanted_size(value)?;
-        Ok(sockopt::set_socket_recv_buffer_size(self.table.get(&this)?.fd(), size)?)
+        Ok(sockopt::set_socket_recv_buffer_size(
+            self.table.get(&this)?.fd(),
+            size,
+        )?)
     }
 
     fn send_buffer_size(&mut self, this: Resource<Udp>) -> SocketResult<u64> {
-        buffer_size(sockopt::socket_send_buffer_size(self.table.get(&this)?.fd())?)
+        buffer_size(sockopt::socket_send_buffer_size(
+            self.table.get(&this)?.fd(),
+        )?)
     }
 
     fn set_send_buffer_size(&mut self, this: Resource<Udp>, value: u64) -> SocketResult<()> {
         let size = wanted_size(value)?;
-        Ok(sockopt::set_socket_send_buffer_size(self.table.get(&this)?.fd(), size)?)
+        Ok(sockopt::set_socket_send_buffer_size(
+            self.table.get(&this)?.fd(),
+            size,
+        )?)
     }
 
     fn subscribe(&mut self, this: Resource<Udp>) -> wasmtime::Result<Resource<DynPollable>> {
@@ -238,7 +277,10 @@ impl udp::HostIncomingDatagramStream for View<'_> {
                     }
                     let data = buffer.get(..length).unwrap_or_default().to_vec();
                     let remote_address = incoming.net.shown(from).into();
-                    datagrams.push(udp::IncomingDatagram { data, remote_address });
+                    datagrams.push(udp::IncomingDatagram {
+                        data,
+                        remote_address,
+                    });
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(_) if !datagrams.is_empty() => break,
@@ -303,7 +345,9 @@ impl udp::HostOutgoingDatagramStream for View<'_> {
     ) -> SocketResult<u64> {
         let outgoing = self.table.get_mut(&this)?;
         if datagrams.len() as u64 > outgoing.permit {
-            return Err(SocketError::trap(wasmtime::format_err!("more datagrams than permitted")));
+            return Err(SocketError::trap(wasmtime::format_err!(
+                "more datagrams than permitted"
+            )));
         }
         outgoing.permit = 0;
         let mut sent = 0;
