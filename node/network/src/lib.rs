@@ -15,6 +15,7 @@ mod mode;
 mod namespace;
 mod netlink;
 mod network;
+mod nodes;
 mod records;
 mod routes;
 mod services;

@@ -1,12 +1,10 @@
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::path::PathBuf;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net};
-use k8s_openapi::api::core::v1::Node;
-use kube::ResourceExt;
 use sampan_client::{EventRecorder, Informers};
 use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
@@ -16,7 +14,8 @@ use crate::dns::{self, forward};
 use crate::error::{Error, Result};
 use crate::mode::Mode;
 use crate::namespace;
-use crate::netlink::Netlink;
+use crate::netlink::{Netlink, Route};
+use crate::nodes::Nodes;
 use crate::records::{Owner, Records, addresses_file};
 use crate::routes::{self, Metric, Ranges};
 use crate::services::Services;
@@ -446,6 +445,25 @@ impl Network {
             .collect()
     }
 
+    /// Makes the routes to other nodes what they should be, given the machine's own addresses;
+    /// false if some could not be made.
+    pub(crate) async fn sync_ways(
+        &self,
+        wanted: impl FnOnce(&[Ipv4Addr]) -> BTreeMap<Ipv4Net, Route>,
+    ) -> Result<bool> {
+        let mut state = self.inner.state.lock().await;
+        let State {
+            records,
+            tenants: Some((root, _)),
+            ..
+        } = &mut *state
+        else {
+            return Ok(true);
+        };
+        let wanted = wanted(&root.addresses().await?);
+        routes::sync(root, records, &wanted).await
+    }
+
     /// The tenants whose network namespace is there.
     pub async fn tenants(&self) -> Vec<String> {
         let state = self.inner.state.lock().await;
@@ -543,85 +561,6 @@ fn tell(informers: &Informers, node: &str, catalog: Catalog) -> Tell {
     })
 }
 
-/// Keeps the ways to other nodes.
-struct Nodes {
-    network: Network,
-    name: String,
-    cluster: Ipv4Net,
-    metric: Metric,
-    shared: SharedAddresses,
-    /// Set once the first look is done.
-    known: CancellationToken,
-}
-
-impl Nodes {
-    async fn follow(self, informers: Informers, shutdown: CancellationToken) {
-        let informer = informers.all::<Node>();
-        tokio::select! {
-            () = informer.synced() => {}
-            () = shutdown.cancelled() => return,
-        }
-        if informer.is_empty() {
-            self.known.cancel();
-        }
-        let mut changes = informer.subscribe();
-        let mut ways: BTreeMap<Ipv4Net, (String, Ipv4Addr)> = BTreeMap::new();
-        let mut shared = HashSet::new();
-        loop {
-            tokio::select! {
-                () = shutdown.cancelled() => return,
-                change = changes.recv() => if change.is_none() { return },
-            }
-            // Nodes report every few seconds; few of these change a way.
-            while changes.try_recv().is_ok() {}
-            let nodes: Vec<Arc<Node>> = informer.list();
-            let others = || nodes.iter().filter(|node| node.name_any() != self.name);
-            let now: BTreeMap<_, _> = others()
-                .filter_map(|node| {
-                    routes::way_to(node).map(|(range, at)| (range, (node.name_any(), at)))
-                })
-                .collect();
-            let theirs: HashSet<Ipv4Addr> = others()
-                .flat_map(|node| routes::internal_addresses(node))
-                .filter_map(|address| match address {
-                    IpAddr::V4(address) => Some(address),
-                    IpAddr::V6(_) => None,
-                })
-                .collect();
-            if theirs != shared {
-                shared.clone_from(&theirs);
-                *self.shared.write().unwrap_or_else(PoisonError::into_inner) = theirs;
-            }
-            self.known.cancel();
-            if now == ways {
-                continue;
-            }
-            match self
-                .sync(now.iter().map(|(range, (_, at))| (*range, *at)))
-                .await
-            {
-                Ok(()) => ways = now,
-                Err(error) => tracing::error!(%error, "the ways to other nodes are not up to date"),
-            }
-        }
-    }
-
-    async fn sync(&self, nodes: impl Iterator<Item = (Ipv4Net, Ipv4Addr)>) -> Result<()> {
-        let mut state = self.network.inner.state.lock().await;
-        let State {
-            records,
-            tenants: Some((root, _)),
-            ..
-        } = &mut *state
-        else {
-            return Ok(());
-        };
-        let own = root.addresses().await?;
-        let wanted = routes::wanted(nodes, &own, self.cluster, self.metric);
-        routes::sync(root, records, &wanted).await
-    }
-}
-
 #[cfg(test)]
-#[path = "network_tests.rs"]
+#[path = "tests/mod.rs"]
 mod tests;

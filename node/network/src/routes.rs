@@ -156,12 +156,12 @@ pub(crate) fn wanted(
 }
 
 /// Makes the routes to other nodes what they should be. One that the kernel refuses is left out:
-/// told, and tried again with the next change.
+/// told, and the answer is false.
 pub(crate) async fn sync(
     netlink: &Netlink,
     records: &mut Records,
     wanted: &BTreeMap<Ipv4Net, Route>,
-) -> Result<()> {
+) -> Result<bool> {
     let there: Vec<Route> = records
         .routes()
         .iter()
@@ -175,14 +175,16 @@ pub(crate) async fn sync(
         netlink.delete_route(route).await?;
         records.remove_route(route)?;
     }
+    let mut all = true;
     for route in wanted.values() {
         records.add_route(route)?;
         if let Err(error) = netlink.add_route(route).await {
             tracing::warn!(%error, destination = %route.destination, "no way to the pods of another node: are the nodes on one segment?");
             records.remove_route(route)?;
+            all = false;
         }
     }
-    Ok(())
+    Ok(all)
 }
 
 #[cfg(test)]

@@ -1,8 +1,12 @@
 #![allow(clippy::unwrap_used)]
 
+use std::collections::BTreeSet;
+
 use proptest::prelude::*;
 
+use super::rules::target;
 use super::*;
+use crate::services::model::{Endpoint, Protocol};
 
 fn settings() -> Settings {
     Settings {
