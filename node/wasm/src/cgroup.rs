@@ -26,6 +26,8 @@ pub struct Cgroup {
     cpu: Option<PathBuf>,
     cpuacct: Option<PathBuf>,
     memory: Option<PathBuf>,
+    /// Parents below the hierarchy's root.
+    depth: usize,
 }
 
 impl Cgroup {
@@ -42,6 +44,7 @@ impl Cgroup {
                 "a relative name of a control group",
             ));
         }
+        let depth = name.matches('/').count();
         if root.join("cgroup.controllers").exists() {
             let unified = Some(root.join(name));
             return Ok(Cgroup {
@@ -49,6 +52,7 @@ impl Cgroup {
                 cpu: None,
                 cpuacct: None,
                 memory: None,
+                depth,
             });
         }
         let controller = |controller: &str| {
@@ -63,6 +67,7 @@ impl Cgroup {
             cpu,
             cpuacct,
             memory: controller("memory"),
+            depth,
         })
     }
 
@@ -123,12 +128,18 @@ impl Cgroup {
         Ok(())
     }
 
-    /// Removes the group; processes must have left. Missing is fine.
+    /// Removes the group and the parents that it leaves empty; processes must have left. Missing
+    /// is fine.
     pub fn remove(&self) -> io::Result<()> {
         for dir in self.dirs() {
             match std::fs::remove_dir(dir) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                 _ => {}
+            }
+            for parent in dir.ancestors().skip(1).take(self.depth) {
+                if std::fs::remove_dir(parent).is_err() {
+                    break;
+                }
             }
         }
         Ok(())

@@ -279,7 +279,7 @@ async fn clean(tenant_dir: &Path, cgroup: Option<&str>) {
 
 /// Starts a host process and waits until it serves.
 async fn start(config: &HostConfig) -> anyhow::Result<Host> {
-    let dir = &config.tenant_dir;
+    let dir = config.tenant_dir.as_path();
     std::fs::create_dir_all(dir).with_context(|| dir.display().to_string())?;
     std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o700))
         .with_context(|| dir.display().to_string())?;
@@ -290,10 +290,14 @@ async fn start(config: &HostConfig) -> anyhow::Result<Host> {
     for stale in [SOCKET, RECORD] {
         let _ = std::fs::remove_file(dir.join(stale));
     }
+    let mut config = config.clone();
     if let Some(name) = &config.cgroup {
-        Cgroup::named(name)?
-            .create(&config.cgroup_limits)
-            .context("control group")?;
+        let made = Cgroup::named(name).and_then(|group| group.create(&config.cgroup_limits));
+        // Some machines give root no groups: the host's isolation then lacks it, and says so.
+        if let Err(error) = made {
+            tracing::warn!(namespace = config.namespace, %error, "no control group");
+            config.cgroup = None;
+        }
     }
     let log = std::fs::File::options()
         .create(true)
@@ -316,7 +320,7 @@ async fn start(config: &HostConfig) -> anyhow::Result<Host> {
             command.env(keep, value);
         }
     }
-    let task = serde_json::to_vec(config)?;
+    let task = serde_json::to_vec(&config)?;
     let answer = tokio::task::spawn_blocking(move || -> anyhow::Result<Vec<u8>> {
         let mut child = command.spawn().context("starting the host process")?;
         let mut stdin = child.stdin.take().context("stdin")?;

@@ -317,6 +317,8 @@ impl Cache {
     pub fn open(dir: impl Into<PathBuf>, options: compile::Options) -> Result<Cache, Error> {
         let dir = dir.into();
         std::fs::create_dir_all(&dir).map_err(|e| io(&dir, &e))?;
+        // Hosts are other users: they map what is here, whatever our umask.
+        open_to_all(&dir, 0o755)?;
         let engine = crate::engine::compiler().map_err(|e| Error::Io(format!("{e:#}")))?;
         let engine = crate::engine::hash(&engine);
         // What a killed compiler left.
@@ -399,6 +401,7 @@ impl Cache {
             let json = self.dir.join(format!(".tmp-{name}.json"));
             std::fs::write(&json, record).map_err(|e| io(&json, &e))?;
             let file = format!("{name}.cwasm");
+            open_to_all(&temporary, 0o644)?;
             std::fs::rename(&temporary, self.dir.join(&file)).map_err(|e| io(&temporary, &e))?;
             std::fs::rename(&json, self.dir.join(format!("{name}.json")))
                 .map_err(|e| io(&json, &e))?;
@@ -417,6 +420,12 @@ impl Cache {
         let _ = std::fs::remove_file(self.dir.join(format!("{name}.json")));
         let _ = std::fs::remove_file(self.dir.join(format!("{name}.cwasm")));
     }
+}
+
+fn open_to_all(path: &Path, mode: u32) -> Result<(), Error> {
+    use std::os::unix::fs::PermissionsExt as _;
+    let mode = std::fs::Permissions::from_mode(mode);
+    std::fs::set_permissions(path, mode).map_err(|e| io(path, &e))
 }
 
 fn io(path: &Path, error: &std::io::Error) -> Error {

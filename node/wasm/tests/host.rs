@@ -506,7 +506,12 @@ async fn another_user_is_confined() {
         println!("only root can become another user");
         return;
     }
-    let f = Fixture::start_with(|config| config.user = Some((64_000, 64_000))).await;
+    let group = format!("sampan-test-{}", std::process::id());
+    let f = Fixture::start_with(|config| {
+        config.user = Some((64_000, 64_000));
+        config.cgroup = Some(format!("{group}/default"));
+    })
+    .await;
     let isolation = &f.host.info.isolation;
     for wall in ["user", "seccomp", "non-dumpable"] {
         assert!(
@@ -528,6 +533,17 @@ async fn another_user_is_confined() {
     );
     let proxy = f.run("proxy", &[], |_| {}).await;
     assert_eq!(get(&f, &proxy, "/up").await.0, 200);
+    let grouped = std::fs::read_to_string(format!("/proc/{}/cgroup", f.host.identity.pid)).unwrap();
+    let has_group = isolation.iter().any(|have| have == "cgroup");
+    assert_eq!(grouped.contains(&group), has_group, "{grouped}");
+    f.host.stop(Duration::from_secs(1)).await.unwrap();
+    let left = ["cpu", "memory", "."].iter().any(|dir| {
+        std::path::Path::new("/sys/fs/cgroup")
+            .join(dir)
+            .join(&group)
+            .exists()
+    });
+    assert!(!left, "a control group stays");
 }
 
 /// As root: guests' ports are in the tenant's namespace, with its loopback up, and not outside.
