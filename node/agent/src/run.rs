@@ -26,7 +26,8 @@ use crate::pod::objects::Objects;
 use crate::pod::paths::Paths;
 use crate::pod::prober::PortShift;
 use crate::pod::shared::Shared;
-use crate::pod::worker::{self, Manager, Sources};
+use crate::pod::work;
+use crate::pod::worker::{Manager, Sources};
 use crate::runtime::Runtime;
 use crate::wasm::{Settings, Wasm, WasmCompiler, WasmRuntime};
 
@@ -184,7 +185,7 @@ pub async fn run(config: Config, client: Client, shutdown: CancellationToken) ->
     managing.join_all().await;
     if config.end_pods {
         registration.not_ready("the node is stopping").await;
-        if tokio::time::timeout(END_LIMIT, worker::end_all(&shared, END_GRACE)).await.is_err() {
+        if tokio::time::timeout(END_LIMIT, work::end_all(&shared, END_GRACE)).await.is_err() {
             tracing::warn!("some pods did not end in time");
         }
     }

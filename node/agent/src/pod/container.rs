@@ -50,6 +50,8 @@ pub struct Container {
     pub backoff: Backoff,
     /// Of tries that came to no run.
     pub start_backoff: Backoff,
+    /// The run being started has ended already: told before the answer to its start came.
+    pub early: Option<Exit>,
     /// The exit for which the back-off was told in an event.
     pub told_backoff: Option<u32>,
 }
@@ -68,6 +70,7 @@ impl Container {
             probes: Vec::new(),
             backoff: Backoff::default(),
             start_backoff: Backoff::default(),
+            early: None,
             told_backoff: None,
         }
     }

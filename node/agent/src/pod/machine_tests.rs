@@ -577,6 +577,24 @@ fn a_lost_host_restarts_its_containers() {
 }
 
 #[test]
+fn an_end_that_overtakes_the_answer_to_the_start() {
+    let mut world = World::new(one("Never"));
+    let now = world.now;
+    world.machine.handle(now, Input::Timer);
+    let addresses = vec!["10.0.0.7".parse().unwrap()];
+    world.machine.handle(now, Input::SetUp(Ok(addresses)));
+    let exit = world.exit(4);
+    world.machine.handle(now, Input::Changed { container: "app".into(), attempt: 0, state: RunState::Exited(exit) });
+    let started = Started {
+        image: "a".into(),
+        image_id: "a".into(),
+        state: RunState::Running { started_at: now },
+    };
+    world.machine.handle(now, Input::Started { index: 0, attempt: 0, result: Ok(started) });
+    assert_eq!(world.phase(), "Failed");
+}
+
+#[test]
 fn another_image_restarts() {
     let mut world = World::new(one("Always")).begin();
     let mut pod = core::Pod::clone(world.machine.pod());

@@ -21,7 +21,9 @@ pub mod shared;
 pub mod spec;
 pub mod start;
 pub mod status;
+mod steps;
 pub mod volumes;
+pub mod work;
 pub mod worker;
 pub mod writer;
 

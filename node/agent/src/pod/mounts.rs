@@ -152,7 +152,7 @@ mod tests {
         fs::create_dir_all(dir.path().join("pods/u/volumes/work")).unwrap();
         super::super::writer::write(&settings, &BTreeMap::from([
             ("app.toml".to_owned(), super::super::writer::File { content: b"x=1".to_vec(), mode: 0o644 }),
-        ]))
+        ]), None)
         .unwrap();
         let got = run(
             json!([

@@ -60,12 +60,7 @@ pub async fn write(context: &Context<'_>, pod: &core::Pod) -> Result<Option<Time
             (known, new) => known.or(new),
         };
         let owner = context.owner;
-        blocking(move || {
-            let changed = writer::write(&dir, &payload)?;
-            if changed { own(&dir, owner) } else { Ok(()) }
-        })
-        .await
-        .map_err(failed)?;
+        blocking(move || writer::write(&dir, &payload, owner)).await.map_err(failed)?;
     }
     Ok(refresh)
 }
@@ -82,21 +77,6 @@ fn make_empty(dir: &PathBuf, owner: Option<(u32, u32)>) -> std::io::Result<()> {
     std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o777))?;
     if let Some((user, group)) = owner {
         std::os::unix::fs::chown(dir, Some(user), Some(group))?;
-    }
-    Ok(())
-}
-
-/// Hands files to the user that reads them, so that modes like 0400 mean what they say. The
-/// directories stay the agent's: nobody else may change what a volume shows.
-fn own(dir: &std::path::Path, owner: Option<(u32, u32)>) -> std::io::Result<()> {
-    let Some((user, group)) = owner else { return Ok(()) };
-    for entry in std::fs::read_dir(dir)? {
-        let entry = entry?;
-        if entry.file_type()?.is_dir() {
-            own(&entry.path(), owner)?;
-        } else {
-            std::os::unix::fs::lchown(entry.path(), Some(user), Some(group))?;
-        }
     }
     Ok(())
 }

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::{PermissionsExt, lchown, symlink};
 use std::path::{Component, Path, PathBuf};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,8 +21,10 @@ pub type Payload = BTreeMap<String, File>;
 const DATA: &str = "..data";
 const DATA_NEW: &str = "..data_tmp";
 
-/// Makes `dir` show exactly `payload`. Tells whether anything changed.
-pub fn write(dir: &Path, payload: &Payload) -> io::Result<bool> {
+/// Makes `dir` show exactly `payload`. Tells whether anything changed. Files go to their `owner`,
+/// so that modes like 0400 mean what they say; directories stay ours: nobody else may change what
+/// a volume shows.
+pub fn write(dir: &Path, payload: &Payload, owner: Option<(u32, u32)>) -> io::Result<bool> {
     for path in payload.keys() {
         check(path)?;
     }
@@ -39,6 +41,9 @@ pub fn write(dir: &Path, payload: &Payload) -> io::Result<bool> {
         }
         fs::write(&target, &file.content)?;
         fs::set_permissions(&target, fs::Permissions::from_mode(file.mode & 0o777))?;
+        if let Some((user, group)) = owner {
+            lchown(&target, Some(user), Some(group))?;
+        }
     }
     let new = dir.join(DATA_NEW);
     match fs::remove_file(&new) {
@@ -172,11 +177,11 @@ mod tests {
     fn changes_and_removals() {
         let dir = tempfile::tempdir().unwrap();
         let one = payload(&[("a", "1"), ("deep/b", "2"), ("gone", "x")]);
-        assert!(write(dir.path(), &one).unwrap());
+        assert!(write(dir.path(), &one, None).unwrap());
         assert_eq!(seen(dir.path()), texts(&one));
-        assert!(!write(dir.path(), &one).unwrap());
+        assert!(!write(dir.path(), &one, None).unwrap());
         let two = payload(&[("a", "changed"), ("deep/c", "3")]);
-        assert!(write(dir.path(), &two).unwrap());
+        assert!(write(dir.path(), &two, None).unwrap());
         assert_eq!(seen(dir.path()), texts(&two));
         let versions = fs::read_dir(dir.path()).unwrap().filter(|it| it.as_ref().unwrap().file_type().unwrap().is_dir());
         assert_eq!(versions.count(), 1);
@@ -187,16 +192,16 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut files = payload(&[("a", "1")]);
         files.get_mut("a").unwrap().mode = 0o400;
-        write(dir.path(), &files).unwrap();
+        write(dir.path(), &files, None).unwrap();
         assert_eq!(fs::metadata(dir.path().join("a")).unwrap().permissions().mode() & 0o777, 0o400);
         files.get_mut("a").unwrap().mode = 0o440;
-        assert!(write(dir.path(), &files).unwrap());
+        assert!(write(dir.path(), &files, None).unwrap());
     }
 
     #[test]
     fn links_stay_inside() {
         let dir = tempfile::tempdir().unwrap();
-        write(dir.path(), &payload(&[("a", "1"), ("b/c", "2")])).unwrap();
+        write(dir.path(), &payload(&[("a", "1"), ("b/c", "2")]), None).unwrap();
         for entry in fs::read_dir(dir.path()).unwrap() {
             let entry = entry.unwrap();
             if entry.file_type().unwrap().is_symlink() {
@@ -210,7 +215,7 @@ mod tests {
     fn ways_out_are_refused() {
         let dir = tempfile::tempdir().unwrap();
         for path in ["../a", "/etc/passwd", "a/../../b", "", "..data"] {
-            assert!(write(dir.path(), &payload(&[(path, "x")])).is_err(), "{path}");
+            assert!(write(dir.path(), &payload(&[(path, "x")]), None).is_err(), "{path}");
         }
     }
 
@@ -224,7 +229,7 @@ mod tests {
             let dir = tempfile::tempdir().unwrap();
             for version in versions {
                 let files: Payload = version.iter().map(|(path, content)| (path.clone(), file(content))).collect();
-                write(dir.path(), &files).unwrap();
+                write(dir.path(), &files, None).unwrap();
                 prop_assert_eq!(seen(dir.path()), version);
             }
         }

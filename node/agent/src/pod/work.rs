@@ -1,0 +1,232 @@
+//! The work that pods' machines ask for: each piece waits for something, none decides anything.
+
+use std::collections::{BTreeMap, HashSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1 as core;
+use kube::api::{Api, DeleteParams, Patch, PatchParams, Preconditions};
+use serde_json::json;
+
+use super::machine::SetUpError;
+use super::probes::{self, ProbeKind};
+use super::shared::Shared;
+use super::{hooks, paths, prober, refuse, spec, start, volumes};
+use crate::runtime::{ContainerId, Exit, RunState};
+
+pub(super) async fn set_up(
+    shared: &Arc<Shared>,
+    pod: &core::Pod,
+    tenant: &str,
+) -> Result<(Vec<IpAddr>, Option<Timestamp>), SetUpError> {
+    let sandbox = |message: String| SetUpError {
+        reason: "FailedCreatePodSandBox",
+        message: format!("Failed to create pod sandbox: {message}"),
+    };
+    if let Some(refusal) = refuse::pod(pod) {
+        return Err(sandbox(refusal));
+    }
+    shared.is_isolated(pod).map_err(sandbox)?;
+    let _permit = shared.busy.acquire().await;
+    let address = shared
+        .addresses
+        .assign(spec::namespace(pod), spec::uid(pod))
+        .await
+        .map_err(|error| sandbox(format!("{error:#}")))?;
+    let addresses = vec![address];
+    let refresh = write_volumes(shared, pod, &addresses, tenant).await?;
+    Ok((addresses, refresh))
+}
+
+pub(super) async fn write_volumes(
+    shared: &Arc<Shared>,
+    pod: &core::Pod,
+    addresses: &[IpAddr],
+    tenant: &str,
+) -> Result<Option<Timestamp>, SetUpError> {
+    let namespace = spec::namespace(pod);
+    let context = volumes::Context {
+        client: &shared.client,
+        paths: &shared.paths,
+        tenant,
+        source: super::env::PodObjects { objects: &shared.objects, namespace, uid: spec::uid(pod) },
+        host: &shared.host,
+        addresses,
+        allocatable: &shared.allocatable,
+        owner: shared.owner(tenant),
+    };
+    volumes::write(&context, pod).await
+}
+
+pub(super) fn target(pod: &core::Pod, index: usize, kind: ProbeKind, addresses: &[IpAddr]) -> Result<prober::Target, String> {
+    let container = spec::container(pod, index).ok_or("no such container")?;
+    let probe = probes::of(container, kind).ok_or("no such probe")?;
+    let address = *addresses.first().ok_or("the pod has no address")?;
+    prober::target(container, probe, address)
+}
+
+/// Ends one container: its preStop hook, then the runtime, within the grace.
+pub(super) async fn stop(
+    shared: &Arc<Shared>,
+    container: &core::Container,
+    id: &ContainerId,
+    addresses: &[IpAddr],
+    grace: u32,
+    pod: &core::Pod,
+) -> Option<Exit> {
+    let begin = tokio::time::Instant::now();
+    let hook = hooks::pre_stop(container, addresses.first().copied(), shared.shift, Duration::from_secs(grace.into()));
+    if let Err(problem) = hook.await {
+        let index = spec::containers(pod).position(|(it, _)| it.name == container.name);
+        let reference = spec::reference(pod, index);
+        shared.recorder.record_reference(reference, sampan_client::EventKind::Warning, "FailedPreStopHook", problem);
+    }
+    let spent = u32::try_from(begin.elapsed().as_secs()).unwrap_or(u32::MAX);
+    for attempt in 0..3_u32 {
+        match shared.runtime.stop(id, grace.saturating_sub(spent)).await {
+            Ok(exit) => return Some(exit),
+            Err(error) => {
+                tracing::warn!(container = id.id(), error = format!("{error:#}"), "not stopped");
+                tokio::time::sleep(Duration::from_millis(200 << attempt)).await;
+            }
+        }
+    }
+    None
+}
+
+pub(super) async fn remove(shared: &Arc<Shared>, id: &ContainerId) {
+    if let Err(error) = shared.runtime.remove(id).await {
+        tracing::debug!(container = id.id(), error = format!("{error:#}"), "not removed");
+    }
+    let tenant = shared.paths.tenant(&id.tenant);
+    for file in start::files_of(id) {
+        let path = tenant.join(file);
+        if tokio::fs::remove_file(&path).await.is_err() {
+            let _ = tokio::fs::remove_dir_all(&path).await;
+        }
+    }
+}
+
+/// Gives back what only a living pod needs. Logs stay until the pod is gone from the API.
+pub(super) async fn clean_up(shared: &Arc<Shared>, pod: &core::Pod, tenant: &str, ended: Vec<ContainerId>) {
+    let uid = spec::uid(pod);
+    for id in ended {
+        if let Err(error) = shared.runtime.remove(&id).await {
+            tracing::debug!(container = id.id(), error = format!("{error:#}"), "not removed");
+        }
+    }
+    shared.objects.release(uid);
+    if let Err(error) = shared.addresses.release(uid).await {
+        tracing::warn!(pod = uid, error = format!("{error:#}"), "address stays");
+    }
+    let volumes = shared.paths.tenant(tenant).join(paths::pod(uid)).join("volumes");
+    let _ = tokio::task::spawn_blocking(move || std::fs::remove_dir_all(volumes)).await;
+}
+
+/// Whether others wait for this: phases, readiness and ends are told at once.
+pub(super) fn is_urgent(published: Option<&core::PodStatus>, status: &core::PodStatus, pod: &core::Pod) -> bool {
+    let ready = |status: Option<&core::PodStatus>| {
+        status
+            .and_then(|status| status.conditions.as_ref())
+            .and_then(|conditions| conditions.iter().find(|condition| condition.type_ == "Ready"))
+            .is_some_and(|condition| condition.status == "True")
+    };
+    let before = published.or(pod.status.as_ref());
+    let phase = |status: Option<&core::PodStatus>| status.and_then(|status| status.phase.clone());
+    phase(before) != phase(Some(status)) && status.phase.as_deref() != Some("Pending")
+        || ready(before) != ready(Some(status))
+}
+
+/// Whether the API's status is the one we told, in what others act on.
+pub(super) fn agrees(published: &core::PodStatus, api: Option<&core::PodStatus>) -> bool {
+    let Some(api) = api else { return false };
+    let conditions = |status: &core::PodStatus| -> BTreeMap<String, String> {
+        let ours = ["Ready", "ContainersReady", "Initialized"];
+        status
+            .conditions
+            .iter()
+            .flatten()
+            .filter(|condition| ours.contains(&condition.type_.as_str()))
+            .map(|condition| (condition.type_.clone(), condition.status.clone()))
+            .collect()
+    };
+    published.phase == api.phase && conditions(published) == conditions(api)
+}
+
+/// Writes the status; `Err` asks for another try.
+pub(super) async fn write_status(shared: &Shared, pod: &core::Pod, status: &core::PodStatus) -> Result<Option<u64>, ()> {
+    let pods: Api<core::Pod> = Api::namespaced(shared.client.clone(), spec::namespace(pod));
+    let mut body = match serde_json::to_value(status) {
+        Ok(serde_json::Value::Object(body)) => body,
+        _ => return Ok(None),
+    };
+    // What is no longer so has to be said.
+    for field in ["reason", "message"] {
+        body.entry(field).or_insert(serde_json::Value::Null);
+    }
+    let patch = json!({ "metadata": { "uid": spec::uid(pod) }, "status": body });
+    match pods.patch_status(spec::name(pod), &PatchParams::default(), &Patch::Strategic(patch)).await {
+        Ok(pod) => Ok(pod.metadata.resource_version.and_then(|version| version.parse().ok())),
+        // Gone, or another pod of that name: the watch will tell.
+        Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(None),
+        Err(error) => {
+            tracing::warn!(pod = spec::title(pod), %error, "status not written; trying again");
+            Err(())
+        }
+    }
+}
+
+/// Removes the object of a pod that has ended. False asks for another try.
+pub(super) async fn delete(shared: &Shared, pod: &core::Pod) -> bool {
+    let pods: Api<core::Pod> = Api::namespaced(shared.client.clone(), spec::namespace(pod));
+    let params = DeleteParams {
+        grace_period_seconds: Some(0),
+        preconditions: Some(Preconditions { uid: pod.metadata.uid.clone(), resource_version: None }),
+        ..Default::default()
+    };
+    match pods.delete(spec::name(pod), &params).await {
+        Ok(_) => true,
+        Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => true,
+        Err(error) => {
+            tracing::warn!(pod = spec::title(pod), %error, "not deleted; trying again");
+            false
+        }
+    }
+}
+
+/// Ends every container, as the shutdown of a whole cluster asks.
+pub async fn end_all(shared: &Arc<Shared>, grace: u32) {
+    let running = match shared.runtime.list().await {
+        Ok(list) => list,
+        Err(error) => {
+            tracing::warn!(error = format!("{error:#}"), "containers are not known");
+            return;
+        }
+    };
+    let mut tenants: HashSet<String> = HashSet::new();
+    let mut ending = tokio::task::JoinSet::new();
+    for (id, state) in running {
+        tenants.insert(id.tenant.clone());
+        if matches!(state, RunState::Running { .. }) {
+            let shared = shared.clone();
+            ending.spawn(async move {
+                if let Err(error) = shared.runtime.stop(&id, grace).await {
+                    tracing::warn!(container = id.id(), error = format!("{error:#}"), "not stopped");
+                }
+            });
+        }
+    }
+    ending.join_all().await;
+    let mut ending = tokio::task::JoinSet::new();
+    for tenant in tenants {
+        let shared = shared.clone();
+        ending.spawn(async move {
+            if let Err(error) = shared.runtime.release_tenant(&tenant).await {
+                tracing::warn!(tenant, error = format!("{error:#}"), "host stays");
+            }
+        });
+    }
+    ending.join_all().await;
+}
