@@ -402,6 +402,7 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
         /// However output is cut into writes, the lines' content is what was written.
         #[test]
         fn content_survives(chunks in prop::collection::vec(

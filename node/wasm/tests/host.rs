@@ -513,6 +513,7 @@ async fn another_user_is_confined() {
     })
     .await;
     let isolation = &f.host.info.isolation;
+    println!("isolation: {isolation:?}");
     for wall in ["user", "seccomp", "non-dumpable"] {
         assert!(
             isolation.iter().any(|have| have == wall),
