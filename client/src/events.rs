@@ -66,8 +66,7 @@ impl EventRecorder {
     pub fn with_clock(client: Client, component: &str, host: Option<&str>, clock: Clock) -> Self {
         let (queue, notes) = mpsc::channel(QUEUE);
         tokio::spawn(write(client, notes, clock));
-        let source =
-            EventSource { component: Some(component.to_owned()), host: host.map(str::to_owned) };
+        let source = EventSource { component: Some(component.to_owned()), host: host.map(str::to_owned) };
         Self { queue, source: Arc::new(source) }
     }
 
@@ -85,20 +84,9 @@ impl EventRecorder {
     }
 
     /// As [`Self::record`], for a part of an object (`fieldPath` set) or one known by reference only.
-    pub fn record_reference(
-        &self,
-        object: ObjectReference,
-        kind: EventKind,
-        reason: &str,
-        message: impl Into<String>,
-    ) {
-        let note = Note {
-            object,
-            kind,
-            reason: reason.to_owned(),
-            message: message.into(),
-            source: self.source.clone(),
-        };
+    pub fn record_reference(&self, object: ObjectReference, kind: EventKind, reason: &str, message: impl Into<String>) {
+        let note =
+            Note { object, kind, reason: reason.to_owned(), message: message.into(), source: self.source.clone() };
         if self.queue.try_send(note).is_err() {
             tracing::debug!(reason, "event dropped: the queue is full or the recorder ended");
         }
@@ -171,14 +159,9 @@ impl Correlator {
 
     /// What the event counts as and its text; `None` when its object had too many.
     fn admit(&mut self, note: &Note, now: Timestamp) -> Option<(Identity, String)> {
-        let mut identity = Identity {
-            subject: subject(&note.object),
-            kind: note.kind,
-            reason: note.reason.clone(),
-            message: None,
-        };
-        let group =
-            self.groups.get_or(identity.clone(), || Group { messages: HashSet::new(), last: now });
+        let mut identity =
+            Identity { subject: subject(&note.object), kind: note.kind, reason: note.reason.clone(), message: None };
+        let group = self.groups.get_or(identity.clone(), || Group { messages: HashSet::new(), last: now });
         if now.as_second() - group.last.as_second() > SIMILAR_SECONDS {
             group.messages.clear();
         }
@@ -192,9 +175,7 @@ impl Correlator {
         } else {
             format!("(combined from similar events): {}", note.message)
         };
-        let bucket = self
-            .buckets
-            .get_or(identity.subject.clone(), || Bucket { tokens: BURST, filled: now });
+        let bucket = self.buckets.get_or(identity.subject.clone(), || Bucket { tokens: BURST, filled: now });
         let elapsed = now.duration_since(bucket.filled).as_secs_f64().max(0.0);
         bucket.tokens = (bucket.tokens + elapsed / REFILL_SECONDS).min(BURST);
         bucket.filled = now;
@@ -246,11 +227,7 @@ async fn write_one(
     let suffix: String = uuid::Uuid::new_v4().simple().to_string().chars().take(16).collect();
     let name = format!("{}.{suffix}", note.object.name.as_deref().unwrap_or("unknown"));
     let event = Event {
-        metadata: ObjectMeta {
-            name: Some(name.clone()),
-            namespace: Some(namespace),
-            ..Default::default()
-        },
+        metadata: ObjectMeta { name: Some(name.clone()), namespace: Some(namespace), ..Default::default() },
         involved_object: note.object,
         type_: Some(note.kind.as_str().to_owned()),
         reason: Some(note.reason),

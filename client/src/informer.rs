@@ -15,10 +15,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 /// What an informer can hold.
-pub trait Object:
-    Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync + 'static
-{
-}
+pub trait Object: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync + 'static {}
 
 impl<K> Object for K where K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync + 'static {}
 
@@ -156,11 +153,7 @@ impl<K: ResourceExt> Buckets<K> {
 impl<K> Default for Cache<K> {
     fn default() -> Self {
         Self {
-            state: RwLock::new(State {
-                objects: BTreeMap::new(),
-                indexes: Vec::new(),
-                subscribers: Vec::new(),
-            }),
+            state: RwLock::new(State { objects: BTreeMap::new(), indexes: Vec::new(), subscribers: Vec::new() }),
             synced: watch::Sender::new(false),
             revision: watch::Sender::new(0),
         }
@@ -379,7 +372,6 @@ impl<K: ResourceExt> State<K> {
         self.subscribers.retain(|subscriber| subscriber.send(change.clone()).is_ok());
     }
 }
-
 
 #[cfg(test)]
 mod tests {

@@ -108,8 +108,9 @@ pub fn default_data_dir() -> Result<PathBuf> {
     }
     let data = match std::env::var_os("XDG_DATA_HOME").filter(|dir| !dir.is_empty()) {
         Some(dir) => PathBuf::from(dir),
-        None => PathBuf::from(std::env::var_os("HOME").context("neither HOME nor --data-dir is set")?)
-            .join(".local/share"),
+        None => {
+            PathBuf::from(std::env::var_os("HOME").context("neither HOME nor --data-dir is set")?).join(".local/share")
+        }
     };
     Ok(data.join("sampan"))
 }

@@ -55,11 +55,7 @@ impl DataDir {
     /// The dir of one part: `server` or `node`.
     pub fn part(&self, name: &str) -> Result<PathBuf> {
         let path = self.path.join(name);
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&path)
-            .with_context(|| path.display().to_string())?;
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&path).with_context(|| path.display().to_string())?;
         Ok(path)
     }
 

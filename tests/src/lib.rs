@@ -259,7 +259,15 @@ impl Node {
         let data = dir.path().join("data");
         let url = cluster.url();
         let arguments = [
-            "node", "--data-dir", data.to_str().unwrap(), "--server", &url, "--token", token.trim(), "--node-name", name,
+            "node",
+            "--data-dir",
+            data.to_str().unwrap(),
+            "--server",
+            &url,
+            "--token",
+            token.trim(),
+            "--node-name",
+            name,
         ];
         let mut process = Process::spawn(&sampan(), &arguments, &[]);
         process.wait_for_line("ready");

@@ -4,13 +4,14 @@
 
 use std::path::Path;
 
-use sampan_tests::{Cluster, eventually, http_get, run, sample, sampan};
+use sampan_tests::{Cluster, eventually, http_get, run, sampan, sample};
 use serde_json::Value;
 
 #[test]
 fn run_status_get_logs_delete() {
     let cluster = Cluster::up();
-    let out = cluster.sampan(&["run", sample("hello").to_str().unwrap(), "--replicas", "2", "--env", "A=b", "-o", "json"]);
+    let out =
+        cluster.sampan(&["run", sample("hello").to_str().unwrap(), "--replicas", "2", "--env", "A=b", "-o", "json"]);
     let answer: Value = serde_json::from_str(&out[out.find('{').unwrap()..]).unwrap();
     let (status, body) = http_get(answer["address"].as_str().unwrap(), "/x").unwrap();
     assert_eq!(status, 200, "{body}");
@@ -70,7 +71,9 @@ fn modules_that_are_none_are_refused_in_words() {
     let refused = |name: &str, bytes: &[u8]| {
         let path = dir.path().join(name);
         std::fs::write(&path, bytes).unwrap();
-        cluster.try_sampan(&["image", "import", path.to_str().unwrap(), "--as", &format!("localhost/{name}:v1")]).refused()
+        cluster
+            .try_sampan(&["image", "import", path.to_str().unwrap(), "--as", &format!("localhost/{name}:v1")])
+            .refused()
     };
     let good = std::fs::read(sample("hello")).unwrap();
     assert!(refused("text", b"#!/bin/sh\necho hello\n").to_lowercase().contains("not a wasm"));

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeSet;
 
-use sampan_tests::{Cluster, eventually, http_get, repository, run, sample, sampan, tcp_echo};
+use sampan_tests::{Cluster, eventually, http_get, repository, run, sampan, sample, tcp_echo};
 
 #[test]
 fn the_demo_runs_and_leaves_nothing() {

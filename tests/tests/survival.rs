@@ -76,7 +76,12 @@ fn pods_outlive_the_program_that_started_them() {
             .iter()
             .map(|pod| {
                 let state = pod["status"]["containerStatuses"][0].clone();
-                let seen = serde_json::json!([state["containerID"], state["restartCount"], state["state"]["running"]["startedAt"], pod["status"]["podIP"]]);
+                let seen = serde_json::json!([
+                    state["containerID"],
+                    state["restartCount"],
+                    state["state"]["running"]["startedAt"],
+                    pod["status"]["podIP"]
+                ]);
                 (pod["metadata"]["uid"].as_str().unwrap().to_owned(), seen)
             })
             .collect()
@@ -99,14 +104,16 @@ fn pods_of_a_lost_node_come_back_elsewhere() {
     let mut leaves = Node::join(&cluster, "leaves");
     cluster.deploy("hello");
     // Nobody wants to wait the usual five minutes.
-    let tolerations = ["not-ready", "unreachable"]
-        .map(|taint| format!(r#"{{"key":"node.kubernetes.io/{taint}","operator":"Exists","effect":"NoExecute","tolerationSeconds":1}}"#));
-    let patch = format!(r#"{{"spec":{{"replicas":4,"template":{{"spec":{{"tolerations":[{}]}}}}}}}}"#, tolerations.join(","));
+    let tolerations = ["not-ready", "unreachable"].map(|taint| {
+        format!(
+            r#"{{"key":"node.kubernetes.io/{taint}","operator":"Exists","effect":"NoExecute","tolerationSeconds":1}}"#
+        )
+    });
+    let patch =
+        format!(r#"{{"spec":{{"replicas":4,"template":{{"spec":{{"tolerations":[{}]}}}}}}}}"#, tolerations.join(","));
     cluster.kubectl(&["patch", "deployment", "hello", "--patch", &patch]);
     cluster.rolled_out("hello");
-    let on = |name: &str| {
-        cluster.pods("app=hello").iter().filter(|pod| pod["spec"]["nodeName"] == name).count()
-    };
+    let on = |name: &str| cluster.pods("app=hello").iter().filter(|pod| pod["spec"]["nodeName"] == name).count();
     assert!(on("stays") > 0 && on("leaves") > 0, "spread over both nodes");
     leaves.lose_power();
     let limit = Duration::from_secs(120);

@@ -127,5 +127,7 @@ fn deleting_a_namespace_takes_everything_in_it() {
     cluster.kubectl(&["rollout", "status", "-n", "team", "deployment/hello", "--timeout=60s"]);
     cluster.kubectl(&["delete", "namespace", "team", "--timeout=60s"]);
     assert!(cluster.try_kubectl(&["get", "namespace", "team"]).refused().contains("NotFound"));
-    assert!(cluster.kubectl(&["get", "pods,deployments,services", "-A"]).lines().all(|line| !line.starts_with("team ")));
+    assert!(
+        cluster.kubectl(&["get", "pods,deployments,services", "-A"]).lines().all(|line| !line.starts_with("team "))
+    );
 }

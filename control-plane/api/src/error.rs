@@ -51,17 +51,8 @@ impl FieldReason {
 pub struct FieldErrors(pub Vec<FieldError>);
 
 impl FieldErrors {
-    pub fn push(
-        &mut self,
-        reason: FieldReason,
-        field: impl Into<String>,
-        message: impl Into<String>,
-    ) {
-        self.0.push(FieldError {
-            reason,
-            field: field.into(),
-            message: message.into(),
-        });
+    pub fn push(&mut self, reason: FieldReason, field: impl Into<String>, message: impl Into<String>) {
+        self.0.push(FieldError { reason, field: field.into(), message: message.into() });
     }
 
     pub fn is_empty(&self) -> bool {
@@ -88,32 +79,20 @@ pub enum Error {
     AlreadyExists { resource: String, name: String },
     /// A precondition or an optimistic lock failed; `message` is the reason behind the colon.
     #[error("Operation cannot be fulfilled on {resource} \"{name}\": {message}")]
-    Conflict {
-        resource: String,
-        name: String,
-        message: String,
-    },
+    Conflict { resource: String, name: String, message: String },
     /// Server-side apply would take fields of other managers.
     #[error("{message}")]
     ApplyConflict { message: String, causes: Vec<Cause> },
     /// `kind` is the qualified kind (`Deployment.apps`).
     #[error("{kind} {name:?} is invalid")]
-    Invalid {
-        kind: String,
-        name: String,
-        errors: FieldErrors,
-    },
+    Invalid { kind: String, name: String, errors: FieldErrors },
     #[error("{0}")]
     BadRequest(String),
     #[error("Unauthorized")]
     Unauthorized,
     /// `message` is whole, as authorization or admission words it.
     #[error("{message}")]
-    Forbidden {
-        resource: String,
-        name: String,
-        message: String,
-    },
+    Forbidden { resource: String, name: String, message: String },
     #[error("the server does not allow this method on the requested resource")]
     MethodNotAllowed,
     #[error("{0}")]
@@ -127,10 +106,7 @@ pub enum Error {
     #[error("Too large resource version: {requested}, current: {current}")]
     FutureVersion { requested: u64, current: u64 },
     #[error("{message}")]
-    TooManyRequests {
-        message: String,
-        retry_after_seconds: u32,
-    },
+    TooManyRequests { message: String, retry_after_seconds: u32 },
     #[error("{0}")]
     RequestTooLarge(String),
     #[error("{0}")]
@@ -171,11 +147,7 @@ fn details(resource: &str, name: &str) -> Map<String, Value> {
 fn causes(of: impl Iterator<Item = Cause>) -> Value {
     of.map(|cause| {
         let mut map = Map::new();
-        for (key, value) in [
-            ("reason", cause.reason),
-            ("message", cause.message),
-            ("field", cause.field),
-        ] {
+        for (key, value) in [("reason", cause.reason), ("message", cause.message), ("field", cause.field)] {
             if !value.is_empty() {
                 map.insert(key.to_owned(), value.into());
             }
@@ -230,10 +202,7 @@ impl Error {
             Self::Internal(_) => (500, "InternalError"),
             Self::Unclassified(_) => (500, ""),
             Self::Status(status) => {
-                let code = status
-                    .get("code")
-                    .and_then(Value::as_u64)
-                    .and_then(|code| u16::try_from(code).ok());
+                let code = status.get("code").and_then(Value::as_u64).and_then(|code| u16::try_from(code).ok());
                 (code.unwrap_or(500), "")
             }
         }
@@ -249,10 +218,9 @@ impl Error {
             | Self::AlreadyExists { resource, name }
             | Self::Conflict { resource, name, .. }
             | Self::Forbidden { resource, name, .. } => Some(details(resource, name)),
-            Self::ApplyConflict { causes: list, .. } => Some(Map::from_iter([(
-                "causes".to_owned(),
-                causes(list.iter().cloned()),
-            )])),
+            Self::ApplyConflict { causes: list, .. } => {
+                Some(Map::from_iter([("causes".to_owned(), causes(list.iter().cloned()))]))
+            }
             Self::Invalid { kind, name, errors } => {
                 let mut map = details(kind, name);
                 if !errors.is_empty() {
@@ -274,25 +242,16 @@ impl Error {
             Self::FutureVersion { .. } => {
                 message = format!("Timeout: {message}");
                 let cause = json!([{"reason": "ResourceVersionTooLarge", "message": "Too large resource version"}]);
-                Some(Map::from_iter([
-                    ("causes".to_owned(), cause),
-                    ("retryAfterSeconds".to_owned(), 1.into()),
-                ]))
+                Some(Map::from_iter([("causes".to_owned(), cause), ("retryAfterSeconds".to_owned(), 1.into())]))
             }
             Self::Timeout(_) => {
                 message = format!("Timeout: {message}");
                 Some(Map::new())
             }
-            Self::TooManyRequests {
-                retry_after_seconds,
-                ..
-            } => {
+            Self::TooManyRequests { retry_after_seconds, .. } => {
                 let mut map = Map::new();
                 if *retry_after_seconds > 0 {
-                    map.insert(
-                        "retryAfterSeconds".to_owned(),
-                        (*retry_after_seconds).into(),
-                    );
+                    map.insert("retryAfterSeconds".to_owned(), (*retry_after_seconds).into());
                 }
                 Some(map)
             }
@@ -302,10 +261,7 @@ impl Error {
             }
             Self::Internal(text) => {
                 message = format!("Internal error occurred: {text}");
-                Some(Map::from_iter([(
-                    "causes".to_owned(),
-                    json!([{"message": text}]),
-                )]))
+                Some(Map::from_iter([("causes".to_owned(), json!([{"message": text}]))]))
             }
             Self::BadRequest(_)
             | Self::Unauthorized
@@ -331,10 +287,7 @@ impl Error {
     /// Seconds a client is asked to wait (`Retry-After`), where the status says so.
     pub fn retry_after(&self) -> Option<u32> {
         match self {
-            Self::TooManyRequests {
-                retry_after_seconds,
-                ..
-            } if *retry_after_seconds > 0 => Some(*retry_after_seconds),
+            Self::TooManyRequests { retry_after_seconds, .. } if *retry_after_seconds > 0 => Some(*retry_after_seconds),
             Self::FutureVersion { .. } => Some(1),
             _ => None,
         }
@@ -351,11 +304,7 @@ mod tests {
         for field in ["a", "b", "a"] {
             errors.push(FieldReason::Required, field, "Required value");
         }
-        let error = Error::Invalid {
-            kind: "Deployment.apps".into(),
-            name: "d".into(),
-            errors,
-        };
+        let error = Error::Invalid { kind: "Deployment.apps".into(), name: "d".into(), errors };
         let (code, status) = error.status();
         assert_eq!(code, 422);
         let message = "Deployment.apps \"d\" is invalid: [a: Required value, b: Required value]";
@@ -366,11 +315,7 @@ mod tests {
 
     #[test]
     fn statuses() {
-        let (code, status) = Error::FutureVersion {
-            requested: 9,
-            current: 1,
-        }
-        .status();
+        let (code, status) = Error::FutureVersion { requested: 9, current: 1 }.status();
         assert_eq!((code, status.get("reason")), (504, Some(&json!("Timeout"))));
         let message = "Timeout: Too large resource version: 9, current: 1";
         assert_eq!(status.get("message"), Some(&json!(message)));

@@ -1,16 +1,16 @@
 //! The Kubernetes API as data: kinds, their schema, encodings, patches, selectors, validation and
 //! printing. Nothing here does input or output.
 
-pub mod codec;
-pub mod selector;
-pub mod patch;
 pub mod apply;
+pub mod codec;
 pub mod error;
 pub mod kind;
+pub mod kinds;
 pub mod openapi;
+pub mod patch;
 pub mod quantity;
 pub mod schema;
-pub mod kinds;
+pub mod selector;
 pub mod table;
 pub mod validation;
 

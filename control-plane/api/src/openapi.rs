@@ -21,11 +21,8 @@ const PATCH: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.Patch";
 /// The document of a group version, as JSON; the core group is the empty one. Nothing is kept:
 /// callers do that.
 pub fn document(group: &str, version: &str) -> Option<Bytes> {
-    let served: Vec<&Kind> = kinds::ALL
-        .iter()
-        .copied()
-        .filter(|kind| kind.group == group && kind.version == version)
-        .collect();
+    let served: Vec<&Kind> =
+        kinds::ALL.iter().copied().filter(|kind| kind.group == group && kind.version == version).collect();
     if served.is_empty() {
         return None;
     }
@@ -60,12 +57,7 @@ impl Schemas {
     /// Every type referred to, and those they refer to.
     fn build(mut self) -> Map<String, Value> {
         let mut built = Map::new();
-        while let Some(name) = self
-            .names
-            .iter()
-            .find(|name| !built.contains_key(*name))
-            .cloned()
-        {
+        while let Some(name) = self.names.iter().find(|name| !built.contains_key(*name)).cloned() {
             let schema = match special(&name) {
                 Some(schema) => schema,
                 None => match Schema::get().type_(&name) {
@@ -83,19 +75,11 @@ impl Schemas {
         insert_text(&mut schema, "description", of.description());
         schema.insert("type".into(), "object".into());
         if !of.fields.is_empty() {
-            let properties: Map<String, Value> = of
-                .fields
-                .iter()
-                .map(|field| (field.name.to_owned(), self.property(field)))
-                .collect();
+            let properties: Map<String, Value> =
+                of.fields.iter().map(|field| (field.name.to_owned(), self.property(field))).collect();
             schema.insert("properties".into(), properties.into());
         }
-        let required: Vec<&str> = of
-            .fields
-            .iter()
-            .filter(|field| field.required)
-            .map(|field| field.name)
-            .collect();
+        let required: Vec<&str> = of.fields.iter().filter(|field| field.required).map(|field| field.name).collect();
         if !required.is_empty() {
             schema.insert("required".into(), required.into());
         }
@@ -116,10 +100,7 @@ impl Schemas {
     fn property(&mut self, field: &Field) -> Value {
         let mut schema = self.value(&field.kind, field.always && !field.pointer);
         insert_text(&mut schema, "description", field.description());
-        if let Some(default) = field
-            .default
-            .and_then(|text| serde_json::from_str::<Value>(text).ok())
-        {
+        if let Some(default) = field.default.and_then(|text| serde_json::from_str::<Value>(text).ok()) {
             schema.insert("default".into(), default);
         }
         if let FieldKind::List(_) = field.kind {
@@ -254,55 +235,30 @@ fn kind_paths(kind: &Kind, schemas: &mut Schemas) -> Vec<(String, Value)> {
     let mut paths = Vec::new();
     if kind.namespaced() && kind.verbs.contains(&"list") {
         let list = operation(kind, Action::List, None, true, schemas);
-        paths.push((
-            format!("{root}/{}", kind.plural),
-            json!({"get": list, "parameters": []}),
-        ));
+        paths.push((format!("{root}/{}", kind.plural), json!({"get": list, "parameters": []})));
     }
     let place = |name: bool| {
         let mut parameters = Vec::new();
         if name {
-            parameters.push(path_parameter(
-                "name",
-                &format!("name of the {}", kind.kind),
-            ));
+            parameters.push(path_parameter("name", &format!("name of the {}", kind.kind)));
         }
         if kind.namespaced() {
-            parameters.push(path_parameter(
-                "namespace",
-                "object name and auth scope, such as for teams and projects",
-            ));
+            parameters.push(path_parameter("namespace", "object name and auth scope, such as for teams and projects"));
         }
         parameters
     };
-    let operations = |actions: &[Action],
-                      sub: Option<&Subresource>,
-                      schemas: &mut Schemas|
-     -> Map<String, Value> {
+    let operations = |actions: &[Action], sub: Option<&Subresource>, schemas: &mut Schemas| -> Map<String, Value> {
         let verbs = sub.map_or(kind.verbs, |sub| sub.verbs);
         actions
             .iter()
             .filter(|action| verbs.contains(&action.verb()))
-            .map(|action| {
-                (
-                    action.method().to_owned(),
-                    operation(kind, *action, sub, false, schemas),
-                )
-            })
+            .map(|action| (action.method().to_owned(), operation(kind, *action, sub, false, schemas)))
             .collect()
     };
-    let mut whole = operations(
-        &[Action::List, Action::Post, Action::DeleteCollection],
-        None,
-        schemas,
-    );
+    let mut whole = operations(&[Action::List, Action::Post, Action::DeleteCollection], None, schemas);
     whole.insert("parameters".into(), place(false).into());
     paths.push((collection.clone(), whole.into()));
-    let mut one = operations(
-        &[Action::Get, Action::Put, Action::Patch, Action::Delete],
-        None,
-        schemas,
-    );
+    let mut one = operations(&[Action::Get, Action::Put, Action::Patch, Action::Delete], None, schemas);
     one.insert("parameters".into(), place(true).into());
     paths.push((format!("{collection}/{{name}}"), one.into()));
     for sub in kind.subresources {
@@ -404,35 +360,18 @@ const LIST: &[(&str, &str)] = &[
     ("timeoutSeconds", "integer"),
     ("watch", "boolean"),
 ];
-const WRITE: &[(&str, &str)] = &[
-    DRY_RUN,
-    ("fieldManager", "string"),
-    ("fieldValidation", "string"),
-];
+const WRITE: &[(&str, &str)] = &[DRY_RUN, ("fieldManager", "string"), ("fieldValidation", "string")];
 const DELETE: &[(&str, &str)] = &[
     DRY_RUN,
     ("gracePeriodSeconds", "integer"),
-    (
-        "ignoreStoreReadErrorWithClusterBreakingPotential",
-        "boolean",
-    ),
+    ("ignoreStoreReadErrorWithClusterBreakingPotential", "boolean"),
     ("orphanDependents", "boolean"),
     ("propagationPolicy", "string"),
 ];
 
-fn operation(
-    kind: &Kind,
-    action: Action,
-    sub: Option<&Subresource>,
-    everywhere: bool,
-    schemas: &mut Schemas,
-) -> Value {
-    let gvk = sub
-        .and_then(|sub| sub.object)
-        .unwrap_or((kind.group, kind.version, kind.kind));
-    let body = Schema::get()
-        .kind(gvk.0, gvk.1, gvk.2)
-        .map_or(kind.schema, |of| of.name);
+fn operation(kind: &Kind, action: Action, sub: Option<&Subresource>, everywhere: bool, schemas: &mut Schemas) -> Value {
+    let gvk = sub.and_then(|sub| sub.object).unwrap_or((kind.group, kind.version, kind.kind));
+    let body = Schema::get().kind(gvk.0, gvk.1, gvk.2).map_or(kind.schema, |of| of.name);
     let answer = match action {
         Action::List => format!("{}List", kind.schema),
         Action::Delete | Action::DeleteCollection => format!("{META}.Status"),
@@ -447,15 +386,10 @@ fn operation(
         Action::DeleteCollection => &[LIST, DELETE],
         Action::Get => &[],
     };
-    parameters.extend(
-        more.iter()
-            .flat_map(|part| part.iter().map(|p| query_parameter(*p))),
-    );
+    parameters.extend(more.iter().flat_map(|part| part.iter().map(|p| query_parameter(*p))));
     let request = match action {
         Action::Post | Action::Put => Some((vec!["*/*"], body.to_owned())),
-        Action::Delete | Action::DeleteCollection => {
-            Some((vec!["*/*"], format!("{META}.DeleteOptions")))
-        }
+        Action::Delete | Action::DeleteCollection => Some((vec!["*/*"], format!("{META}.DeleteOptions"))),
         Action::Patch => Some((
             vec![
                 "application/apply-patch+yaml",
@@ -468,15 +402,7 @@ fn operation(
         Action::List | Action::Get => None,
     };
     let content = |types: &[&str], name: &str, schemas: &mut Schemas| -> Map<String, Value> {
-        types
-            .iter()
-            .map(|media| {
-                (
-                    (*media).to_owned(),
-                    json!({"schema": schemas.reference(name)}),
-                )
-            })
-            .collect()
+        types.iter().map(|media| ((*media).to_owned(), json!({"schema": schemas.reference(name)}))).collect()
     };
     let mut media = vec!["application/json", "application/yaml"];
     if action == Action::List {
@@ -500,31 +426,17 @@ fn operation(
     }
     responses.insert("401".into(), json!({"description": "Unauthorized"}));
 
-    let group = if kind.group.is_empty() {
-        "core"
-    } else {
-        kind.group.split('.').next().unwrap_or(kind.group)
-    };
+    let group = if kind.group.is_empty() { "core" } else { kind.group.split('.').next().unwrap_or(kind.group) };
     let tag = format!("{}_{}", group, kind.version);
     let version = camel(kind.version);
-    let scope = if kind.namespaced() && !everywhere {
-        "Namespaced"
-    } else {
-        ""
-    };
+    let scope = if kind.namespaced() && !everywhere { "Namespaced" } else { "" };
     let part = sub.map_or_else(String::new, |sub| camel(sub.name));
     let suffix = if everywhere { "ForAllNamespaces" } else { "" };
     let mut operation = Map::new();
     operation.insert("tags".into(), json!([tag]));
     operation.insert(
         "operationId".into(),
-        format!(
-            "{}{}{version}{scope}{}{part}{suffix}",
-            action.operation(),
-            camel(group),
-            kind.kind
-        )
-        .into(),
+        format!("{}{}{version}{scope}{}{part}{suffix}", action.operation(), camel(group), kind.kind).into(),
     );
     operation.insert("parameters".into(), parameters.into());
     if let Some((types, name)) = request {
@@ -538,18 +450,14 @@ fn operation(
     }
     operation.insert("responses".into(), responses.into());
     operation.insert("x-kubernetes-action".into(), action.name().into());
-    operation.insert(
-        "x-kubernetes-group-version-kind".into(),
-        json!({"group": gvk.0, "version": gvk.1, "kind": gvk.2}),
-    );
+    operation
+        .insert("x-kubernetes-group-version-kind".into(), json!({"group": gvk.0, "version": gvk.1, "kind": gvk.2}));
     operation.into()
 }
 
 fn camel(word: &str) -> String {
     let mut letters = word.chars();
-    letters.next().map_or_else(String::new, |first| {
-        first.to_uppercase().chain(letters).collect()
-    })
+    letters.next().map_or_else(String::new, |first| first.to_uppercase().chain(letters).collect())
 }
 
 #[cfg(test)]
@@ -589,14 +497,8 @@ mod tests {
             references(&document, &mut found);
             for reference in found {
                 let name = reference.strip_prefix("#/components/schemas/").unwrap();
-                assert!(
-                    document["components"]["schemas"].get(name).is_some(),
-                    "{name}"
-                );
-                assert!(
-                    special(name).is_some() || Schema::get().type_(name).is_some(),
-                    "{name}"
-                );
+                assert!(document["components"]["schemas"].get(name).is_some(), "{name}");
+                assert!(special(name).is_some() || Schema::get().type_(name).is_some(), "{name}");
             }
         }
         assert!(document("nothing", "v1").is_none());
@@ -605,38 +507,24 @@ mod tests {
     #[test]
     fn clients_find_what_they_look_for() {
         let document = parsed("apps", "v1");
-        let patch =
-            &document["paths"]["/apis/apps/v1/namespaces/{namespace}/deployments/{name}"]["patch"];
+        let patch = &document["paths"]["/apis/apps/v1/namespaces/{namespace}/deployments/{name}"]["patch"];
         assert_eq!(
             patch["x-kubernetes-group-version-kind"],
             json!({"group": "apps", "version": "v1", "kind": "Deployment"})
         );
         let parameters = patch["parameters"].as_array().unwrap();
-        assert!(
-            parameters
-                .iter()
-                .any(|p| p["name"] == "fieldValidation" && p["in"] == "query")
-        );
+        assert!(parameters.iter().any(|p| p["name"] == "fieldValidation" && p["in"] == "query"));
         let schemas = &document["components"]["schemas"];
         let deployment = &schemas["io.k8s.api.apps.v1.Deployment"];
-        assert_eq!(
-            deployment["x-kubernetes-group-version-kind"][0]["kind"],
-            "Deployment"
-        );
+        assert_eq!(deployment["x-kubernetes-group-version-kind"][0]["kind"], "Deployment");
         let containers = &schemas["io.k8s.api.core.v1.PodSpec"]["properties"]["containers"];
         assert_eq!(containers["x-kubernetes-patch-merge-key"], "name");
         assert_eq!(containers["x-kubernetes-patch-strategy"], "merge");
-        assert_eq!(
-            containers["items"]["allOf"][0]["$ref"],
-            "#/components/schemas/io.k8s.api.core.v1.Container"
-        );
+        assert_eq!(containers["items"]["allOf"][0]["$ref"], "#/components/schemas/io.k8s.api.core.v1.Container");
         let volumes = &schemas["io.k8s.api.core.v1.PodSpec"]["properties"]["volumes"];
         assert_eq!(volumes["x-kubernetes-patch-strategy"], "merge,retainKeys");
         assert!(
-            schemas["io.k8s.api.apps.v1.DeploymentSpec"]["required"]
-                .as_array()
-                .unwrap()
-                .contains(&"selector".into())
+            schemas["io.k8s.api.apps.v1.DeploymentSpec"]["required"].as_array().unwrap().contains(&"selector".into())
         );
     }
 }

@@ -18,9 +18,7 @@ pub enum Format {
 /// Why a text is no quantity; the messages are the API's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum QuantityError {
-    #[error(
-        "quantities must match the regular expression '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'"
-    )]
+    #[error("quantities must match the regular expression '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'")]
     Format,
     #[error("unable to parse numeric part of quantity")]
     Numeric,
@@ -61,12 +59,7 @@ fn split(text: &str) -> Result<Parts<'_>, QuantityError> {
     let unsigned = text.strip_prefix(['-', '+']).unwrap_or(text);
     let stripped = unsigned.trim_start_matches('0');
     if stripped.is_empty() {
-        return Ok(Parts {
-            negative,
-            whole: "0",
-            fraction: "",
-            suffix: "",
-        });
+        return Ok(Parts { negative, whole: "0", fraction: "", suffix: "" });
     }
     let digits = |s: &str| s.bytes().take_while(u8::is_ascii_digit).count();
     let (whole, rest) = stripped.split_at(digits(stripped));
@@ -78,12 +71,7 @@ fn split(text: &str) -> Result<Parts<'_>, QuantityError> {
     let exponent = suffix.trim_start_matches(|c| "eEinumkKMGTP".contains(c));
     let exponent = exponent.strip_prefix(['-', '+']).unwrap_or(exponent);
     if exponent.bytes().all(|b| b.is_ascii_digit()) {
-        Ok(Parts {
-            negative,
-            whole,
-            fraction,
-            suffix,
-        })
+        Ok(Parts { negative, whole, fraction, suffix })
     } else {
         Err(QuantityError::Format)
     }
@@ -128,22 +116,12 @@ impl FromStr for Quantity {
 impl Quantity {
     /// A whole number.
     pub fn new(value: i64, format: Format) -> Self {
-        Self {
-            mantissa: value.into(),
-            exponent: 0,
-            format,
-            text: None,
-        }
+        Self { mantissa: value.into(), exponent: 0, format, text: None }
     }
 
     /// Thousandths.
     pub fn from_milli(milli: i64, format: Format) -> Self {
-        Self {
-            mantissa: milli.into(),
-            exponent: -3,
-            format,
-            text: None,
-        }
+        Self { mantissa: milli.into(), exponent: -3, format, text: None }
     }
 
     pub fn parse(text: &str) -> Result<Self, QuantityError> {
@@ -156,13 +134,9 @@ impl Quantity {
         let places = i32::try_from(parts.fraction.len()).map_err(|_| QuantityError::Numeric)?;
         // Trailing zeros go, so that long but simple numbers fit.
         let significant = digits.trim_end_matches('0');
-        let zeros =
-            i32::try_from(digits.len() - significant.len()).map_err(|_| QuantityError::Numeric)?;
-        let mut mantissa: i128 = if significant.is_empty() {
-            0
-        } else {
-            significant.parse().map_err(|_| QuantityError::Numeric)?
-        };
+        let zeros = i32::try_from(digits.len() - significant.len()).map_err(|_| QuantityError::Numeric)?;
+        let mut mantissa: i128 =
+            if significant.is_empty() { 0 } else { significant.parse().map_err(|_| QuantityError::Numeric)? };
         let mut scale = zeros - places;
 
         // Whether the API takes its short path, on which the text itself may be kept.
@@ -174,48 +148,26 @@ impl Quantity {
             #[allow(clippy::cast_possible_truncation)]
             Format::BinarySi => {
                 let taken = (exponent as f32 * 3.0 / 10.0) as i32;
-                parts.fraction.is_empty()
-                    && 15 - i32::try_from(parts.whole.len()).unwrap_or(1000) - taken > 0
+                parts.fraction.is_empty() && 15 - i32::try_from(parts.whole.len()).unwrap_or(1000) - taken > 0
             }
         };
         let kept = short
             && match format {
                 Format::BinarySi => digits.parse::<i64>().is_ok_and(|value| value & 0x07 != 0),
-                _ => {
-                    (exponent - places) % 3 == 0
-                        && !digits.ends_with("000")
-                        && !digits.starts_with('0')
-                }
+                _ => (exponent - places) % 3 == 0 && !digits.ends_with("000") && !digits.starts_with('0'),
             };
 
         if base == 10 {
             scale = scale.checked_add(exponent).ok_or(QuantityError::Numeric)?;
         } else {
-            mantissa = mantissa
-                .checked_mul(1 << exponent)
-                .ok_or(QuantityError::Numeric)?;
+            mantissa = mantissa.checked_mul(1 << exponent).ok_or(QuantityError::Numeric)?;
         }
-        let mut this = Self {
-            mantissa,
-            exponent: scale,
-            format,
-            text: None,
-        };
+        let mut this = Self { mantissa, exponent: scale, format, text: None };
         if !short {
             this.round_up(NANO);
             if format == Format::BinarySi {
-                let limit = Self {
-                    mantissa: MAX_BINARY,
-                    exponent: 0,
-                    format,
-                    text: None,
-                };
-                let one = Self {
-                    mantissa: 1,
-                    exponent: 0,
-                    format,
-                    text: None,
-                };
+                let limit = Self { mantissa: MAX_BINARY, exponent: 0, format, text: None };
+                let one = Self { mantissa: 1, exponent: 0, format, text: None };
                 if this.cmp(&limit) == Ordering::Greater {
                     this = limit;
                 }
@@ -291,20 +243,11 @@ impl Quantity {
     /// Adds, keeping the own format unless zero.
     #[must_use]
     pub fn add(&self, other: &Self) -> Self {
-        let format = if self.is_zero() {
-            other.format
-        } else {
-            self.format
-        };
+        let format = if self.is_zero() { other.format } else { self.format };
         let exponent = self.exponent.min(other.exponent);
         let a = rescale(self.mantissa, self.exponent, exponent).0;
         let b = rescale(other.mantissa, other.exponent, exponent).0;
-        Self {
-            mantissa: a.saturating_add(b),
-            exponent,
-            format,
-            text: None,
-        }
+        Self { mantissa: a.saturating_add(b), exponent, format, text: None }
     }
 
     #[must_use]
@@ -312,11 +255,7 @@ impl Quantity {
         let mut negated = other.clone();
         negated.mantissa = -negated.mantissa;
         let mut sum = self.add(&negated);
-        sum.format = if self.is_zero() {
-            other.format
-        } else {
-            self.format
-        };
+        sum.format = if self.is_zero() { other.format } else { self.format };
         sum
     }
 
@@ -348,23 +287,9 @@ fn rescale(mantissa: i128, from: i32, to: i32) -> (i128, bool) {
     match (10_i128.checked_pow(step), from > to) {
         (Some(factor), true) => match mantissa.checked_mul(factor) {
             Some(value) => (value, true),
-            None => (
-                if mantissa < 0 {
-                    i128::MIN + 1
-                } else {
-                    i128::MAX
-                },
-                false,
-            ),
+            None => (if mantissa < 0 { i128::MIN + 1 } else { i128::MAX }, false),
         },
-        (None, true) => (
-            if mantissa < 0 {
-                i128::MIN + 1
-            } else {
-                i128::MAX
-            },
-            false,
-        ),
+        (None, true) => (if mantissa < 0 { i128::MIN + 1 } else { i128::MAX }, false),
         (Some(factor), false) => {
             let rest = mantissa % factor;
             (mantissa / factor + rest.signum(), rest == 0)
@@ -390,10 +315,7 @@ impl fmt::Display for Quantity {
                     value /= 1024;
                     power += 1;
                 }
-                let suffix = ["", "Ki", "Mi", "Gi", "Ti", "Pi", "Ei"]
-                    .get(power)
-                    .copied()
-                    .unwrap_or_default();
+                let suffix = ["", "Ki", "Mi", "Gi", "Ti", "Pi", "Ei"].get(power).copied().unwrap_or_default();
                 return write!(f, "{value}{suffix}");
             }
         }
@@ -413,11 +335,7 @@ impl fmt::Display for Quantity {
             _ => return write!(f, "e{exponent}"),
         };
         if self.format == Format::DecimalExponent {
-            return if exponent == 0 {
-                Ok(())
-            } else {
-                write!(f, "e{exponent}")
-            };
+            return if exponent == 0 { Ok(()) } else { write!(f, "e{exponent}") };
         }
         f.write_str(suffix)
     }
@@ -449,11 +367,7 @@ impl Ord for Quantity {
                     let b = digits(other, exponent);
                     a.cmp(&b)
                 });
-                if self.mantissa < 0 {
-                    magnitude.reverse()
-                } else {
-                    magnitude
-                }
+                if self.mantissa < 0 { magnitude.reverse() } else { magnitude }
             }
             different => different,
         }
@@ -468,10 +382,7 @@ fn magnitude(q: &Quantity) -> i64 {
 /// The digits of a quantity down to `10^exponent`.
 fn digits(q: &Quantity, exponent: i32) -> String {
     let mut digits = q.mantissa.unsigned_abs().to_string();
-    digits.extend(std::iter::repeat_n(
-        '0',
-        q.exponent.abs_diff(exponent).min(64) as usize,
-    ));
+    digits.extend(std::iter::repeat_n('0', q.exponent.abs_diff(exponent).min(64) as usize));
     digits
 }
 

@@ -207,7 +207,11 @@ impl<'a> Parser<'a> {
             Kind::Equals | Kind::DoubleEquals | Kind::NotEquals => {
                 let values = BTreeSet::from([self.exact_value()?.to_owned()]);
                 check_values(key, &values)?;
-                requirement(if operator.kind == Kind::NotEquals { Operator::NotIn(values) } else { Operator::In(values) })
+                requirement(if operator.kind == Kind::NotEquals {
+                    Operator::NotIn(values)
+                } else {
+                    Operator::In(values)
+                })
             }
             Kind::Greater | Kind::Less => {
                 let value = self.exact_value()?;
@@ -264,7 +268,11 @@ impl<'a> Parser<'a> {
             return Ok("");
         }
         let token = self.take(true);
-        if token.kind == Kind::Word { Ok(token.text) } else { Err(format!("found '{}', expected: identifier", token.text)) }
+        if token.kind == Kind::Word {
+            Ok(token.text)
+        } else {
+            Err(format!("found '{}', expected: identifier", token.text))
+        }
     }
 }
 

@@ -35,24 +35,12 @@ pub const DEFAULT_COLUMNS: &[Column] = &[
         description: "Name must be unique within its scope. It cannot be changed.",
         priority: 0,
     },
-    Column {
-        name: "Created At",
-        kind: "date",
-        format: "",
-        description: "When the object was made.",
-        priority: 0,
-    },
+    Column { name: "Created At", kind: "date", format: "", description: "When the object was made.", priority: 0 },
 ];
 
 /// Cells for `DEFAULT_COLUMNS`.
 pub fn default_cells(object: &Value) -> Vec<Value> {
-    vec![
-        print::name(object),
-        object
-            .pointer("/metadata/creationTimestamp")
-            .cloned()
-            .unwrap_or_default(),
-    ]
+    vec![print::name(object), object.pointer("/metadata/creationTimestamp").cloned().unwrap_or_default()]
 }
 
 /// An object without anything but its metadata.
@@ -78,8 +66,7 @@ pub fn row(kind: &Kind, object: &Value, include: Include, now: i64) -> Value {
         _ => None,
     };
     if let (Some((reason, message)), "Pod", Some(map)) = (ended, kind.kind, row.as_object_mut()) {
-        let condition =
-            json!({"type": "Completed", "status": "True", "reason": reason, "message": message});
+        let condition = json!({"type": "Completed", "status": "True", "reason": reason, "message": message});
         map.insert("conditions".to_owned(), json!([condition]));
     }
     row
@@ -103,18 +90,8 @@ pub fn columns(columns: &[Column]) -> Value {
 
 /// A table of objects; `metadata` is that of the list or object, `headers` is false for all but the
 /// first event of a watch, `now` counts seconds since 1970.
-pub fn table(
-    kind: &Kind,
-    objects: &[Value],
-    metadata: Value,
-    include: Include,
-    headers: bool,
-    now: i64,
-) -> Value {
-    let rows: Vec<Value> = objects
-        .iter()
-        .map(|object| row(kind, object, include, now))
-        .collect();
+pub fn table(kind: &Kind, objects: &[Value], metadata: Value, include: Include, headers: bool, now: i64) -> Value {
+    let rows: Vec<Value> = objects.iter().map(|object| row(kind, object, include, now)).collect();
     json!({
         "kind": "Table",
         "apiVersion": "meta.k8s.io/v1",
@@ -133,12 +110,7 @@ mod tests {
     fn every_row_has_a_cell_for_every_column() {
         for kind in kinds::ALL {
             let object = json!({"metadata": {"name": "x"}});
-            assert_eq!(
-                (kind.cells)(&object, 0).len(),
-                kind.columns.len(),
-                "{}",
-                kind.kind
-            );
+            assert_eq!((kind.cells)(&object, 0).len(), kind.columns.len(), "{}", kind.kind);
         }
     }
 

@@ -29,23 +29,11 @@ fn bodies_are_decoded_as_recorded() {
             "Ignore" => FieldValidation::Ignore,
             _ => FieldValidation::Warn,
         };
-        let got = decode_type(
-            of.name,
-            (group, version, text("kind")),
-            text("body").as_bytes(),
-            media,
-            mode,
-        );
+        let got = decode_type(of.name, (group, version, text("kind")), text("body").as_bytes(), media, mode);
         match (&got, case["error"].as_str()) {
             (Ok(decoded), None) => {
-                let warnings: Vec<String> =
-                    decoded.warnings.iter().map(|w| format!("{w:?}")).collect();
-                let want: Vec<&str> = case["warnings"]
-                    .as_array()
-                    .unwrap()
-                    .iter()
-                    .filter_map(Value::as_str)
-                    .collect();
+                let warnings: Vec<String> = decoded.warnings.iter().map(|w| format!("{w:?}")).collect();
+                let want: Vec<&str> = case["warnings"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
                 if warnings != want {
                     wrong.push(format!("{}: want {want:?}, got {warnings:?}", text("case")));
                 }
@@ -63,11 +51,7 @@ fn restore(value: &mut Value, key: &str) {
         Value::Object(map) => map.iter_mut().for_each(|(key, value)| restore(value, key)),
         Value::Array(items) => items.iter_mut().for_each(|item| restore(item, key)),
         Value::String(text) => match text.as_str() {
-            "T" if matches!(
-                key,
-                "renewTime" | "acquireTime" | "eventTime" | "lastObservedTime"
-            ) =>
-            {
+            "T" if matches!(key, "renewTime" | "acquireTime" | "eventTime" | "lastObservedTime") => {
                 *text = "2024-01-01T00:00:00.000000Z".into();
             }
             "T" => *text = "2024-01-01T00:00:00Z".into(),

@@ -11,13 +11,7 @@ use sampan_api::{Error, FieldErrors, Kind, kinds, patch};
 use serde_json::{Value, json};
 
 /// What differs from run to run, in metadata and below.
-const VOLATILE: &[&str] = &[
-    "managedFields",
-    "uid",
-    "creationTimestamp",
-    "resourceVersion",
-    "nodePort",
-];
+const VOLATILE: &[&str] = &["managedFields", "uid", "creationTimestamp", "resourceVersion", "nodePort"];
 
 fn normal(value: &Value) -> Value {
     match value {
@@ -35,9 +29,7 @@ fn normal(value: &Value) -> Value {
         Value::String(text) => {
             let text = text.replace("10.9.8.7", "IP");
             let unit = text.strip_suffix(['s', 'm', 'h', 'd']);
-            let age = unit.is_some_and(|digits| {
-                !digits.is_empty() && digits.bytes().all(|c| c.is_ascii_digit())
-            });
+            let age = unit.is_some_and(|digits| !digits.is_empty() && digits.bytes().all(|c| c.is_ascii_digit()));
             if age { json!("AGE") } else { json!(text) }
         }
         other => other.clone(),
@@ -45,13 +37,7 @@ fn normal(value: &Value) -> Value {
 }
 
 fn map<'a>(value: &'a mut Value, key: &str) -> &'a mut serde_json::Map<String, Value> {
-    value
-        .as_object_mut()
-        .unwrap()
-        .entry(key)
-        .or_insert_with(|| json!({}))
-        .as_object_mut()
-        .unwrap()
+    value.as_object_mut().unwrap().entry(key).or_insert_with(|| json!({})).as_object_mut().unwrap()
 }
 
 /// What admission and allocation add, as far as the answers show it.
@@ -62,11 +48,9 @@ fn admit(kind: &Kind, object: &mut Value) {
             spec.insert("serviceAccountName".into(), json!("default"));
             spec.insert("priority".into(), json!(0));
             spec.insert("preemptionPolicy".into(), json!("PreemptLowerPriority"));
-            let toleration = |key: &str| json!({"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 300});
-            let both = [
-                toleration("node.kubernetes.io/not-ready"),
-                toleration("node.kubernetes.io/unreachable"),
-            ];
+            let toleration =
+                |key: &str| json!({"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 300});
+            let both = [toleration("node.kubernetes.io/not-ready"), toleration("node.kubernetes.io/unreachable")];
             spec.insert("tolerations".into(), json!(both));
         }
         "Service" if object.pointer("/spec/type") != Some(&json!("ExternalName")) => {
@@ -117,18 +101,11 @@ fn target(path: &str) -> Target {
     let kind = kinds::find(group, version, rest[0]).unwrap();
     let name = rest.get(1).copied().unwrap_or_default();
     let subresource = rest.get(2).copied().unwrap_or_default();
-    Target {
-        kind,
-        key: format!("{}/{name}", kind.plural),
-        subresource: subresource.to_owned(),
-    }
+    Target { kind, key: format!("{}/{name}", kind.plural), subresource: subresource.to_owned() }
 }
 
 fn checked(kind: &Kind, object: &Value, errors: FieldErrors) -> Result<(), Error> {
-    let name = object
-        .pointer("/metadata/name")
-        .and_then(Value::as_str)
-        .unwrap_or_default();
+    let name = object.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default();
     object_error(&kind.qualified_kind(), name, errors)
 }
 
@@ -136,13 +113,7 @@ impl Server {
     fn create(&mut self, target: &Target, body: &Value) -> Result<Value, Error> {
         let kind = target.kind;
         let text = body.to_string().replace("{ns}", "ns");
-        let mut object = decode(
-            kind,
-            text.as_bytes(),
-            MediaType::Json,
-            FieldValidation::Warn,
-        )?
-        .object;
+        let mut object = decode(kind, text.as_bytes(), MediaType::Json, FieldValidation::Warn)?.object;
         (kind.strategy.default)(&mut object);
         if kind.namespaced() {
             map(&mut object, "metadata").insert("namespace".into(), json!("ns"));
@@ -150,12 +121,8 @@ impl Server {
         admit(kind, &mut object);
         (kind.strategy.prepare_create)(&mut object);
         checked(kind, &object, kind.validate_create(&object))?;
-        let name = object
-            .pointer("/metadata/name")
-            .and_then(Value::as_str)
-            .unwrap_or_default();
-        self.objects
-            .insert(format!("{}/{name}", kind.plural), object.clone());
+        let name = object.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default();
+        self.objects.insert(format!("{}/{name}", kind.plural), object.clone());
         Ok(object)
     }
 
@@ -169,11 +136,7 @@ impl Server {
         };
         (kind.strategy.default)(&mut new);
         kind.prepare_write(&target.subresource, &mut new, &old);
-        checked(
-            kind,
-            &new,
-            kind.validate_write(&target.subresource, &new, &old),
-        )?;
+        checked(kind, &new, kind.validate_write(&target.subresource, &new, &old))?;
         self.objects.insert(target.key.clone(), new.clone());
         Ok(new)
     }
@@ -182,19 +145,12 @@ impl Server {
         let target = target(step["path"].as_str().unwrap());
         let result = match step["method"].as_str().unwrap() {
             "POST" => self.create(&target, &step["body"]),
-            "PATCH" => self.patch(
-                &target,
-                step["type"].as_str().unwrap_or_default(),
-                &step["body"],
-            ),
+            "PATCH" => self.patch(&target, step["type"].as_str().unwrap_or_default(), &step["body"]),
             _ => {
                 let objects: Vec<Value> = self.objects.values().cloned().collect();
                 let accept = step["accept"].as_str().unwrap_or_default();
                 return match accept.contains("as=Table") {
-                    true => (
-                        200,
-                        table(target.kind, &objects, json!({}), Include::Metadata, true, 0),
-                    ),
+                    true => (200, table(target.kind, &objects, json!({}), Include::Metadata, true, 0)),
                     // Nothing is stored by a dry run.
                     false => (0, Value::Null),
                 };
@@ -217,15 +173,7 @@ fn picked(step: &Value, answer: &Value) -> Value {
         let pointer = format!("/{}", path.replace('.', "/"));
         answer.pointer(&pointer).cloned().unwrap_or_default()
     };
-    paths
-        .iter()
-        .map(|path| {
-            (
-                path.as_str().unwrap().to_owned(),
-                at(path.as_str().unwrap()),
-            )
-        })
-        .collect()
+    paths.iter().map(|path| (path.as_str().unwrap().to_owned(), at(path.as_str().unwrap()))).collect()
 }
 
 fn differences(path: &str, want: &Value, got: &Value, out: &mut Vec<String>) {
@@ -234,12 +182,7 @@ fn differences(path: &str, want: &Value, got: &Value, out: &mut Vec<String>) {
             let keys: std::collections::BTreeSet<&String> = a.keys().chain(b.keys()).collect();
             for key in keys {
                 let null = Value::Null;
-                differences(
-                    &format!("{path}.{key}"),
-                    a.get(key).unwrap_or(&null),
-                    b.get(key).unwrap_or(&null),
-                    out,
-                );
+                differences(&format!("{path}.{key}"), a.get(key).unwrap_or(&null), b.get(key).unwrap_or(&null), out);
             }
         }
         (Value::Array(a), Value::Array(b)) if a.len() == b.len() => {
@@ -272,45 +215,22 @@ fn kinds_answer_as_recorded() {
             let mut found = Vec::new();
             differences("code", &want["status"], &json!(code), &mut found);
             let place = |value: Value| -> Value {
-                serde_json::from_str(
-                    &value
-                        .to_string()
-                        .replace("\"NS\"", "\"ns\"")
-                        .replace("\"NS-b\"", "\"ns-b\""),
-                )
-                .unwrap()
+                serde_json::from_str(&value.to_string().replace("\"NS\"", "\"ns\"").replace("\"NS-b\"", "\"ns-b\""))
+                    .unwrap()
             };
-            let (want, got) = (
-                place(normal(&want["body"])),
-                place(normal(&picked(step, &answer))),
-            );
+            let (want, got) = (place(normal(&want["body"])), place(normal(&picked(step, &answer))));
             differences("", &want, &got, &mut found);
-            wrong.extend(
-                found
-                    .into_iter()
-                    .take(6)
-                    .map(|line| format!("{}: {line}", case["name"])),
-            );
+            wrong.extend(found.into_iter().take(6).map(|line| format!("{}: {line}", case["name"])));
         }
     }
-    assert!(
-        wrong.is_empty(),
-        "{} differ\n{}",
-        wrong.len(),
-        wrong.join("\n")
-    );
+    assert!(wrong.is_empty(), "{} differ\n{}", wrong.len(), wrong.join("\n"));
 }
 
 #[test]
 fn defaulting_twice_changes_nothing_and_what_is_valid_stays_valid() {
     let cases: Vec<Value> = serde_json::from_str(include_str!("fixtures/kinds.json")).unwrap();
     for case in &cases {
-        for step in case["steps"]
-            .as_array()
-            .unwrap()
-            .iter()
-            .filter(|step| step["method"] == "POST")
-        {
+        for step in case["steps"].as_array().unwrap().iter().filter(|step| step["method"] == "POST") {
             let target = target(step["path"].as_str().unwrap());
             let Ok(object) = Server::default().create(&target, &step["body"]) else {
                 continue;
@@ -322,11 +242,7 @@ fn defaulting_twice_changes_nothing_and_what_is_valid_stays_valid() {
             let mut same = object.clone();
             target.kind.prepare_write("", &mut same, &object);
             assert_eq!(same, object, "{}", case["name"]);
-            assert!(
-                target.kind.validate_write("", &same, &object).is_empty(),
-                "{}",
-                case["name"]
-            );
+            assert!(target.kind.validate_write("", &same, &object).is_empty(), "{}", case["name"]);
         }
     }
 }
@@ -365,13 +281,8 @@ mod laws {
             path.pop();
         };
         match value {
-            Value::Object(map) => map
-                .iter()
-                .for_each(|(key, value)| below(key.clone(), value)),
-            Value::Array(list) => list
-                .iter()
-                .enumerate()
-                .for_each(|(i, value)| below(i.to_string(), value)),
+            Value::Object(map) => map.iter().for_each(|(key, value)| below(key.clone(), value)),
+            Value::Array(list) => list.iter().enumerate().for_each(|(i, value)| below(i.to_string(), value)),
             _ => {}
         }
     }
@@ -379,33 +290,17 @@ mod laws {
     fn bodies() -> &'static [(String, Value)] {
         static BODIES: OnceLock<Vec<(String, Value)>> = OnceLock::new();
         BODIES.get_or_init(|| {
-            let cases: Vec<Value> =
-                serde_json::from_str(include_str!("fixtures/kinds.json")).unwrap();
-            let steps = cases
-                .iter()
-                .flat_map(|case| case["steps"].as_array().unwrap());
+            let cases: Vec<Value> = serde_json::from_str(include_str!("fixtures/kinds.json")).unwrap();
+            let steps = cases.iter().flat_map(|case| case["steps"].as_array().unwrap());
             let posts = steps.filter(|step| step["method"] == "POST");
-            posts
-                .map(|step| {
-                    (
-                        step["path"].as_str().unwrap().to_owned(),
-                        step["body"].clone(),
-                    )
-                })
-                .collect()
+            posts.map(|step| (step["path"].as_str().unwrap().to_owned(), step["body"].clone())).collect()
         })
     }
 
     /// An object of the case, as it is after a create.
     fn made(kind: &Kind, body: &Value) -> Option<Value> {
-        let mut object = decode(
-            kind,
-            body.to_string().as_bytes(),
-            MediaType::Json,
-            FieldValidation::Ignore,
-        )
-        .ok()?
-        .object;
+        let mut object =
+            decode(kind, body.to_string().as_bytes(), MediaType::Json, FieldValidation::Ignore).ok()?.object;
         (kind.strategy.default)(&mut object);
         let mut again = object.clone();
         (kind.strategy.default)(&mut again);

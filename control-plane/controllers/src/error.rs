@@ -40,9 +40,9 @@ impl Error {
     /// Another write came first, or the cache was behind: nobody need hear of it.
     pub fn is_passing(&self) -> bool {
         matches!(self, Self::Waiting(_))
-            || self.status().is_some_and(|status| {
-                status.is_conflict() || status.is_not_found() || status.is_already_exists()
-            })
+            || self
+                .status()
+                .is_some_and(|status| status.is_conflict() || status.is_not_found() || status.is_already_exists())
     }
 
     /// The text a user reads in a condition or an event: the server's own where it answered.
@@ -63,9 +63,9 @@ pub fn status(error: &kube::Error) -> Option<&Status> {
 
 /// Whether the server refused because the namespace is being deleted.
 pub fn namespace_terminating(error: &kube::Error) -> bool {
-    status(error).and_then(|status| status.details.as_ref()).is_some_and(|details| {
-        details.causes.iter().any(|cause| cause.reason == "NamespaceTerminating")
-    })
+    status(error)
+        .and_then(|status| status.details.as_ref())
+        .is_some_and(|details| details.causes.iter().any(|cause| cause.reason == "NamespaceTerminating"))
 }
 
 /// Turns "it is not there" into `None`.

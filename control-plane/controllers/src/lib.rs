@@ -9,7 +9,6 @@ mod context;
 mod deployment;
 mod endpoints;
 mod error;
-mod event_ttl;
 mod gc;
 mod kinds;
 mod namespace;
@@ -52,7 +51,6 @@ pub struct Config {
     pub terminated_pod_threshold: usize,
     /// How long a pod may name a node that is not there before it is deleted.
     pub orphaned_pod_grace: Duration,
-    pub event_ttl: Duration,
     pub clock: Clock,
 }
 
@@ -66,18 +64,13 @@ impl Default for Config {
             root_ca: String::new(),
             terminated_pod_threshold: 12_500,
             orphaned_pod_grace: Duration::from_secs(40),
-            event_ttl: Duration::from_secs(3600),
             clock: Clock::system(),
         }
     }
 }
 
 /// Runs all controllers until `shutdown`.
-pub async fn run(
-    informers: Informers,
-    config: Config,
-    shutdown: CancellationToken,
-) -> anyhow::Result<()> {
+pub async fn run(informers: Informers, config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
     let context = Context {
         client: informers.client().clone(),
         informers,
@@ -95,8 +88,7 @@ pub async fn run(
     controllers.spawn(root_ca::run(context.clone()));
     controllers.spawn(node::run(context.clone()));
     controllers.spawn(node_ipam::run(context.clone()));
-    controllers.spawn(pod_gc::run(context.clone()));
-    controllers.spawn(event_ttl::run(context));
+    controllers.spawn(pod_gc::run(context));
     loop {
         tokio::select! {
             () = shutdown.cancelled() => break,

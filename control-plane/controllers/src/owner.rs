@@ -87,8 +87,7 @@ where
             Some(_) if fits => claimed.push(object),
             Some(_) => {
                 if owner.meta().deletion_timestamp.is_none() {
-                    let _: Option<K> =
-                        write_owners(&objects, meta, |owners| owners.retain(|of| of.uid != uid)).await?;
+                    let _: Option<K> = write_owners(&objects, meta, |owners| owners.retain(|of| of.uid != uid)).await?;
                 }
             }
             None if !fits || meta.deletion_timestamp.is_some() || !may_adopt(&object) => {}
@@ -99,8 +98,7 @@ where
                     let owners: Api<O> = Api::namespaced(client.clone(), namespace);
                     let live = found(owners.get(&owner.name_any()).await)?;
                     asked = Some(live.is_some_and(|live| {
-                        live.meta().uid.as_deref() == Some(uid)
-                            && live.meta().deletion_timestamp.is_none()
+                        live.meta().uid.as_deref() == Some(uid) && live.meta().deletion_timestamp.is_none()
                     }));
                 }
                 if asked == Some(true) {

@@ -47,8 +47,7 @@ pub fn availability(pod: &Pod, min_ready: i32, now: Timestamp) -> Availability {
         return Availability::Yes;
     }
     let Some(since) = ready_since(pod) else { return Availability::No };
-    let missing = i128::from(min_ready) * 1000
-        - i128::from(now.as_millisecond() - since.as_millisecond());
+    let missing = i128::from(min_ready) * 1000 - i128::from(now.as_millisecond() - since.as_millisecond());
     match u64::try_from(missing) {
         Ok(0) | Err(_) => Availability::Yes,
         Ok(missing) => Availability::In(Duration::from_millis(missing)),

@@ -34,9 +34,8 @@ pub(crate) async fn run(context: Context) {
     let nodes = context.informers.all::<Node>();
     let pods = context.informers.all::<Pod>();
     let of_node = by_node(&pods);
-    let finished = pods.index("finished", |pod| {
-        if pod::is_finished(pod) { vec![FINISHED.to_owned()] } else { Vec::new() }
-    });
+    let finished =
+        pods.index("finished", |pod| if pod::is_finished(pod) { vec![FINISHED.to_owned()] } else { Vec::new() });
     let controller = Arc::new(PodGc {
         nodes: nodes.clone(),
         pods: pods.clone(),
@@ -146,9 +145,7 @@ impl PodGc {
         finished.retain(|pod| !pod::is_terminating(pod));
         let threshold = self.context.config.terminated_pod_threshold;
         let excess = finished.len().saturating_sub(threshold);
-        finished.sort_by_key(|pod| {
-            (pod.metadata.creation_timestamp.as_ref().map(|time| time.0), pod.name_any())
-        });
+        finished.sort_by_key(|pod| (pod.metadata.creation_timestamp.as_ref().map(|time| time.0), pod.name_any()));
         finished.truncate(excess);
         let deleted: Vec<Result<(), Error>> = futures::stream::iter(finished)
             .map(|pod| async move { self.delete(&pod, None).await })
@@ -161,8 +158,7 @@ impl PodGc {
 
     /// Deletes at once, nobody is there to end it. `why` is told to who waits for the pod.
     async fn delete(&self, pod: &Pod, why: Option<&str>) -> Result<(), Error> {
-        let pods: Api<Pod> =
-            Api::namespaced(self.context.client.clone(), &pod.namespace().unwrap_or_default());
+        let pods: Api<Pod> = Api::namespaced(self.context.client.clone(), &pod.namespace().unwrap_or_default());
         if let Some(why) = why.filter(|_| !pod::is_finished(pod)) {
             let patch = Patch::Strategic(json!({
                 "metadata": { "uid": pod.metadata.uid },
@@ -178,10 +174,7 @@ impl PodGc {
         }
         let params = DeleteParams {
             grace_period_seconds: Some(0),
-            preconditions: Some(Preconditions {
-                uid: pod.metadata.uid.clone(),
-                resource_version: None,
-            }),
+            preconditions: Some(Preconditions { uid: pod.metadata.uid.clone(), resource_version: None }),
             ..Default::default()
         };
         found(pods.delete(&pod.name_any(), &params).await)?;

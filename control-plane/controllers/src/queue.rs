@@ -221,10 +221,7 @@ pub trait Controller: Send + Sync + 'static {
     type Key: Key;
 
     /// `Some`: to be asked again after that long, whatever happens.
-    fn reconcile(
-        &self,
-        key: &Self::Key,
-    ) -> impl Future<Output = Result<Option<Duration>, Error>> + Send;
+    fn reconcile(&self, key: &Self::Key) -> impl Future<Output = Result<Option<Duration>, Error>> + Send;
 }
 
 /// Works off `queue` until `shutdown`, with so many keys at once.

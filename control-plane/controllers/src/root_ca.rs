@@ -31,11 +31,8 @@ pub(crate) async fn run(context: Context) {
     }
     let namespaces = context.informers.all::<Namespace>();
     let maps = context.informers.selected::<ConfigMap>("metadata.name=kube-root-ca.crt");
-    let controller = Arc::new(Publisher {
-        namespaces: namespaces.clone(),
-        maps: maps.clone(),
-        context: context.clone(),
-    });
+    let controller =
+        Arc::new(Publisher { namespaces: namespaces.clone(), maps: maps.clone(), context: context.clone() });
     let queue = Queue::new();
     namespaces.synced().await;
     maps.synced().await;

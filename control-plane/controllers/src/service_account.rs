@@ -18,11 +18,8 @@ const NAME: &str = "default";
 pub(crate) async fn run(context: Context) {
     let namespaces = context.informers.all::<Namespace>();
     let accounts = context.informers.selected::<ServiceAccount>("metadata.name=default");
-    let controller = Arc::new(Accounts {
-        namespaces: namespaces.clone(),
-        accounts: accounts.clone(),
-        context: context.clone(),
-    });
+    let controller =
+        Arc::new(Accounts { namespaces: namespaces.clone(), accounts: accounts.clone(), context: context.clone() });
     let queue = Queue::new();
     namespaces.synced().await;
     accounts.synced().await;
@@ -59,11 +56,7 @@ impl Controller for Accounts {
             return Ok(None);
         }
         let account = ServiceAccount {
-            metadata: ObjectMeta {
-                name: Some(NAME.to_owned()),
-                namespace: Some(key.clone()),
-                ..Default::default()
-            },
+            metadata: ObjectMeta { name: Some(NAME.to_owned()), namespace: Some(key.clone()), ..Default::default() },
             ..Default::default()
         };
         let accounts: Api<ServiceAccount> = Api::namespaced(self.context.client.clone(), key);

@@ -92,11 +92,7 @@ fn is_unschedulable(node: &Node) -> bool {
 }
 
 fn unschedulable_taint() -> Taint {
-    Taint {
-        key: "node.kubernetes.io/unschedulable".to_owned(),
-        effect: "NoSchedule".to_owned(),
-        ..Default::default()
-    }
+    Taint { key: "node.kubernetes.io/unschedulable".to_owned(), effect: "NoSchedule".to_owned(), ..Default::default() }
 }
 
 fn insufficient(requests: &Resources, info: &NodeInfo) -> Vec<Reason> {
@@ -258,9 +254,8 @@ mod tests {
         let taint = |value: &str, effect: &str| -> Taint {
             serde_json::from_value(json!({ "key": "k", "value": value, "effect": effect })).unwrap()
         };
-        let tolerates = |toleration: Value, taint: &Taint| {
-            super::tolerates(&[serde_json::from_value(toleration).unwrap()], taint)
-        };
+        let tolerates =
+            |toleration: Value, taint: &Taint| super::tolerates(&[serde_json::from_value(toleration).unwrap()], taint);
         let hard = taint("v", "NoSchedule");
         assert!(tolerates(json!({ "operator": "Exists" }), &hard));
         assert!(tolerates(json!({ "key": "k", "operator": "Exists" }), &hard));
@@ -273,9 +268,7 @@ mod tests {
 
     #[test]
     fn affinity_terms_are_alternatives() {
-        let term = |operator: &str, values: Value| {
-            json!({ "matchExpressions": [{ "key": "zone", "operator": operator, "values": values }] })
-        };
+        let term = |operator: &str, values: Value| json!({ "matchExpressions": [{ "key": "zone", "operator": operator, "values": values }] });
         let pod = |terms: Value| {
             pod(json!({ "containers": asks("0", "0"), "affinity": { "nodeAffinity": {
                 "requiredDuringSchedulingIgnoredDuringExecution": { "nodeSelectorTerms": terms } } } }))

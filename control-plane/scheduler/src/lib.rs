@@ -230,7 +230,12 @@ impl Binder {
             match bind(&client, &pod, &node).await {
                 Ok(()) => {
                     let name = format!("{}/{}", pod.namespace().unwrap_or_default(), pod.name_any());
-                    events.record(&*pod, EventKind::Normal, "Scheduled", format!("Successfully assigned {name} to {node}"));
+                    events.record(
+                        &*pod,
+                        EventKind::Normal,
+                        "Scheduled",
+                        format!("Successfully assigned {name} to {node}"),
+                    );
                 }
                 Err(error) => {
                     tracing::debug!(pod = pod.name_any(), node, %error, "binding failed");

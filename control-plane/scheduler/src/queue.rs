@@ -132,7 +132,10 @@ mod tests {
         for pod in [pod("young", 0, 9), pod("old", 0, 1), pod("important", 5, 30)] {
             queue.put(pod);
         }
-        assert_eq!([next(&mut queue), next(&mut queue), next(&mut queue)].map(Option::unwrap), ["important", "old", "young"]);
+        assert_eq!(
+            [next(&mut queue), next(&mut queue), next(&mut queue)].map(Option::unwrap),
+            ["important", "old", "young"]
+        );
         assert_eq!(next(&mut queue), None);
     }
 

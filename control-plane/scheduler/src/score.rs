@@ -21,7 +21,9 @@ pub fn score(pod: &Pod, demand: &Demand, nodes: &[&NodeInfo]) -> Vec<i64> {
     let affinity = normalized(each(&|info| preferred_affinity(pod, info)), false);
     let taints = normalized(each(&|info| intolerable_taints(pod, info)), true);
     let spread = match &demand.owner {
-        Some(owner) => normalized(each(&|info| info.owners.get(owner).copied().unwrap_or(0).try_into().unwrap_or(MAX)), true),
+        Some(owner) => {
+            normalized(each(&|info| info.owners.get(owner).copied().unwrap_or(0).try_into().unwrap_or(MAX)), true)
+        }
         None => vec![0; nodes.len()],
     };
     nodes
@@ -130,7 +132,8 @@ mod tests {
     }
 
     fn pod(cpu: &str, owner: &str) -> Value {
-        let owner = json!([{ "apiVersion": "apps/v1", "kind": "ReplicaSet", "name": owner, "uid": owner, "controller": true }]);
+        let owner =
+            json!([{ "apiVersion": "apps/v1", "kind": "ReplicaSet", "name": owner, "uid": owner, "controller": true }]);
         json!({
             "metadata": { "name": "p", "ownerReferences": owner },
             "spec": { "containers": [{ "name": "c", "resources": { "requests": { "cpu": cpu } } }] },

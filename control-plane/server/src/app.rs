@@ -44,38 +44,24 @@ impl App {
     }
 
     pub fn kind_cache(&self, group: &str, plural: &str) -> Option<&Arc<KindCache>> {
-        let kind = kinds::ALL
-            .iter()
-            .copied()
-            .find(|kind| kind.group == group && kind.plural == plural)?;
+        let kind = kinds::ALL.iter().copied().find(|kind| kind.group == group && kind.plural == plural)?;
         self.cache.of(kind)
     }
 
     /// An object by its names, as the cache has it.
-    pub fn find(
-        &self,
-        group: &str,
-        plural: &str,
-        namespace: &str,
-        name: &str,
-    ) -> Option<Arc<Object>> {
+    pub fn find(&self, group: &str, plural: &str, namespace: &str, name: &str) -> Option<Arc<Object>> {
         self.kind_cache(group, plural)?.get(namespace, name)
     }
 
     /// The value of a selectable field of a core kind's object.
     pub fn field<'a>(&self, object: &'a Object, plural: &str, path: &str) -> Option<&'a str> {
         let kind: &Kind = self.kind_cache("", plural)?.kind;
-        let at = kind
-            .selectable_fields
-            .iter()
-            .position(|field| field.path == path)?;
+        let at = kind.selectable_fields.iter().position(|field| field.path == path)?;
         object.fields.get(at).map(String::as_str)
     }
 
     pub fn is_ready(&self) -> bool {
-        self.ready.load(Ordering::Acquire)
-            && !self.shutdown.is_cancelled()
-            && !self.cache.has_failed()
+        self.ready.load(Ordering::Acquire) && !self.shutdown.is_cancelled() && !self.cache.has_failed()
     }
 }
 

@@ -13,18 +13,12 @@ const PERIOD: Duration = Duration::from_secs(120);
 
 /// Seconds since 1970 at which an event was last told.
 fn last(event: &Value) -> i64 {
-    [
-        "/lastTimestamp",
-        "/eventTime",
-        "/firstTimestamp",
-        "/series/lastObservedTime",
-        "/metadata/creationTimestamp",
-    ]
-    .iter()
-    .filter_map(|pointer| event.pointer(pointer)?.as_str()?.parse::<Timestamp>().ok())
-    .map(Timestamp::as_second)
-    .max()
-    .unwrap_or_default()
+    ["/lastTimestamp", "/eventTime", "/firstTimestamp", "/series/lastObservedTime", "/metadata/creationTimestamp"]
+        .iter()
+        .filter_map(|pointer| event.pointer(pointer)?.as_str()?.parse::<Timestamp>().ok())
+        .map(Timestamp::as_second)
+        .max()
+        .unwrap_or_default()
 }
 
 /// Removes old events until the server ends.

@@ -21,27 +21,16 @@ pub struct Identity {
 
 impl Identity {
     /// A user with these groups, and those of every authenticated one.
-    pub fn new<G: Into<String>>(
-        user: impl Into<String>,
-        groups: impl IntoIterator<Item = G>,
-    ) -> Self {
+    pub fn new<G: Into<String>>(user: impl Into<String>, groups: impl IntoIterator<Item = G>) -> Self {
         let mut groups: Vec<String> = groups.into_iter().map(Into::into).collect();
         if !groups.iter().any(|group| group == AUTHENTICATED) {
             groups.push(AUTHENTICATED.to_owned());
         }
-        Self {
-            user: user.into(),
-            groups,
-            ..Self::default()
-        }
+        Self { user: user.into(), groups, ..Self::default() }
     }
 
     pub fn anonymous() -> Self {
-        Self {
-            user: "system:anonymous".to_owned(),
-            groups: vec![UNAUTHENTICATED.to_owned()],
-            ..Self::default()
-        }
+        Self { user: "system:anonymous".to_owned(), groups: vec![UNAUTHENTICATED.to_owned()], ..Self::default() }
     }
 
     /// The administrator: `kubernetes-admin` in `system:masters`.
@@ -67,8 +56,6 @@ impl Identity {
 
     /// The node's name, where a node asks.
     pub fn node_name(&self) -> Option<&str> {
-        self.in_group(NODES)
-            .then(|| self.user.strip_prefix("system:node:"))
-            .flatten()
+        self.in_group(NODES).then(|| self.user.strip_prefix("system:node:")).flatten()
     }
 }

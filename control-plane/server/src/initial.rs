@@ -20,11 +20,7 @@ pub async fn make(app: &App) -> Result<(), Error> {
         ensure(app, ("", "namespaces"), "", name, object).await?;
     }
     let endpoint = app.config.endpoint();
-    let family = if app.config.service_cidr.addr().is_ipv4() {
-        "IPv4"
-    } else {
-        "IPv6"
-    };
+    let family = if app.config.service_cidr.addr().is_ipv4() { "IPv4" } else { "IPv6" };
     let service = json!({
         "metadata": {"name": KUBERNETES, "labels": {"component": "apiserver", "provider": KUBERNETES}},
         "spec": {
@@ -39,8 +35,7 @@ pub async fn make(app: &App) -> Result<(), Error> {
     });
     ensure(app, ("", "services"), "default", KUBERNETES, service).await?;
     // The port may be another one after a restart.
-    let ports =
-        json!([{"name": "https", "port": 443, "protocol": "TCP", "targetPort": endpoint.port()}]);
+    let ports = json!([{"name": "https", "port": 443, "protocol": "TCP", "targetPort": endpoint.port()}]);
     merge(app, ("", "services"), "default", KUBERNETES, |object| {
         if let Some(spec) = object.get_mut("spec").and_then(Value::as_object_mut) {
             spec.insert("ports".to_owned(), ports.clone());
@@ -62,8 +57,7 @@ pub async fn make(app: &App) -> Result<(), Error> {
         }
     })
     .await?;
-    let addresses =
-        json!([{"addresses": [endpoint.ip().to_string()], "conditions": {"ready": true}}]);
+    let addresses = json!([{"addresses": [endpoint.ip().to_string()], "conditions": {"ready": true}}]);
     let slice_ports = json!([{"name": "https", "port": endpoint.port(), "protocol": "TCP"}]);
     let slice = json!({
         "metadata": {"name": KUBERNETES, "labels": {"kubernetes.io/service-name": KUBERNETES}},
@@ -71,26 +65,13 @@ pub async fn make(app: &App) -> Result<(), Error> {
         "endpoints": addresses,
         "ports": slice_ports,
     });
-    ensure(
-        app,
-        ("discovery.k8s.io", "endpointslices"),
-        "default",
-        KUBERNETES,
-        slice,
-    )
-    .await?;
-    merge(
-        app,
-        ("discovery.k8s.io", "endpointslices"),
-        "default",
-        KUBERNETES,
-        |object| {
-            if let Some(map) = object.as_object_mut() {
-                map.insert("endpoints".to_owned(), addresses.clone());
-                map.insert("ports".to_owned(), slice_ports.clone());
-            }
-        },
-    )
+    ensure(app, ("discovery.k8s.io", "endpointslices"), "default", KUBERNETES, slice).await?;
+    merge(app, ("discovery.k8s.io", "endpointslices"), "default", KUBERNETES, |object| {
+        if let Some(map) = object.as_object_mut() {
+            map.insert("endpoints".to_owned(), addresses.clone());
+            map.insert("ports".to_owned(), slice_ports.clone());
+        }
+    })
     .await?;
     config_map(app).await
 }
@@ -111,26 +92,12 @@ async fn config_map(app: &App) -> Result<(), Error> {
         },
     });
     ensure(app, ("", "configmaps"), "kube-system", NAME, object).await?;
-    let kept = app
-        .find("", "configmaps", "kube-system", NAME)
-        .map(|object| object.value())
-        .unwrap_or_default();
+    let kept = app.find("", "configmaps", "kube-system", NAME).map(|object| object.value()).unwrap_or_default();
     for (key, wanted, option) in [
-        (
-            "clusterCIDR",
-            config.cluster_cidr.trunc().to_string(),
-            "--cluster-cidr",
-        ),
-        (
-            "serviceCIDR",
-            config.service_cidr.trunc().to_string(),
-            "--service-cidr",
-        ),
+        ("clusterCIDR", config.cluster_cidr.trunc().to_string(), "--cluster-cidr"),
+        ("serviceCIDR", config.service_cidr.trunc().to_string(), "--service-cidr"),
     ] {
-        let had = kept
-            .pointer(&format!("/data/{key}"))
-            .and_then(Value::as_str)
-            .unwrap_or_default();
+        let had = kept.pointer(&format!("/data/{key}")).and_then(Value::as_str).unwrap_or_default();
         if had != wanted {
             return Err(Error::BadRequest(format!(
                 "{option} {wanted}: this data directory's cluster was made with {had}, and its objects have addresses \
@@ -142,27 +109,14 @@ async fn config_map(app: &App) -> Result<(), Error> {
 }
 
 fn kind((group, plural): (&str, &str)) -> Result<&'static Kind, Error> {
-    let found = kinds::ALL
-        .iter()
-        .copied()
-        .find(|kind| kind.group == group && kind.plural == plural);
+    let found = kinds::ALL.iter().copied().find(|kind| kind.group == group && kind.plural == plural);
     found.ok_or(Error::UnknownPath)
 }
 
 /// Makes an object where there is none of its name.
-async fn ensure(
-    app: &App,
-    of: (&str, &str),
-    namespace: &str,
-    name: &str,
-    mut object: Value,
-) -> Result<(), Error> {
+async fn ensure(app: &App, of: (&str, &str), namespace: &str, name: &str, mut object: Value) -> Result<(), Error> {
     let kind = kind(of)?;
-    if app
-        .cache
-        .of(kind)
-        .is_some_and(|cache| cache.get(namespace, name).is_some())
-    {
+    if app.cache.of(kind).is_some_and(|cache| cache.get(namespace, name).is_some()) {
         return Ok(());
     }
     if let Some(map) = object.as_object_mut() {
@@ -210,8 +164,5 @@ async fn merge(
         change(&mut new);
         Ok(new)
     };
-    write
-        .update(name, Preconditions::default(), &mut warnings, changed)
-        .await
-        .map(|_| ())
+    write.update(name, Preconditions::default(), &mut warnings, changed).await.map(|_| ())
 }

@@ -64,9 +64,7 @@ impl Config {
     /// The address that the cluster knows the server by.
     pub fn endpoint(&self) -> SocketAddr {
         let address = self.advertise.unwrap_or_else(|| match self.listen.ip() {
-            ip if ip.is_unspecified() => {
-                outgoing_address().unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST))
-            }
+            ip if ip.is_unspecified() => outgoing_address().unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)),
             ip => ip,
         });
         SocketAddr::new(address, self.listen.port())
@@ -106,17 +104,9 @@ impl Server {
             .await
             .with_context(|| format!("data directory {}", config.dir.display()))?;
         let path = config.dir.join("store.redb");
-        let store = tokio::task::spawn_blocking(move || {
-            RedbStore::open(path, sampan_store::Options::default())
-        })
-        .await??;
-        Self::start_with(
-            config,
-            Arc::new(store),
-            Arc::new(jiff::Timestamp::now),
-            shutdown,
-        )
-        .await
+        let store =
+            tokio::task::spawn_blocking(move || RedbStore::open(path, sampan_store::Options::default())).await??;
+        Self::start_with(config, Arc::new(store), Arc::new(jiff::Timestamp::now), shutdown).await
     }
 
     /// As [`Self::start`], on a store and with a clock that are given.
@@ -126,20 +116,16 @@ impl Server {
         clock: Clock,
         shutdown: CancellationToken,
     ) -> anyhow::Result<Self> {
-        let listener = TcpListener::bind(config.listen).await.with_context(|| {
-            format!(
-                "cannot listen on {}; choose another address with --listen",
-                config.listen
-            )
-        })?;
+        let listener = TcpListener::bind(config.listen)
+            .await
+            .with_context(|| format!("cannot listen on {}; choose another address with --listen", config.listen))?;
         let local = listener.local_addr()?;
         config.listen = local;
         let dir = config.dir.join("pki");
         let pki = tokio::task::spawn_blocking(move || pki::Pki::open(&dir)).await??;
-        let cache =
-            cache::Cache::start(store.clone(), kinds::ALL.iter().copied(), shutdown.clone())
-                .await
-                .context("reading the store")?;
+        let cache = cache::Cache::start(store.clone(), kinds::ALL.iter().copied(), shutdown.clone())
+            .await
+            .context("reading the store")?;
         let tokens = authentication::service_account::Tokens::new(
             &pki,
             format!("https://kubernetes.default.svc.{CLUSTER_DOMAIN}"),
@@ -173,10 +159,7 @@ impl Server {
         }
         initial::make(&app).await.map_err(|error| {
             let (_, status) = error.status();
-            let text = status
-                .get("message")
-                .and_then(serde_json::Value::as_str)
-                .unwrap_or_default();
+            let text = status.get("message").and_then(serde_json::Value::as_str).unwrap_or_default();
             anyhow::anyhow!("making the cluster's own objects: {text}")
         })?;
         app.ready.store(true, Ordering::Release);
@@ -189,12 +172,7 @@ impl Server {
             done.send_replace(true);
         });
         tracing::info!(address = %local, "the API server listens");
-        Ok(Self {
-            app,
-            local,
-            router,
-            finished,
-        })
+        Ok(Self { app, local, router, finished })
     }
 
     /// The API for this process, as an identity; what TLS and authentication do is done.
@@ -216,11 +194,7 @@ impl Server {
     }
 
     /// A client certificate and its key, PEM, for a user in at most one group.
-    pub fn client_certificate(
-        &self,
-        user: &str,
-        groups: &[&str],
-    ) -> anyhow::Result<CertificateAndKey> {
+    pub fn client_certificate(&self, user: &str, groups: &[&str]) -> anyhow::Result<CertificateAndKey> {
         Ok(self.app.pki.client_certificate(user, groups)?)
     }
 
@@ -248,39 +222,18 @@ pub fn version() -> String {
 
 fn names(config: &Config) -> Vec<String> {
     let service = format!("kubernetes.default.svc.{CLUSTER_DOMAIN}");
-    let mut all: Vec<String> = [
-        "localhost",
-        "kubernetes",
-        "kubernetes.default",
-        "kubernetes.default.svc",
-        &service,
-    ]
-    .map(str::to_owned)
-    .into();
-    all.extend(
-        config
-            .names
-            .iter()
-            .filter(|name| name.parse::<IpAddr>().is_err())
-            .cloned(),
-    );
+    let mut all: Vec<String> =
+        ["localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc", &service].map(str::to_owned).into();
+    all.extend(config.names.iter().filter(|name| name.parse::<IpAddr>().is_err()).cloned());
     all
 }
 
 fn addresses(config: &Config, local: SocketAddr) -> Vec<IpAddr> {
-    let mut all = vec![
-        IpAddr::V4(Ipv4Addr::LOCALHOST),
-        IpAddr::V6(std::net::Ipv6Addr::LOCALHOST),
-    ];
+    let mut all = vec![IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(std::net::Ipv6Addr::LOCALHOST)];
     all.push(config.kubernetes_address());
     all.push(config.endpoint().ip());
     all.push(local.ip());
-    all.extend(
-        config
-            .names
-            .iter()
-            .filter_map(|name| name.parse::<IpAddr>().ok()),
-    );
+    all.extend(config.names.iter().filter_map(|name| name.parse::<IpAddr>().ok()));
     all.retain(|ip: &IpAddr| !ip.is_unspecified());
     let mut seen = std::collections::HashSet::new();
     all.retain(|ip| seen.insert(*ip));

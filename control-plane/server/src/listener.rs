@@ -29,19 +29,11 @@ const KEEPALIVE: Duration = Duration::from_secs(30);
 const STREAMS: u32 = 1000;
 
 /// Serves until `shutdown`, then waits for what is still being answered.
-pub async fn serve(
-    app: Arc<App>,
-    listener: TcpListener,
-    tls: rustls::ServerConfig,
-    router: Router,
-) {
+pub async fn serve(app: Arc<App>, listener: TcpListener, tls: rustls::ServerConfig, router: Router) {
     let acceptor = TlsAcceptor::from(Arc::new(tls));
     let graceful = GracefulShutdown::new();
     let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder
-        .http1()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEADERS);
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADERS);
     builder
         .http2()
         .timer(TokioTimer::new())
@@ -80,10 +72,7 @@ pub async fn serve(
         }
     }
     drop(listener);
-    if tokio::time::timeout(DRAIN, graceful.shutdown())
-        .await
-        .is_err()
-    {
+    if tokio::time::timeout(DRAIN, graceful.shutdown()).await.is_err() {
         tracing::warn!("connections were still open at the end");
     }
 }
@@ -101,10 +90,7 @@ async fn handshake(acceptor: TlsAcceptor, stream: TcpStream) -> Option<(Stream, 
         Err(_) => return None,
     };
     let (_, session) = stream.get_ref();
-    let certificate = session
-        .peer_certificates()
-        .and_then(|chain| chain.first())
-        .and_then(pki::identity_of);
+    let certificate = session.peer_certificates().and_then(|chain| chain.first()).and_then(pki::identity_of);
     Some((stream, certificate))
 }
 

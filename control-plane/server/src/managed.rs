@@ -5,38 +5,16 @@ use sampan_api::apply::{self, Writer};
 use serde_json::Value;
 
 /// Puts in the managed fields of a new object, or of a changed one.
-pub fn update(
-    kind: &Kind,
-    old: Option<&Value>,
-    new: &mut Value,
-    manager: &str,
-    subresource: &str,
-    now: &str,
-) {
-    apply::update(
-        kind,
-        old,
-        new,
-        Writer {
-            manager,
-            subresource,
-            now,
-        },
-    );
+pub fn update(kind: &Kind, old: Option<&Value>, new: &mut Value, manager: &str, subresource: &str, now: &str) {
+    apply::update(kind, old, new, Writer { manager, subresource, now });
 }
 
 fn without_times(object: &Value) -> Value {
     let mut object = object.clone();
     if let Some(metadata) = object.get_mut("metadata").and_then(Value::as_object_mut) {
         metadata.remove("resourceVersion");
-        let entries = metadata
-            .get_mut("managedFields")
-            .and_then(Value::as_array_mut);
-        for entry in entries
-            .into_iter()
-            .flatten()
-            .filter_map(Value::as_object_mut)
-        {
+        let entries = metadata.get_mut("managedFields").and_then(Value::as_array_mut);
+        for entry in entries.into_iter().flatten().filter_map(Value::as_object_mut) {
             entry.remove("time");
         }
     }

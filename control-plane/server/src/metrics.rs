@@ -38,9 +38,7 @@ struct KindLabels {
     resource: &'static str,
 }
 
-const BUCKETS: [f64; 14] = [
-    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
-];
+const BUCKETS: [f64; 14] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
 
 fn histogram() -> Histogram {
     Histogram::new(BUCKETS)
@@ -69,85 +67,33 @@ impl Metrics {
             "Time until an answer began; watches left out",
             durations.clone(),
         );
-        registry.register(
-            "apiserver_longrunning_requests",
-            "Watches open",
-            watches.clone(),
-        );
-        registry.register(
-            "apiserver_storage_objects",
-            "Objects stored",
-            objects.clone(),
-        );
-        registry.register(
-            "apiserver_watch_cache_resource_version",
-            "Revision of the watch cache",
-            revision.clone(),
-        );
-        Self {
-            registry,
-            requests,
-            durations,
-            watches,
-            objects,
-            revision,
-        }
+        registry.register("apiserver_longrunning_requests", "Watches open", watches.clone());
+        registry.register("apiserver_storage_objects", "Objects stored", objects.clone());
+        registry.register("apiserver_watch_cache_resource_version", "Revision of the watch cache", revision.clone());
+        Self { registry, requests, durations, watches, objects, revision }
     }
 
     pub fn request(&self, label: &Label, code: u16, elapsed: Duration) {
-        let Label {
-            verb,
-            group,
-            resource,
-            subresource,
-        } = *label;
-        self.requests
-            .get_or_create(&RequestLabels {
-                verb,
-                group,
-                resource,
-                subresource,
-                code,
-            })
-            .inc();
+        let Label { verb, group, resource, subresource } = *label;
+        self.requests.get_or_create(&RequestLabels { verb, group, resource, subresource, code }).inc();
         if verb != "watch" {
-            self.durations
-                .get_or_create(&DurationLabels {
-                    verb,
-                    group,
-                    resource,
-                })
-                .observe(elapsed.as_secs_f64());
+            self.durations.get_or_create(&DurationLabels { verb, group, resource }).observe(elapsed.as_secs_f64());
         }
     }
 
     /// Counts a watch for as long as what it returns lives.
     pub fn watching(&self, kind: &'static Kind) -> Watching {
-        let gauge = self
-            .watches
-            .get_or_create(&KindLabels {
-                group: kind.group,
-                resource: kind.plural,
-            })
-            .clone();
+        let gauge = self.watches.get_or_create(&KindLabels { group: kind.group, resource: kind.plural }).clone();
         gauge.inc();
         Watching(gauge)
     }
 
     pub fn encode(&self, cache: &Arc<Cache>) -> String {
         for kind in cache.kinds() {
-            let labels = KindLabels {
-                group: kind.kind.group,
-                resource: kind.kind.plural,
-            };
-            self.objects
-                .get_or_create(&labels)
-                .set(i64::try_from(kind.len()).unwrap_or(i64::MAX));
+            let labels = KindLabels { group: kind.kind.group, resource: kind.kind.plural };
+            self.objects.get_or_create(&labels).set(i64::try_from(kind.len()).unwrap_or(i64::MAX));
         }
-        self.revision.inner().store(
-            i64::try_from(cache.revision()).unwrap_or(i64::MAX),
-            Ordering::Relaxed,
-        );
+        self.revision.inner().store(i64::try_from(cache.revision()).unwrap_or(i64::MAX), Ordering::Relaxed);
         let mut text = String::new();
         // Writing to a string does not fail.
         let _ = encode(&mut text, &self.registry);

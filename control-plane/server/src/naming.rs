@@ -10,9 +10,7 @@ const BASE: usize = 58;
 /// Five random characters.
 pub fn suffix() -> String {
     let mut rng = rand::rng();
-    (0..5)
-        .map(|_| char::from(ALPHABET[rng.random_range(0..ALPHABET.len())]))
-        .collect()
+    (0..5).map(|_| char::from(ALPHABET[rng.random_range(0..ALPHABET.len())])).collect()
 }
 
 /// A name out of a `generateName`.

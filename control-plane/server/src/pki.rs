@@ -9,9 +9,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName,
-    DnType, DnValue, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
-    PublicKeyData, SerialNumber,
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType, DnValue,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PublicKeyData, SerialNumber,
 };
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -31,13 +30,8 @@ const BACKDATED: i64 = 3600;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("{path}: {source}")]
-    File {
-        path: PathBuf,
-        source: std::io::Error,
-    },
-    #[error(
-        "{path} is damaged ({reason}); restore it, or remove the whole pki directory to begin anew"
-    )]
+    File { path: PathBuf, source: std::io::Error },
+    #[error("{path} is damaged ({reason}); restore it, or remove the whole pki directory to begin anew")]
     Damaged { path: PathBuf, reason: String },
     #[error("certificate: {0}")]
     Certificate(#[from] rcgen::Error),
@@ -62,19 +56,14 @@ pub struct Pki {
 impl Pki {
     /// Reads the keys in `dir`, making what is not there yet.
     pub fn open(dir: &Path) -> Result<Self, Error> {
-        fs::create_dir_all(dir).map_err(|source| Error::File {
-            path: dir.to_owned(),
-            source,
-        })?;
+        fs::create_dir_all(dir).map_err(|source| Error::File { path: dir.to_owned(), source })?;
         let _ = fs::set_permissions(dir, fs::Permissions::from_mode(0o700));
         let key_path = dir.join("ca.key");
         let cert_path = dir.join("ca.crt");
         let (key, ca_pem) = match (read(&key_path)?, read(&cert_path)?) {
             (Some(key), Some(cert)) => {
-                let key = KeyPair::from_pem(&key).map_err(|e| Error::Damaged {
-                    path: key_path.clone(),
-                    reason: e.to_string(),
-                })?;
+                let key = KeyPair::from_pem(&key)
+                    .map_err(|e| Error::Damaged { path: key_path.clone(), reason: e.to_string() })?;
                 (key, cert)
             }
             // A key alone has signed nothing yet: the certificate is written last.
@@ -87,21 +76,13 @@ impl Pki {
                 (key, cert)
             }
             (None, Some(_)) => {
-                return Err(Error::Damaged {
-                    path: key_path,
-                    reason: "missing beside ca.crt".to_owned(),
-                });
+                return Err(Error::Damaged { path: key_path, reason: "missing beside ca.crt".to_owned() });
             }
         };
-        let damaged = |reason: String| Error::Damaged {
-            path: cert_path.clone(),
-            reason,
-        };
-        let ca_der = CertificateDer::from_pem_slice(ca_pem.as_bytes())
-            .map_err(|e| damaged(e.to_string()))?;
+        let damaged = |reason: String| Error::Damaged { path: cert_path.clone(), reason };
+        let ca_der = CertificateDer::from_pem_slice(ca_pem.as_bytes()).map_err(|e| damaged(e.to_string()))?;
         {
-            let (_, parsed) =
-                X509Certificate::from_der(&ca_der).map_err(|e| damaged(e.to_string()))?;
+            let (_, parsed) = X509Certificate::from_der(&ca_der).map_err(|e| damaged(e.to_string()))?;
             if parsed.public_key().subject_public_key.data.as_ref() != key.der_bytes() {
                 return Err(damaged("its key is not that of ca.key".to_owned()));
             }
@@ -109,10 +90,8 @@ impl Pki {
         let issuer = Issuer::from_ca_cert_pem(&ca_pem, key).map_err(|e| damaged(e.to_string()))?;
         let token_path = dir.join("service-account.key");
         let token_key = match read(&token_path)? {
-            Some(pem) => KeyPair::from_pem(&pem).map_err(|e| Error::Damaged {
-                path: token_path.clone(),
-                reason: e.to_string(),
-            })?,
+            Some(pem) => KeyPair::from_pem(&pem)
+                .map_err(|e| Error::Damaged { path: token_path.clone(), reason: e.to_string() })?,
             None => {
                 let key = KeyPair::generate()?;
                 write(&token_path, &key.serialize_pem(), 0o600)?;
@@ -134,38 +113,21 @@ impl Pki {
 
     /// SHA-256 of the CA, in hex: what a join token pins.
     pub fn ca_hash(&self) -> String {
-        Sha256::digest(&self.ca_der)
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect()
+        Sha256::digest(&self.ca_der).iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
     /// The server's own certificate, for these names and addresses.
-    fn server_certificate(
-        &self,
-        names: &[String],
-        addresses: &[IpAddr],
-    ) -> Result<CertificateAndKey, Error> {
-        let all: Vec<String> = names
-            .iter()
-            .cloned()
-            .chain(addresses.iter().map(IpAddr::to_string))
-            .collect();
+    fn server_certificate(&self, names: &[String], addresses: &[IpAddr]) -> Result<CertificateAndKey, Error> {
+        let all: Vec<String> = names.iter().cloned().chain(addresses.iter().map(IpAddr::to_string)).collect();
         let mut params = CertificateParams::new(all)?;
         params.distinguished_name = subject("kube-apiserver", &[]);
         self.leaf(params, &[ExtendedKeyUsagePurpose::ServerAuth])
     }
 
     /// A client certificate for a user in at most one group: a name holds one organisation here.
-    pub fn client_certificate(
-        &self,
-        user: &str,
-        groups: &[&str],
-    ) -> Result<CertificateAndKey, Error> {
+    pub fn client_certificate(&self, user: &str, groups: &[&str]) -> Result<CertificateAndKey, Error> {
         if groups.len() > 1 {
-            return Err(Error::Request(format!(
-                "a client certificate names one group at most, not {groups:?}"
-            )));
+            return Err(Error::Request(format!("a client certificate names one group at most, not {groups:?}")));
         }
         let mut params = CertificateParams::default();
         params.distinguished_name = subject(user, groups);
@@ -194,10 +156,7 @@ impl Pki {
             _ => None,
         };
         let user = text(DnType::CommonName).unwrap_or_default();
-        let name = user
-            .strip_prefix("system:node:")
-            .unwrap_or_default()
-            .to_owned();
+        let name = user.strip_prefix("system:node:").unwrap_or_default().to_owned();
         if name.is_empty() || text(DnType::OrganizationName).as_deref() != Some(NODES) {
             return Err(Error::Request(format!(
                 "the request's subject must be CN=system:node:NAME, O={NODES}; its common name is {user:?}"
@@ -206,31 +165,19 @@ impl Pki {
         let mut params = CertificateParams::default();
         params.distinguished_name = subject(&user, &[NODES]);
         params.subject_alt_names = request.params.subject_alt_names;
-        limit(
-            &mut params,
-            &[
-                ExtendedKeyUsagePurpose::ClientAuth,
-                ExtendedKeyUsagePurpose::ServerAuth,
-            ],
-        )?;
+        limit(&mut params, &[ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth])?;
         let cert = params.signed_by(&request.public_key, &self.issuer)?;
         Ok((name, format!("{}{}", cert.pem(), self.ca_pem)))
     }
 
     fn roots(&self) -> Result<Arc<RootCertStore>, Error> {
         let mut roots = RootCertStore::empty();
-        roots
-            .add(self.ca_der.clone())
-            .map_err(|e| Error::Tls(e.to_string()))?;
+        roots.add(self.ca_der.clone()).map_err(|e| Error::Tls(e.to_string()))?;
         Ok(Arc::new(roots))
     }
 
     /// TLS for the listener: client certificates are taken, not demanded.
-    pub fn server_tls(
-        &self,
-        names: &[String],
-        addresses: &[IpAddr],
-    ) -> Result<ServerConfig, Error> {
+    pub fn server_tls(&self, names: &[String], addresses: &[IpAddr]) -> Result<ServerConfig, Error> {
         let (chain, key) = parse(&self.server_certificate(names, addresses)?)?;
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let tls = |e: rustls::Error| Error::Tls(e.to_string());
@@ -267,22 +214,16 @@ pub fn identity_of(certificate: &CertificateDer<'_>) -> Option<Identity> {
     let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
     let subject = parsed.subject();
     let user = subject.iter_common_name().next()?.as_str().ok()?.to_owned();
-    let groups: Vec<String> = subject
-        .iter_organization()
-        .filter_map(|it| it.as_str().ok())
-        .map(str::to_owned)
-        .collect();
+    let groups: Vec<String> =
+        subject.iter_organization().filter_map(|it| it.as_str().ok()).map(str::to_owned).collect();
     (!user.is_empty()).then(|| Identity::new(user, groups))
 }
 
-fn parse(
-    (cert, key): &CertificateAndKey,
-) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), Error> {
+fn parse((cert, key): &CertificateAndKey) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), Error> {
     let chain = CertificateDer::pem_slice_iter(cert.as_bytes())
         .collect::<Result<_, _>>()
         .map_err(|e| Error::Tls(e.to_string()))?;
-    let key =
-        PrivateKeyDer::from_pem_slice(key.as_bytes()).map_err(|e| Error::Tls(e.to_string()))?;
+    let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).map_err(|e| Error::Tls(e.to_string()))?;
     Ok((chain, key))
 }
 
@@ -299,11 +240,7 @@ fn ca_params() -> Result<CertificateParams, Error> {
     let mut params = CertificateParams::default();
     params.distinguished_name = subject("sampan-ca", &[]);
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-    params.key_usages = vec![
-        KeyUsagePurpose::KeyCertSign,
-        KeyUsagePurpose::CrlSign,
-        KeyUsagePurpose::DigitalSignature,
-    ];
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
     validity(&mut params, CA_DAYS)?;
     Ok(params)
 }
@@ -330,30 +267,18 @@ fn read(path: &Path) -> Result<Option<String>, Error> {
     match fs::read_to_string(path) {
         Ok(text) => Ok(Some(text)),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(source) => Err(Error::File {
-            path: path.to_owned(),
-            source,
-        }),
+        Err(source) => Err(Error::File { path: path.to_owned(), source }),
     }
 }
 
 /// Writes a file so that it is there whole or not at all.
 pub fn write(path: &Path, text: &str, mode: u32) -> Result<(), Error> {
-    let file_error = |source| Error::File {
-        path: path.to_owned(),
-        source,
-    };
+    let file_error = |source| Error::File { path: path.to_owned(), source };
     let temporary = path.with_extension(format!("tmp-{}", std::process::id()));
     let _ = fs::remove_file(&temporary);
-    let mut file = fs::OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(mode)
-        .open(&temporary)
-        .map_err(file_error)?;
-    file.write_all(text.as_bytes())
-        .and_then(|()| file.sync_all())
-        .map_err(file_error)?;
+    let mut file =
+        fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(&temporary).map_err(file_error)?;
+    file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).map_err(file_error)?;
     fs::rename(&temporary, path).map_err(file_error)?;
     if let Some(parent) = path.parent()
         && let Ok(dir) = fs::File::open(parent)
@@ -376,10 +301,7 @@ mod tests {
         assert_eq!(first.ca_pem(), again.ca_pem());
         assert_eq!(first.token_public_pem, again.token_public_pem);
         for name in ["ca.key", "service-account.key"] {
-            let mode = fs::metadata(dir.path().join(name))
-                .unwrap()
-                .permissions()
-                .mode();
+            let mode = fs::metadata(dir.path().join(name)).unwrap().permissions().mode();
             assert_eq!(mode & 0o777, 0o600, "{name}");
         }
     }
@@ -388,12 +310,7 @@ mod tests {
     fn a_key_that_is_not_the_certificates_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         drop(Pki::open(dir.path()).unwrap());
-        write(
-            &dir.path().join("ca.key"),
-            &KeyPair::generate().unwrap().serialize_pem(),
-            0o600,
-        )
-        .unwrap();
+        write(&dir.path().join("ca.key"), &KeyPair::generate().unwrap().serialize_pem(), 0o600).unwrap();
         assert!(matches!(Pki::open(dir.path()), Err(Error::Damaged { .. })));
         fs::write(dir.path().join("ca.crt"), "rubbish").unwrap();
         assert!(matches!(Pki::open(dir.path()), Err(Error::Damaged { .. })));

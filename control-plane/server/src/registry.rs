@@ -66,26 +66,15 @@ pub fn shown(kind: &Kind, object: &Object) -> Value {
 }
 
 pub fn not_found(kind: &Kind, name: &str) -> Error {
-    Error::NotFound {
-        resource: kind.qualified_plural(),
-        name: name.to_owned(),
-    }
+    Error::NotFound { resource: kind.qualified_plural(), name: name.to_owned() }
 }
 
 pub fn conflict(kind: &Kind, name: &str, message: impl Into<String>) -> Error {
-    Error::Conflict {
-        resource: kind.qualified_plural(),
-        name: name.to_owned(),
-        message: message.into(),
-    }
+    Error::Conflict { resource: kind.qualified_plural(), name: name.to_owned(), message: message.into() }
 }
 
 pub fn meta<'a>(object: &'a Value, key: &str) -> &'a str {
-    object
-        .get("metadata")
-        .and_then(|metadata| metadata.get(key))
-        .and_then(Value::as_str)
-        .unwrap_or_default()
+    object.get("metadata").and_then(|metadata| metadata.get(key)).and_then(Value::as_str).unwrap_or_default()
 }
 
 /// A body names the object that the path names.
@@ -103,30 +92,22 @@ pub fn check_name(object: &Value, name: &str) -> Result<(), Error> {
 
 /// The metadata of an object, made where there is none.
 pub fn metadata(object: &mut Value) -> Result<&mut Map<String, Value>, Error> {
-    let map = object
-        .as_object_mut()
-        .ok_or_else(|| Error::BadRequest("object: must be a map".to_owned()))?;
-    let metadata = map
-        .entry("metadata")
-        .or_insert_with(|| Value::Object(Map::new()));
+    let map = object.as_object_mut().ok_or_else(|| Error::BadRequest("object: must be a map".to_owned()))?;
+    let metadata = map.entry("metadata").or_insert_with(|| Value::Object(Map::new()));
     if metadata.is_null() {
         *metadata = Value::Object(Map::new());
     }
-    metadata
-        .as_object_mut()
-        .ok_or_else(|| Error::BadRequest("metadata: must be a map".to_owned()))
+    metadata.as_object_mut().ok_or_else(|| Error::BadRequest("metadata: must be a map".to_owned()))
 }
 
 /// A failure of the store that says nothing of the object.
 pub fn store_error(error: StoreError) -> Error {
     match error {
-        StoreError::TooLarge { size, limit, .. } => Error::RequestTooLarge(format!(
-            "the object takes {size} bytes; at most {limit} are kept"
-        )),
-        StoreError::Closed => Error::ServiceUnavailable("the server is shutting down".to_owned()),
-        StoreError::Compacted { .. } => {
-            Error::Expired("The provided resource version is too old.".to_owned())
+        StoreError::TooLarge { size, limit, .. } => {
+            Error::RequestTooLarge(format!("the object takes {size} bytes; at most {limit} are kept"))
         }
+        StoreError::Closed => Error::ServiceUnavailable("the server is shutting down".to_owned()),
+        StoreError::Compacted { .. } => Error::Expired("The provided resource version is too old.".to_owned()),
         StoreError::Future { requested, current } => Error::FutureVersion { requested, current },
         other => {
             tracing::error!(error = %other, "store");
@@ -147,9 +128,7 @@ impl<'a> Write<'a> {
     }
 
     fn stored_kind(&self) -> &'static Kind {
-        self.kind
-            .stored_as
-            .map_or(self.kind, |stored| (stored.kind)())
+        self.kind.stored_as.map_or(self.kind, |stored| (stored.kind)())
     }
 
     fn encode(&self, object: &Value) -> bytes::Bytes {
@@ -173,11 +152,7 @@ impl<'a> Write<'a> {
         if errors.is_empty() || self.trusted {
             return Ok(());
         }
-        Err(Error::Invalid {
-            kind: self.kind.qualified_kind(),
-            name: name.to_owned(),
-            errors,
-        })
+        Err(Error::Invalid { kind: self.kind.qualified_kind(), name: name.to_owned(), errors })
     }
 
     fn is_service(&self) -> bool {
@@ -186,16 +161,9 @@ impl<'a> Write<'a> {
 
     /// The namespace of the path is the object's.
     fn place(&self, object: &mut Value) -> Result<(), Error> {
-        let wanted = if self.kind.namespaced() {
-            self.namespace
-        } else {
-            ""
-        };
+        let wanted = if self.kind.namespaced() { self.namespace } else { "" };
         let metadata = metadata(object)?;
-        let given = metadata
-            .get("namespace")
-            .and_then(Value::as_str)
-            .unwrap_or_default();
+        let given = metadata.get("namespace").and_then(Value::as_str).unwrap_or_default();
         if given == wanted {
             if wanted.is_empty() {
                 metadata.remove("namespace");
@@ -225,14 +193,10 @@ impl<'a> Write<'a> {
         revision: Revision,
     ) -> Result<Arc<Object>, Error> {
         if !self.app.cache.wait(revision, PATIENCE).await {
-            return Err(Error::Internal(
-                "written, but the watch cache does not follow".to_owned(),
-            ));
+            return Err(Error::Internal("written, but the watch cache does not follow".to_owned()));
         }
         if change != Change::Deleted
-            && let Some(object) = cache
-                .get(self.namespace, name)
-                .filter(|object| object.revision == revision)
+            && let Some(object) = cache.get(self.namespace, name).filter(|object| object.revision == revision)
         {
             return Ok(object);
         }
@@ -245,35 +209,18 @@ impl<'a> Write<'a> {
 
     /// Creates an object that a client sent; it has been decoded and defaulted. Texts for warnings
     /// go to `warnings`.
-    pub async fn create(
-        &self,
-        mut object: Value,
-        warnings: &mut Vec<String>,
-    ) -> Result<Written, Error> {
+    pub async fn create(&self, mut object: Value, warnings: &mut Vec<String>) -> Result<Written, Error> {
         self.place(&mut object)?;
         let strategy = &self.kind.strategy;
         if let Some(manager) = self.manager {
-            managed::update(
-                self.kind,
-                None,
-                &mut object,
-                manager,
-                self.subresource,
-                &self.app.now_text(),
-            );
+            managed::update(self.kind, None, &mut object, manager, self.subresource, &self.app.now_text());
         }
         let given_version = !meta(&object, "resourceVersion").is_empty();
-        let generated =
-            meta(&object, "name").is_empty() && !meta(&object, "generateName").is_empty();
+        let generated = meta(&object, "name").is_empty() && !meta(&object, "generateName").is_empty();
         let name = meta(&object, "name").to_owned();
         admission::create(self.app, &self.attributes(&name), &mut object).await?;
         let fields = metadata(&mut object)?;
-        for key in [
-            "deletionTimestamp",
-            "deletionGracePeriodSeconds",
-            "selfLink",
-            "resourceVersion",
-        ] {
+        for key in ["deletionTimestamp", "deletionGracePeriodSeconds", "selfLink", "resourceVersion"] {
             fields.remove(key);
         }
         fields.insert("uid".to_owned(), uuid::Uuid::new_v4().to_string().into());
@@ -308,18 +255,10 @@ impl<'a> Write<'a> {
         Err(Error::Internal("no free name was found".to_owned()))
     }
 
-    async fn insert(
-        &self,
-        name: &str,
-        object: Value,
-        taken: Option<Taken<'_>>,
-    ) -> Result<Written, Error> {
+    async fn insert(&self, name: &str, object: Value, taken: Option<Taken<'_>>) -> Result<Written, Error> {
         let cache = self.cache()?;
         let exists = || {
-            let error = Error::AlreadyExists {
-                resource: self.kind.qualified_plural(),
-                name: name.to_owned(),
-            };
+            let error = Error::AlreadyExists { resource: self.kind.qualified_plural(), name: name.to_owned() };
             let ending = cache
                 .get(self.namespace, name)
                 .is_some_and(|object| !meta(&object.value(), "deletionTimestamp").is_empty());
@@ -328,10 +267,7 @@ impl<'a> Write<'a> {
             }
             let (_, mut status) = error.status();
             if let Some(map) = status.as_object_mut() {
-                map.insert(
-                    "message".to_owned(),
-                    format!("object is being deleted: {error}").into(),
-                );
+                map.insert("message".to_owned(), format!("object is being deleted: {error}").into());
             }
             Error::Status(Box::new(status))
         };
@@ -342,19 +278,12 @@ impl<'a> Write<'a> {
             };
         }
         let bytes = self.encode(&object);
-        match self
-            .app
-            .store
-            .create(&cache.key(self.namespace, name), bytes.clone())
-            .await
-        {
+        match self.app.store.create(&cache.key(self.namespace, name), bytes.clone()).await {
             Ok(revision) => {
                 if let Some(taken) = taken {
                     taken.keep();
                 }
-                let object = self
-                    .settle(cache, name, &bytes, Change::Created, 0, revision)
-                    .await?;
+                let object = self.settle(cache, name, &bytes, Change::Created, 0, revision).await?;
                 Ok(Written::Stored(object))
             }
             Err(StoreError::AlreadyExists { .. }) => Err(exists()),
@@ -373,9 +302,7 @@ impl<'a> Write<'a> {
     ) -> Result<Written, Error> {
         let cache = self.cache()?;
         for _ in 0..ATTEMPTS {
-            let stored = cache
-                .get(self.namespace, name)
-                .ok_or_else(|| not_found(self.kind, name))?;
+            let stored = cache.get(self.namespace, name).ok_or_else(|| not_found(self.kind, name))?;
             let old = shown(self.kind, &stored);
             if !preconditions.uid.is_empty() && preconditions.uid != meta(&old, "uid") {
                 return Err(self.uid_conflict(name, preconditions.uid, meta(&old, "uid")));
@@ -400,10 +327,7 @@ impl<'a> Write<'a> {
             let result = if ends {
                 self.app.store.delete(&key, stored.revision).await
             } else {
-                self.app
-                    .store
-                    .update(&key, bytes.clone(), stored.revision)
-                    .await
+                self.app.store.update(&key, bytes.clone(), stored.revision).await
             };
             match result {
                 Ok(revision) => {
@@ -414,20 +338,14 @@ impl<'a> Write<'a> {
                     if self.is_service() {
                         self.app.services.release(&old, (!ends).then_some(&new));
                     }
-                    let change = if ends {
-                        Change::Deleted
-                    } else {
-                        Change::Updated
-                    };
+                    let change = if ends { Change::Deleted } else { Change::Updated };
                     return self
                         .settle(cache, name, &bytes, change, stored.created, revision)
                         .await
                         .map(Written::Stored);
                 }
                 Err(StoreError::Conflict { current, .. }) => self.catch_up(current).await?,
-                Err(StoreError::NotFound { .. }) => {
-                    self.vanished(cache, name, stored.revision).await?
-                }
+                Err(StoreError::NotFound { .. }) => self.vanished(cache, name, stored.revision).await?,
                 Err(error) => return Err(store_error(error)),
             }
         }
@@ -439,25 +357,15 @@ impl<'a> Write<'a> {
         if self.app.cache.wait(revision, PATIENCE).await {
             return Ok(());
         }
-        Err(Error::Internal(
-            "the watch cache does not follow the store".to_owned(),
-        ))
+        Err(Error::Internal("the watch cache does not follow the store".to_owned()))
     }
 
     /// The store no longer has what the cache showed: waits until the cache knows.
-    pub async fn vanished(
-        &self,
-        cache: &Arc<KindCache>,
-        name: &str,
-        seen: Revision,
-    ) -> Result<(), Error> {
+    pub async fn vanished(&self, cache: &Arc<KindCache>, name: &str, seen: Revision) -> Result<(), Error> {
         let (snapshot, _) = cache.list(self.namespace, None, 1, |_| true);
         let mut watcher = snapshot.watcher;
         let gone = async {
-            while cache
-                .get(self.namespace, name)
-                .is_some_and(|object| object.revision == seen)
-            {
+            while cache.get(self.namespace, name).is_some_and(|object| object.revision == seen) {
                 if !watcher.changed().await {
                     break;
                 }
@@ -509,14 +417,7 @@ impl<'a> Write<'a> {
         }
         (strategy.default)(&mut new);
         if let Some(manager) = self.manager {
-            managed::update(
-                self.kind,
-                Some(old),
-                &mut new,
-                manager,
-                self.subresource,
-                &self.app.now_text(),
-            );
+            managed::update(self.kind, Some(old), &mut new, manager, self.subresource, &self.app.now_text());
         }
         admission::update(&self.attributes(name), &mut new, old)?;
         self.keep_system_fields(&mut new, old)?;
@@ -534,11 +435,7 @@ impl<'a> Write<'a> {
 
     /// What only the server writes stays as it was.
     fn keep_system_fields(&self, new: &mut Value, old: &Value) -> Result<(), Error> {
-        let was = old
-            .get("metadata")
-            .and_then(Value::as_object)
-            .cloned()
-            .unwrap_or_default();
+        let was = old.get("metadata").and_then(Value::as_object).cloned().unwrap_or_default();
         let metadata = metadata(new)?;
         metadata.remove("selfLink");
         for key in ["generation", "creationTimestamp", "deletionTimestamp"] {
@@ -548,9 +445,7 @@ impl<'a> Write<'a> {
             };
         }
         for key in ["uid", "deletionGracePeriodSeconds"] {
-            let empty = metadata
-                .get(key)
-                .is_none_or(|value| value.is_null() || value.as_str() == Some(""));
+            let empty = metadata.get(key).is_none_or(|value| value.is_null() || value.as_str() == Some(""));
             if let Some(value) = was.get(key).filter(|_| empty) {
                 metadata.insert(key.to_owned(), value.clone());
             }
@@ -564,15 +459,8 @@ impl<'a> Write<'a> {
 
 /// Whether an update takes away the last that kept a deleted object: then it ends.
 fn ends(kind: &Kind, new: &Value, old: &Value) -> bool {
-    let none = |pointer: &str| {
-        new.pointer(pointer)
-            .and_then(Value::as_array)
-            .is_none_or(Vec::is_empty)
-    };
-    let waiting = old
-        .pointer("/metadata/deletionGracePeriodSeconds")
-        .and_then(Value::as_i64)
-        .unwrap_or_default();
+    let none = |pointer: &str| new.pointer(pointer).and_then(Value::as_array).is_none_or(Vec::is_empty);
+    let waiting = old.pointer("/metadata/deletionGracePeriodSeconds").and_then(Value::as_i64).unwrap_or_default();
     !meta(old, "deletionTimestamp").is_empty()
         && none("/metadata/finalizers")
         && waiting == 0

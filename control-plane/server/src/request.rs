@@ -78,11 +78,7 @@ impl ApiPath {
         if rest.is_empty() {
             return Some(Self::Version { group, version });
         }
-        let mut found = ResourcePath {
-            group,
-            version,
-            ..ResourcePath::default()
-        };
+        let mut found = ResourcePath { group, version, ..ResourcePath::default() };
         let rest = match rest {
             ["watch", rest @ ..] if !rest.is_empty() => {
                 found.watch = true;
@@ -91,9 +87,7 @@ impl ApiPath {
             rest => rest,
         };
         let rest = match rest {
-            ["namespaces", namespace, rest @ ..]
-                if !matches!(rest, [] | ["status" | "finalize", ..]) =>
-            {
+            ["namespaces", namespace, rest @ ..] if !matches!(rest, [] | ["status" | "finalize", ..]) => {
                 found.namespace = decode(namespace);
                 rest
             }
@@ -105,11 +99,7 @@ impl ApiPath {
         found.subresource = parts.next().map(|part| decode(part)).unwrap_or_default();
         // Proxied paths go on as they came.
         let taken = segments.len() - parts.as_slice().len();
-        found.rest = trimmed
-            .splitn(taken + 1, '/')
-            .nth(taken)
-            .unwrap_or_default()
-            .to_owned();
+        found.rest = trimmed.splitn(taken + 1, '/').nth(taken).unwrap_or_default().to_owned();
         Some(Self::Resource(found))
     }
 }
@@ -121,25 +111,15 @@ pub struct Query(Vec<(String, String)>);
 impl Query {
     pub fn parse(uri: &Uri) -> Self {
         let pairs = axum::extract::Query::<Vec<(String, String)>>::try_from_uri(uri);
-        Self(
-            pairs
-                .map(|axum::extract::Query(pairs)| pairs)
-                .unwrap_or_default(),
-        )
+        Self(pairs.map(|axum::extract::Query(pairs)| pairs).unwrap_or_default())
     }
 
     pub fn get(&self, name: &str) -> Option<&str> {
-        self.0
-            .iter()
-            .find(|(key, _)| key == name)
-            .map(|(_, value)| value.as_str())
+        self.0.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
     }
 
     pub fn all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {
-        self.0
-            .iter()
-            .filter(move |(key, _)| key == name)
-            .map(|(_, value)| value.as_str())
+        self.0.iter().filter(move |(key, _)| key == name).map(|(_, value)| value.as_str())
     }
 
     pub fn text(&self, name: &str) -> &str {
@@ -148,19 +128,16 @@ impl Query {
 
     /// As the reference reads flags: anything but `false` and `0` is true.
     pub fn flag(&self, name: &str) -> Option<bool> {
-        self.get(name)
-            .map(|value| !matches!(value.to_ascii_lowercase().as_str(), "false" | "0"))
+        self.get(name).map(|value| !matches!(value.to_ascii_lowercase().as_str(), "false" | "0"))
     }
 
     pub fn int(&self, name: &str) -> Result<Option<i64>, Error> {
         let Some(text) = self.get(name).filter(|text| !text.is_empty()) else {
             return Ok(None);
         };
-        text.parse().map(Some).map_err(|_| {
-            Error::BadRequest(format!(
-                "strconv.ParseInt: parsing {text:?}: invalid syntax"
-            ))
-        })
+        text.parse()
+            .map(Some)
+            .map_err(|_| Error::BadRequest(format!("strconv.ParseInt: parsing {text:?}: invalid syntax")))
     }
 }
 
@@ -168,21 +145,10 @@ impl Query {
 pub fn field_manager(query: &Query, headers: &HeaderMap) -> String {
     match query.text("fieldManager") {
         "" => {
-            let agent = headers
-                .get(http::header::USER_AGENT)
-                .and_then(|value| value.to_str().ok())
-                .unwrap_or_default();
+            let agent = headers.get(http::header::USER_AGENT).and_then(|value| value.to_str().ok()).unwrap_or_default();
             let first = agent.split('/').next().unwrap_or_default();
-            let printable: String = first
-                .chars()
-                .filter(|c| !c.is_control())
-                .take(128)
-                .collect();
-            if printable.is_empty() {
-                "unknown".to_owned()
-            } else {
-                printable
-            }
+            let printable: String = first.chars().filter(|c| !c.is_control()).take(128).collect();
+            if printable.is_empty() { "unknown".to_owned() } else { printable }
         }
         manager => manager.to_owned(),
     }
@@ -224,55 +190,26 @@ mod tests {
     fn paths() {
         assert_eq!(ApiPath::parse("/nope"), None);
         assert_eq!(ApiPath::parse("/api"), Some(ApiPath::Root { legacy: true }));
-        assert_eq!(
-            ApiPath::parse("/apis/apps/"),
-            Some(ApiPath::Group("apps".to_owned()))
-        );
+        assert_eq!(ApiPath::parse("/apis/apps/"), Some(ApiPath::Group("apps".to_owned())));
         assert_eq!(
             ApiPath::parse("/api/v1"),
-            Some(ApiPath::Version {
-                group: String::new(),
-                version: "v1".to_owned()
-            })
+            Some(ApiPath::Version { group: String::new(), version: "v1".to_owned() })
         );
         let found = resource("/api/v1/namespaces/a/pods/p/log");
-        assert_eq!(
-            (found.namespace.as_str(), found.resource.as_str()),
-            ("a", "pods")
-        );
-        assert_eq!(
-            (found.name.as_str(), found.subresource.as_str()),
-            ("p", "log")
-        );
+        assert_eq!((found.namespace.as_str(), found.resource.as_str()), ("a", "pods"));
+        assert_eq!((found.name.as_str(), found.subresource.as_str()), ("p", "log"));
         let found = resource("/api/v1/namespaces/a/status");
         assert_eq!(
-            (
-                found.resource.as_str(),
-                found.name.as_str(),
-                found.subresource.as_str()
-            ),
+            (found.resource.as_str(), found.name.as_str(), found.subresource.as_str()),
             ("namespaces", "a", "status")
         );
         let found = resource("/api/v1/namespaces/a");
-        assert_eq!(
-            (
-                found.resource.as_str(),
-                found.name.as_str(),
-                found.namespace.as_str()
-            ),
-            ("namespaces", "a", "")
-        );
+        assert_eq!((found.resource.as_str(), found.name.as_str(), found.namespace.as_str()), ("namespaces", "a", ""));
         let found = resource("/apis/apps/v1/watch/namespaces/a/deployments");
         assert!(found.watch);
-        assert_eq!(
-            (found.group.as_str(), found.resource.as_str()),
-            ("apps", "deployments")
-        );
+        assert_eq!((found.group.as_str(), found.resource.as_str()), ("apps", "deployments"));
         let found = resource("/api/v1/nodes/n/proxy/a%2Fb//c/");
-        assert_eq!(
-            (found.subresource.as_str(), found.rest.as_str()),
-            ("proxy", "a%2Fb//c/")
-        );
+        assert_eq!((found.subresource.as_str(), found.rest.as_str()), ("proxy", "a%2Fb//c/"));
         assert_eq!(resource("/api/v1/nodes/n%20m").name, "n m");
     }
 }

@@ -43,31 +43,21 @@ pub struct Range<'a> {
 
 impl Range<'_> {
     pub fn parameter(&self, name: &str) -> &str {
-        self.parameters
-            .iter()
-            .find(|(key, _)| *key == name)
-            .map_or("", |(_, value)| *value)
+        self.parameters.iter().find(|(key, _)| *key == name).map_or("", |(_, value)| *value)
     }
 }
 
 /// The ranges of an `Accept` header, the wanted first.
 pub fn ranges(headers: &HeaderMap) -> Vec<Range<'_>> {
     let mut found: Vec<(u32, Range<'_>)> = Vec::new();
-    for value in headers
-        .get_all(ACCEPT)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-    {
+    for value in headers.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok()) {
         for part in value.split(',') {
             let mut pieces = part.split(';').map(str::trim);
             let Some(media) = pieces.next().filter(|media| !media.is_empty()) else {
                 continue;
             };
             let parameters: Vec<_> = pieces.filter_map(|piece| piece.split_once('=')).collect();
-            let quality = parameters
-                .iter()
-                .find(|(key, _)| *key == "q")
-                .and_then(|(_, q)| q.parse::<f32>().ok());
+            let quality = parameters.iter().find(|(key, _)| *key == "q").and_then(|(_, q)| q.parse::<f32>().ok());
             let order = (1000.0 - quality.unwrap_or(1.0).clamp(0.0, 1.0) * 1000.0) as u32;
             found.push((order, Range { media, parameters }));
         }
@@ -78,13 +68,8 @@ pub fn ranges(headers: &HeaderMap) -> Vec<Range<'_>> {
 
 fn wants_pretty(headers: &HeaderMap, query: &Query) -> bool {
     query.flag("pretty").unwrap_or_else(|| {
-        let agent = headers
-            .get(USER_AGENT)
-            .and_then(|value| value.to_str().ok())
-            .unwrap_or_default();
-        ["curl", "Wget", "Mozilla/5.0"]
-            .iter()
-            .any(|human| agent.starts_with(human))
+        let agent = headers.get(USER_AGENT).and_then(|value| value.to_str().ok()).unwrap_or_default();
+        ["curl", "Wget", "Mozilla/5.0"].iter().any(|human| agent.starts_with(human))
     })
 }
 
@@ -93,11 +78,7 @@ pub fn negotiate(headers: &HeaderMap, query: &Query, list: bool) -> Result<Form,
     let pretty = wants_pretty(headers, query);
     let all = ranges(headers);
     if all.is_empty() {
-        return Ok(Form {
-            shape: Shape::Object,
-            yaml: false,
-            pretty,
-        });
+        return Ok(Form { shape: Shape::Object, yaml: false, pretty });
     }
     for range in all {
         let yaml = match range.media {
@@ -115,11 +96,7 @@ pub fn negotiate(headers: &HeaderMap, query: &Query, list: bool) -> Result<Form,
             "PartialObjectMetadata" if meta && query.flag("watch") == Some(true) => Shape::Metadata,
             _ => continue,
         };
-        return Ok(Form {
-            shape,
-            yaml,
-            pretty,
-        });
+        return Ok(Form { shape, yaml, pretty });
     }
     Err(Error::NotAcceptable(NOT_ACCEPTABLE.to_owned()))
 }
@@ -134,10 +111,7 @@ impl http_body::Body for Pieces {
     type Data = Bytes;
     type Error = std::convert::Infallible;
 
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        _: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
         let next = self.pieces.pop_front();
         if let Some(piece) = &next {
             self.left -= piece.len() as u64;
@@ -181,9 +155,7 @@ pub fn pieces(all: Vec<Bytes>) -> Body {
 pub fn with_body(code: StatusCode, media: &'static str, body: impl Into<Body>) -> Response {
     let mut response = Response::new(body.into());
     *response.status_mut() = code;
-    response
-        .headers_mut()
-        .insert(CONTENT_TYPE, HeaderValue::from_static(media));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(media));
     response
 }
 
@@ -192,10 +164,7 @@ pub const TEXT: &str = "text/plain; charset=utf-8";
 
 pub fn text(code: StatusCode, body: impl Into<Body>) -> Response {
     let mut response = with_body(code, TEXT, body);
-    response.headers_mut().insert(
-        http::header::X_CONTENT_TYPE_OPTIONS,
-        HeaderValue::from_static("nosniff"),
-    );
+    response.headers_mut().insert(http::header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     response
 }
 
@@ -215,11 +184,7 @@ pub fn value(form: Form, status: StatusCode, value: &Value) -> Response {
     {
         return with_body(status, "application/yaml", text);
     }
-    let bytes = if form.pretty {
-        serde_json::to_vec_pretty(value)
-    } else {
-        serde_json::to_vec(value)
-    };
+    let bytes = if form.pretty { serde_json::to_vec_pretty(value) } else { serde_json::to_vec(value) };
     let mut bytes = bytes.unwrap_or_default();
     bytes.push(b'\n');
     with_body(status, JSON, bytes)
@@ -243,25 +208,16 @@ pub fn error(headers: &HeaderMap, query: &Query, error: &Error) -> Response {
     if number >= 500 {
         tracing::warn!(code = number, %error, "request failed");
     }
-    let yaml = ranges(headers)
-        .first()
-        .is_some_and(|range| range.media == "application/yaml");
-    let form = Form {
-        shape: Shape::Object,
-        yaml,
-        pretty: wants_pretty(headers, query),
-    };
+    let yaml = ranges(headers).first().is_some_and(|range| range.media == "application/yaml");
+    let form = Form { shape: Shape::Object, yaml, pretty: wants_pretty(headers, query) };
     let mut response = value(form, code(number), &status);
     if let Some(seconds) = error.retry_after() {
-        response
-            .headers_mut()
-            .insert(http::header::RETRY_AFTER, HeaderValue::from(seconds));
+        response.headers_mut().insert(http::header::RETRY_AFTER, HeaderValue::from(seconds));
     }
     if number == 401 {
-        response.headers_mut().insert(
-            http::header::WWW_AUTHENTICATE,
-            HeaderValue::from_static("Bearer realm=\"kubernetes\""),
-        );
+        response
+            .headers_mut()
+            .insert(http::header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"kubernetes\""));
     }
     response
 }
@@ -311,8 +267,7 @@ pub fn shaped(kind: &Kind, form: Form, object: Value, query: &Query, now: i64) -
         Shape::Metadata => table::partial(&object),
         Shape::Table => {
             let version = object.pointer("/metadata/resourceVersion").cloned();
-            let metadata =
-                version.map_or_else(|| json!({}), |version| json!({"resourceVersion": version}));
+            let metadata = version.map_or_else(|| json!({}), |version| json!({"resourceVersion": version}));
             table::table(kind, &[object], metadata, include(query), true, now)
         }
     }

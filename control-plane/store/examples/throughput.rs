@@ -59,10 +59,7 @@ fn bare(path: &Path) -> f64 {
                 let key = key(writer, revision as usize / WRITERS % KEYS);
                 index.insert(&*key, revision).expect("insert");
             }
-            txn.open_table(META)
-                .expect("a table")
-                .insert("revision", revision)
-                .expect("insert");
+            txn.open_table(META).expect("a table").insert("revision", revision).expect("insert");
         }
         txn.commit().expect("a commit");
     }
@@ -89,10 +86,7 @@ async fn store(path: &Path) -> (f64, Duration, Duration) {
                     let (key, begun) = (key(writer, index), Instant::now());
                     at[index] = match at[index] {
                         0 => store.create(&key, value.clone()).await.expect("a write"),
-                        before => store
-                            .update(&key, value.clone(), before)
-                            .await
-                            .expect("a write"),
+                        before => store.update(&key, value.clone(), before).await.expect("a write"),
                     };
                     times.push(begun.elapsed());
                 }

@@ -43,10 +43,7 @@ pub struct Range {
 
 impl Range {
     pub fn prefix(prefix: impl Into<String>) -> Self {
-        Self {
-            prefix: prefix.into(),
-            after: None,
-        }
+        Self { prefix: prefix.into(), after: None }
     }
 
     /// The same range without the keys up to and including `key`.
@@ -100,44 +97,26 @@ pub enum Error {
     #[error("key {key:?} is at revision {current}, not at the one expected")]
     Conflict { key: String, current: Revision },
     #[error("revision {requested} has been compacted away; the oldest one kept is {oldest}")]
-    Compacted {
-        requested: Revision,
-        oldest: Revision,
-    },
+    Compacted { requested: Revision, oldest: Revision },
     #[error("revision {requested} is in the future; the store is at {current}")]
-    Future {
-        requested: Revision,
-        current: Revision,
-    },
+    Future { requested: Revision, current: Revision },
     /// The reader of a watch let this many events pile up: list again and watch from there.
     #[error("the watch fell {behind} events behind and was dropped")]
     Lagged { behind: usize },
     #[error("the value of {key:?} has {size} bytes; at most {limit} are allowed")]
-    TooLarge {
-        key: String,
-        size: usize,
-        limit: usize,
-    },
+    TooLarge { key: String, size: usize, limit: usize },
     #[error("key {key:?} is not valid: {reason}")]
     InvalidKey { key: String, reason: &'static str },
     #[error("the store is closed")]
     Closed,
-    #[error(
-        "store {path}: cannot be written: {reason}; it needs a directory and file that this user may write"
-    )]
+    #[error("store {path}: cannot be written: {reason}; it needs a directory and file that this user may write")]
     ReadOnly { path: String, reason: String },
-    #[error(
-        "store {path}: in use by another process; stop that one or choose another data directory"
-    )]
+    #[error("store {path}: in use by another process; stop that one or choose another data directory")]
     Locked { path: String },
     #[error(
         "store {path}: written in format {found}, and this version reads format {supported}; use the version that wrote it, or another data directory"
     )]
-    Version {
-        path: String,
-        found: String,
-        supported: u64,
-    },
+    Version { path: String, found: String, supported: u64 },
     #[error(
         "store {path}: damaged or not a store: {reason}; nothing was changed; restore the file from a backup, or move it away to start empty"
     )]

@@ -187,12 +187,16 @@ async fn container_logs(
 
 type LogParts = (Log, logs::Options, CancellationToken);
 
-fn log(api: &Api, namespace: &str, name: &str, container: &str, query: &LogQuery) -> Result<LogParts, (StatusCode, String)> {
+fn log(
+    api: &Api,
+    namespace: &str,
+    name: &str,
+    container: &str,
+    query: &LogQuery,
+) -> Result<LogParts, (StatusCode, String)> {
     let bad = |message: String| (StatusCode::BAD_REQUEST, message);
-    let pod = api
-        .pods
-        .get(namespace, name)
-        .ok_or_else(|| (StatusCode::NOT_FOUND, format!("pod \"{name}\" not found\n")))?;
+    let pod =
+        api.pods.get(namespace, name).ok_or_else(|| (StatusCode::NOT_FOUND, format!("pod \"{name}\" not found\n")))?;
     let uid = spec::uid(&pod);
     let runs = api.shared.runs.lock().unwrap_or_else(PoisonError::into_inner);
     let run = runs
@@ -212,7 +216,9 @@ fn log(api: &Api, namespace: &str, name: &str, container: &str, query: &LogQuery
         })?
     };
     let since = match (&query.since_time, query.since_seconds) {
-        (Some(time), _) => Some(time.parse().map_err(|_| bad(format!("sinceTime: {time:?} is not a time as in 2026-01-01T00:00:00Z")))?),
+        (Some(time), _) => Some(
+            time.parse().map_err(|_| bad(format!("sinceTime: {time:?} is not a time as in 2026-01-01T00:00:00Z")))?,
+        ),
         (None, Some(seconds)) => Timestamp::now().checked_sub(SignedDuration::from_secs(seconds)).ok(),
         (None, None) => None,
     };
@@ -228,12 +234,8 @@ fn log(api: &Api, namespace: &str, name: &str, container: &str, query: &LogQuery
             Some(stream) => Some(stream.to_lowercase()),
         },
     };
-    let id = ContainerId {
-        tenant: run.tenant.clone(),
-        pod_uid: uid.to_owned(),
-        container: container.to_owned(),
-        attempt,
-    };
+    let id =
+        ContainerId { tenant: run.tenant.clone(), pod_uid: uid.to_owned(), container: container.to_owned(), attempt };
     let log = Log::new(&api.shared.paths.tenant(&run.tenant), &paths::log(&id));
     Ok((log, options, run.live.unwrap_or_default()))
 }

@@ -75,7 +75,8 @@ fn parse_token(text: &str) -> anyhow::Result<Token<'_>> {
     let form = "a token is ID.SECRET.CAHASH, as `sampan token create` prints it";
     let (bearer, ca_hash) = text.rsplit_once('.').context(form)?;
     let (id, secret) = bearer.split_once('.').context(form)?;
-    let word = |text: &str, length| text.len() == length && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
+    let word =
+        |text: &str, length| text.len() == length && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
     let hash = ca_hash.len() == 64 && ca_hash.bytes().all(|b| b.is_ascii_hexdigit());
     ensure!(word(id, 6) && word(secret, 16) && hash, "{form}");
     Ok(Token { bearer, ca_hash })
@@ -157,8 +158,7 @@ fn read(path: &Path) -> anyhow::Result<Option<String>> {
 fn write(path: &Path, text: &str) -> anyhow::Result<()> {
     let temporary = path.with_extension("new");
     let write = || -> std::io::Result<()> {
-        let mut file =
-            fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+        let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
         file.write_all(text.as_bytes())?;
         file.sync_all()?;
         fs::rename(&temporary, path)
@@ -181,7 +181,8 @@ fn member(dir: &Path, node_name: &str, addresses: &[IpAddr], renewable: bool) ->
 
 /// Days that are left to a node's certificate.
 fn check(cert_pem: &str, node_name: &str) -> anyhow::Result<i64> {
-    let der = CertificateDer::from_pem_slice(cert_pem.as_bytes()).map_err(|error| anyhow::anyhow!("no PEM certificate: {error:?}"))?;
+    let der = CertificateDer::from_pem_slice(cert_pem.as_bytes())
+        .map_err(|error| anyhow::anyhow!("no PEM certificate: {error:?}"))?;
     let (_, certificate) = X509Certificate::from_der(&der).context("no X.509 certificate")?;
     let user = format!("system:node:{node_name}");
     let names: Vec<&str> = certificate.subject().iter_common_name().filter_map(|name| name.as_str().ok()).collect();
@@ -298,7 +299,12 @@ impl ServerCertVerifier for NotYet {
         certificate: &CertificateDer<'_>,
         signature: &rustls::DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls12_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
+        rustls::crypto::verify_tls12_signature(
+            message,
+            certificate,
+            signature,
+            &self.0.signature_verification_algorithms,
+        )
     }
 
     fn verify_tls13_signature(
@@ -307,7 +313,12 @@ impl ServerCertVerifier for NotYet {
         certificate: &CertificateDer<'_>,
         signature: &rustls::DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls13_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
+        rustls::crypto::verify_tls13_signature(
+            message,
+            certificate,
+            signature,
+            &self.0.signature_verification_algorithms,
+        )
     }
 
     fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {

@@ -420,12 +420,16 @@ mod tests {
     #[tokio::test]
     async fn parts_of_the_log() {
         let dir = tempfile::tempdir().unwrap();
-        std::fs::write(dir.path().join("0.log.1"), cri(1, "F", "one") + &cri(2, "P", "tw") + &cri(2, "F", "o")).unwrap();
-        std::fs::write(dir.path().join("0.log"), cri(3, "F", "three") + "2026-01-01T00:00:04Z stderr F four\nhalf").unwrap();
+        std::fs::write(dir.path().join("0.log.1"), cri(1, "F", "one") + &cri(2, "P", "tw") + &cri(2, "F", "o"))
+            .unwrap();
+        std::fs::write(dir.path().join("0.log"), cri(3, "F", "three") + "2026-01-01T00:00:04Z stderr F four\nhalf")
+            .unwrap();
         let log = log(dir.path());
         let all = Options::default();
         assert_eq!(read(&log, all.clone()).await, "one\ntwo\nthree\nfour\n");
-        for (lines, expected) in [(0, ""), (1, "four\n"), (2, "three\nfour\n"), (3, "two\nthree\nfour\n"), (9, "one\ntwo\nthree\nfour\n")] {
+        for (lines, expected) in
+            [(0, ""), (1, "four\n"), (2, "three\nfour\n"), (3, "two\nthree\nfour\n"), (9, "one\ntwo\nthree\nfour\n")]
+        {
             assert_eq!(read(&log, Options { tail: Some(lines), ..all.clone() }).await, expected, "{lines}");
         }
         assert_eq!(read(&log, Options { limit: Some(5), ..all.clone() }).await, "one\nt");

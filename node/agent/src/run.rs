@@ -81,7 +81,8 @@ pub async fn run(config: Config, client: Client, shutdown: CancellationToken) ->
         .with_context(|| format!("the node's API cannot listen on {}", config.listen))?;
     let tls = api::tls(&config.ca_pem, &config.certificate.cert_pem, &config.certificate.key_pem)?;
     let privileged = config.mode == Mode::Privileged && rustix::process::geteuid().is_root();
-    let facts = Facts::read(&config.dir, config.max_pods, &config.version, &format!("sampan-wasm://{}", config.version));
+    let facts =
+        Facts::read(&config.dir, config.max_pods, &config.version, &format!("sampan-wasm://{}", config.version));
     let allocatable = facts.allocatable.clone();
     let registration = Arc::new(Registration {
         client: client.clone(),

@@ -118,7 +118,9 @@ pub enum StartError {
 pub enum RuntimeEvent {
     Changed(ContainerId, RunState),
     /// The process that ran these is gone; what has no exit record ended without a word.
-    HostLost { tenant: String },
+    HostLost {
+        tenant: String,
+    },
 }
 
 /// Use of one container, for statistics.

@@ -18,9 +18,7 @@ use tokio::sync::mpsc;
 
 use crate::image::Compiler;
 use crate::pod::paths::{self, Paths};
-use crate::runtime::{
-    ContainerId, Exit, RunState, Runtime, RuntimeEvent, RuntimeEvents, StartError, StartSpec, Usage,
-};
+use crate::runtime::{ContainerId, Exit, RunState, Runtime, RuntimeEvent, RuntimeEvents, StartError, StartSpec, Usage};
 
 /// What host processes are made from.
 pub struct Settings {
@@ -158,7 +156,11 @@ fn time(milliseconds: i64) -> Option<Timestamp> {
 }
 
 fn state(status: &proto::ContainerStatus) -> RunState {
-    if status.state == proto::State::Exited as i32 { RunState::Exited(exit(status)) } else { RunState::Running { started_at: time(status.started_at_ms).unwrap_or_else(Timestamp::now) } }
+    if status.state == proto::State::Exited as i32 {
+        RunState::Exited(exit(status))
+    } else {
+        RunState::Running { started_at: time(status.started_at_ms).unwrap_or_else(Timestamp::now) }
+    }
 }
 
 fn exit(status: &proto::ContainerStatus) -> Exit {

@@ -40,9 +40,7 @@ pub(crate) struct Addresses {
 /// The lower half of a range without its first address, the network's own.
 fn pool(range: Ipv4Net) -> impl Iterator<Item = Ipv4Addr> {
     let first = u32::from(range.network());
-    let half = 1u32
-        .checked_shl(31 - u32::from(range.prefix_len().min(31)))
-        .unwrap_or(0);
+    let half = 1u32.checked_shl(31 - u32::from(range.prefix_len().min(31))).unwrap_or(0);
     (1..half).map(move |offset| Ipv4Addr::from(first + offset))
 }
 
@@ -63,21 +61,9 @@ impl Addresses {
             }
         }
         saved.held.retain(|_, held| all.contains(&held.address));
-        saved
-            .released
-            .retain(|address| all.contains(address) && seen.insert(*address));
-        let free = all
-            .iter()
-            .filter(|address| !seen.contains(address))
-            .chain(&saved.released)
-            .copied()
-            .collect();
-        Ok(Self {
-            path,
-            range,
-            saved,
-            free,
-        })
+        saved.released.retain(|address| all.contains(address) && seen.insert(*address));
+        let free = all.iter().filter(|address| !seen.contains(address)).chain(&saved.released).copied().collect();
+        Ok(Self { path, range, saved, free })
     }
 
     pub(crate) fn get(&self, pod: &str) -> Option<&Held> {
@@ -94,22 +80,13 @@ impl Addresses {
             return Ok(held.address);
         }
         let Some(address) = self.free.pop_front() else {
-            return Err(Error::Exhausted {
-                range: self.range,
-                taken: self.saved.held.len(),
-            });
+            return Err(Error::Exhausted { range: self.range, taken: self.saved.held.len() });
         };
         let was_released = self.saved.released.front() == Some(&address);
         if was_released {
             self.saved.released.pop_front();
         }
-        self.saved.held.insert(
-            pod.to_owned(),
-            Held {
-                namespace: namespace.to_owned(),
-                address,
-            },
-        );
+        self.saved.held.insert(pod.to_owned(), Held { namespace: namespace.to_owned(), address });
         if let Err(error) = files::write(&self.path, &self.saved) {
             self.saved.held.remove(pod);
             self.free.push_front(address);
@@ -151,9 +128,7 @@ mod tests {
 
     #[test]
     fn lower_half_without_the_network() {
-        let all: Vec<_> = pool("10.1.2.0/29".parse().unwrap())
-            .map(|it| it.to_string())
-            .collect();
+        let all: Vec<_> = pool("10.1.2.0/29".parse().unwrap()).map(|it| it.to_string()).collect();
         assert_eq!(all, ["10.1.2.1", "10.1.2.2", "10.1.2.3"]);
         assert_eq!(pool("10.1.2.0/24".parse().unwrap()).count(), 127);
         assert_eq!(pool("10.1.2.0/31".parse().unwrap()).count(), 0);
@@ -177,14 +152,8 @@ mod tests {
     fn longest_unused_first_also_after_a_restart() {
         let dir = tempfile::tempdir().unwrap();
         let mut addresses = open(&dir, "10.0.0.0/29").unwrap();
-        let held: Vec<_> = ["a", "b", "c"]
-            .iter()
-            .map(|pod| addresses.assign("n", pod).unwrap())
-            .collect();
-        assert!(matches!(
-            addresses.assign("n", "d"),
-            Err(Error::Exhausted { taken: 3, .. })
-        ));
+        let held: Vec<_> = ["a", "b", "c"].iter().map(|pod| addresses.assign("n", pod).unwrap()).collect();
+        assert!(matches!(addresses.assign("n", "d"), Err(Error::Exhausted { taken: 3, .. })));
         addresses.release("b").unwrap();
         addresses.release("a").unwrap();
         let mut again = open(&dir, "10.0.0.0/29").unwrap();
@@ -205,32 +174,20 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("addresses.json");
         std::fs::write(&path, r#"{"version":9,"held":{},"released":[]}"#).unwrap();
-        assert!(matches!(
-            open(&dir, "10.0.0.0/28"),
-            Err(Error::Version { found: 9, .. })
-        ));
+        assert!(matches!(open(&dir, "10.0.0.0/28"), Err(Error::Version { found: 9, .. })));
         std::fs::write(&path, "{").unwrap();
-        assert!(matches!(
-            open(&dir, "10.0.0.0/28"),
-            Err(Error::Corrupt { .. })
-        ));
+        assert!(matches!(open(&dir, "10.0.0.0/28"), Err(Error::Corrupt { .. })));
         let twice = r#"{"version":1,"held":{"a":{"namespace":"n","address":"10.0.0.1"},
             "b":{"namespace":"n","address":"10.0.0.1"}},"released":[]}"#;
         std::fs::write(&path, twice).unwrap();
-        assert!(matches!(
-            open(&dir, "10.0.0.0/28"),
-            Err(Error::Corrupt { .. })
-        ));
+        assert!(matches!(open(&dir, "10.0.0.0/28"), Err(Error::Corrupt { .. })));
     }
 
     #[test]
     fn nothing_is_handed_out_that_is_not_on_disk() {
         let dir = tempfile::tempdir().unwrap();
-        let mut addresses = Addresses::open(
-            dir.path().join("none/addresses.json"),
-            "10.0.0.0/28".parse().unwrap(),
-        )
-        .unwrap();
+        let mut addresses =
+            Addresses::open(dir.path().join("none/addresses.json"), "10.0.0.0/28".parse().unwrap()).unwrap();
         assert!(addresses.assign("n", "a").is_err());
         assert!(addresses.get("a").is_none());
     }

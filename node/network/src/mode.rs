@@ -51,26 +51,19 @@ fn try_privileged() -> Result<(), String> {
 }
 
 fn try_namespace() -> Result<()> {
-    unshare(CloneFlags::CLONE_NEWNET)
-        .map_err(|errno| Error::system("make a network namespace")(errno.into()))?;
+    unshare(CloneFlags::CLONE_NEWNET).map_err(|errno| Error::system("make a network namespace")(errno.into()))?;
     namespace::set("net/ipv4/ip_unprivileged_port_start", "0")?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(Error::system("start a runtime"))?;
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Error::system("start a runtime"))?;
     runtime.block_on(async {
         let netlink = Netlink::here()?;
         netlink.up("lo").await?;
-        netlink
-            .add_veth("try0", [2, 0, 0, 0, 0, 1], "try1", [2, 0, 0, 0, 0, 2], None)
-            .await
+        netlink.add_veth("try0", [2, 0, 0, 0, 0, 1], "try1", [2, 0, 0, 0, 0, 2], None).await
     })
 }
 
 fn effective_capabilities(status: &str) -> Option<u64> {
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("CapEff:"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
     u64::from_str_radix(line.trim(), 16).ok()
 }
 
@@ -80,10 +73,7 @@ mod tests {
 
     #[test]
     fn reads_capabilities() {
-        assert_eq!(
-            effective_capabilities("Name:\tx\nCapEff:\t000000ffffffffff\n"),
-            Some(0xff_ffff_ffff)
-        );
+        assert_eq!(effective_capabilities("Name:\tx\nCapEff:\t000000ffffffffff\n"), Some(0xff_ffff_ffff));
         assert_eq!(effective_capabilities("CapEff:\tno\n"), None);
         assert_eq!(effective_capabilities(""), None);
     }

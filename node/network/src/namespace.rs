@@ -15,18 +15,13 @@ const OWN: &str = "/proc/thread-self/ns/net";
 
 /// Which network namespace the calling thread is in.
 pub(crate) fn current() -> Result<u64> {
-    Ok(fs::metadata(OWN)
-        .map_err(Error::system("look at the own network namespace"))?
-        .ino())
+    Ok(fs::metadata(OWN).map_err(Error::system("look at the own network namespace"))?.ino())
 }
 
 /// Which start of the machine this is: nothing of the kernel's outlives one.
 pub(crate) fn boot() -> Result<String> {
     let path = Path::new("/proc/sys/kernel/random/boot_id");
-    Ok(fs::read_to_string(path)
-        .map_err(Error::file("read", path))?
-        .trim()
-        .to_owned())
+    Ok(fs::read_to_string(path).map_err(Error::file("read", path))?.trim().to_owned())
 }
 
 /// Whether a network namespace is held by this file.
@@ -35,9 +30,7 @@ pub(crate) fn held(path: &Path) -> bool {
 }
 
 /// Runs `work` on a thread of its own, whose network namespace it may change.
-pub(crate) async fn on_thread<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T> + Send + 'static,
-) -> Result<T> {
+pub(crate) async fn on_thread<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
     let (sender, receiver) = tokio::sync::oneshot::channel();
     std::thread::Builder::new()
         .name("netns".to_owned())
@@ -71,16 +64,9 @@ pub(crate) async fn inside<T: Send + 'static>(
 pub(crate) async fn create(path: PathBuf) -> Result<()> {
     on_thread(move || {
         File::create(&path).map_err(Error::file("make", &path))?;
-        unshare(CloneFlags::CLONE_NEWNET)
-            .map_err(|errno| Error::system("make a network namespace")(errno.into()))?;
-        mount(
-            Some(OWN),
-            &path,
-            None::<&str>,
-            MsFlags::MS_BIND,
-            None::<&str>,
-        )
-        .map_err(|errno| Error::file("mount a network namespace on", &path)(errno.into()))
+        unshare(CloneFlags::CLONE_NEWNET).map_err(|errno| Error::system("make a network namespace")(errno.into()))?;
+        mount(Some(OWN), &path, None::<&str>, MsFlags::MS_BIND, None::<&str>)
+            .map_err(|errno| Error::file("mount a network namespace on", &path)(errno.into()))
     })
     .await
 }
@@ -89,8 +75,7 @@ pub(crate) async fn create(path: PathBuf) -> Result<()> {
 pub(crate) fn remove(path: &Path) -> Result<bool> {
     let held = held(path);
     if held {
-        umount2(path, MntFlags::MNT_DETACH)
-            .map_err(|errno| Error::file("unmount", path)(errno.into()))?;
+        umount2(path, MntFlags::MNT_DETACH).map_err(|errno| Error::file("unmount", path)(errno.into()))?;
     }
     match fs::remove_file(path) {
         Ok(()) => Ok(held),

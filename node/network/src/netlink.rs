@@ -78,10 +78,7 @@ fn errno(error: &rtnetlink::Error) -> Option<Errno> {
 }
 
 fn failed(doing: impl Into<String>) -> impl FnOnce(rtnetlink::Error) -> Error {
-    move |error| Error::Netlink {
-        doing: doing.into(),
-        error,
-    }
+    move |error| Error::Netlink { doing: doing.into(), error }
 }
 
 /// That it is there already is as good.
@@ -99,13 +96,7 @@ fn or_gone(result: Result<(), rtnetlink::Error>) -> Result<bool, rtnetlink::Erro
         Err(error)
             if matches!(
                 errno(&error),
-                Some(
-                    Errno::ESRCH
-                        | Errno::ENODEV
-                        | Errno::ENOENT
-                        | Errno::ENXIO
-                        | Errno::EADDRNOTAVAIL
-                )
+                Some(Errno::ESRCH | Errno::ENODEV | Errno::ENOENT | Errno::ENXIO | Errno::EADDRNOTAVAIL)
             ) =>
         {
             Ok(false)
@@ -117,29 +108,19 @@ fn or_gone(result: Result<(), rtnetlink::Error>) -> Result<bool, rtnetlink::Erro
 impl Netlink {
     /// Must be called within a runtime.
     pub(crate) fn here() -> Result<Self> {
-        let (connection, handle, _) =
-            rtnetlink::new_connection().map_err(Error::system("open a netlink socket"))?;
-        Ok(Self {
-            handle,
-            connection: tokio::spawn(connection),
-        })
+        let (connection, handle, _) = rtnetlink::new_connection().map_err(Error::system("open a netlink socket"))?;
+        Ok(Self { handle, connection: tokio::spawn(connection) })
     }
 
     pub(crate) async fn link(&self, name: &str) -> Result<Option<Link>> {
         let mut links = self.handle.link().get().match_name(name).execute();
         match links.try_next().await {
             Ok(Some(message)) => {
-                let mac = message
-                    .attributes
-                    .iter()
-                    .find_map(|attribute| match attribute {
-                        LinkAttribute::Address(mac) => Some(mac.clone()),
-                        _ => None,
-                    });
-                Ok(Some(Link {
-                    index: message.header.index,
-                    mac: mac.unwrap_or_default(),
-                }))
+                let mac = message.attributes.iter().find_map(|attribute| match attribute {
+                    LinkAttribute::Address(mac) => Some(mac.clone()),
+                    _ => None,
+                });
+                Ok(Some(Link { index: message.header.index, mac: mac.unwrap_or_default() }))
             }
             Ok(None) => Ok(None),
             Err(error) if errno(&error) == Some(Errno::ENODEV) => Ok(None),
@@ -151,10 +132,7 @@ impl Netlink {
         self.link(name)
             .await?
             .map(|link| link.index)
-            .ok_or_else(|| Error::System {
-                doing: format!("find the link {name}"),
-                error: Errno::ENODEV.into(),
-            })
+            .ok_or_else(|| Error::System { doing: format!("find the link {name}"), error: Errno::ENODEV.into() })
     }
 
     /// A pair of links; the peer is made in the namespace `peer_in`, or beside the first.
@@ -166,9 +144,7 @@ impl Netlink {
         peer_mac: Mac,
         peer_in: Option<RawFd>,
     ) -> Result<()> {
-        let mut other = LinkMessageBuilder::<LinkUnspec>::new()
-            .name(peer)
-            .address(peer_mac.to_vec());
+        let mut other = LinkMessageBuilder::<LinkUnspec>::new().name(peer).address(peer_mac.to_vec());
         if let Some(fd) = peer_in {
             other = other.setns_by_fd(fd);
         }
@@ -176,12 +152,7 @@ impl Netlink {
             .set_info_data(InfoData::Veth(InfoVeth::Peer(other.build())))
             .address(mac.to_vec())
             .build();
-        self.handle
-            .link()
-            .add(message)
-            .execute()
-            .await
-            .map_err(failed(format!("make the link {name}")))
+        self.handle.link().add(message).execute().await.map_err(failed(format!("make the link {name}")))
     }
 
     pub(crate) async fn delete_link(&self, index: u32) -> Result<bool> {
@@ -191,48 +162,26 @@ impl Netlink {
     /// Sets a link up and tells its index.
     pub(crate) async fn up(&self, name: &str) -> Result<u32> {
         let index = self.index(name).await?;
-        let message = LinkUnspec::new_with_index(index)
-            .set_header(LinkHeader {
-                index,
-                ..Default::default()
-            })
-            .up()
-            .build();
-        self.handle
-            .link()
-            .set(message)
-            .execute()
-            .await
-            .map_err(failed(format!("set the link {name} up")))?;
+        let message =
+            LinkUnspec::new_with_index(index).set_header(LinkHeader { index, ..Default::default() }).up().build();
+        self.handle.link().set(message).execute().await.map_err(failed(format!("set the link {name} up")))?;
         Ok(index)
     }
 
     pub(crate) async fn add_address(&self, index: u32, address: Ipv4Addr) -> Result<()> {
         let request = self.handle.address().add(index, IpAddr::V4(address), 32);
-        or_there(request.execute().await)
-            .map_err(failed(format!("give a link the address {address}")))
+        or_there(request.execute().await).map_err(failed(format!("give a link the address {address}")))
     }
 
     /// An address with the network it is in.
     #[cfg(test)]
     pub(crate) async fn add_subnet(&self, index: u32, subnet: Ipv4Net) -> Result<()> {
-        let request =
-            self.handle
-                .address()
-                .add(index, IpAddr::V4(subnet.addr()), subnet.prefix_len());
-        request
-            .execute()
-            .await
-            .map_err(failed(format!("give a link the address {subnet}")))
+        let request = self.handle.address().add(index, IpAddr::V4(subnet.addr()), subnet.prefix_len());
+        request.execute().await.map_err(failed(format!("give a link the address {subnet}")))
     }
 
     /// A neighbour that is never asked for.
-    pub(crate) async fn add_neighbour(
-        &self,
-        index: u32,
-        address: Ipv4Addr,
-        mac: Mac,
-    ) -> Result<()> {
+    pub(crate) async fn add_neighbour(&self, index: u32, address: Ipv4Addr, mac: Mac) -> Result<()> {
         self.handle
             .neighbours()
             .add(index, IpAddr::V4(address))
@@ -247,11 +196,7 @@ impl Netlink {
     pub(crate) async fn addresses(&self) -> Result<Vec<Ipv4Addr>> {
         let mut found = Vec::new();
         let mut messages = self.handle.address().get().execute();
-        while let Some(message) = messages
-            .try_next()
-            .await
-            .map_err(failed("list addresses"))?
-        {
+        while let Some(message) = messages.try_next().await.map_err(failed("list addresses"))? {
             for attribute in message.attributes {
                 if let AddressAttribute::Local(IpAddr::V4(address)) = attribute {
                     found.push(address);
@@ -279,8 +224,7 @@ impl Netlink {
 
     pub(crate) async fn delete_route(&self, route: &Route) -> Result<bool> {
         let request = self.handle.route().del(route_message(route)?);
-        or_gone(request.execute().await)
-            .map_err(failed(format!("remove the route to {}", route.destination)))
+        or_gone(request.execute().await).map_err(failed(format!("remove the route to {}", route.destination)))
     }
 
     /// A route over a link through a neighbour that [`Self::add_neighbour`] set.
@@ -305,37 +249,19 @@ impl Netlink {
             .map_err(failed(format!("route {destination}")))
     }
 
-    pub(crate) async fn delete_route_over(
-        &self,
-        destination: Ipv4Net,
-        link: u32,
-        neighbour: Ipv4Addr,
-    ) -> Result<bool> {
-        let request = self
-            .handle
-            .route()
-            .del(over(destination, link, neighbour, TABLE_MAIN).build());
-        or_gone(request.execute().await)
-            .map_err(failed(format!("remove the route to {destination}")))
+    pub(crate) async fn delete_route_over(&self, destination: Ipv4Net, link: u32, neighbour: Ipv4Addr) -> Result<bool> {
+        let request = self.handle.route().del(over(destination, link, neighbour, TABLE_MAIN).build());
+        or_gone(request.execute().await).map_err(failed(format!("remove the route to {destination}")))
     }
 
     /// A rule for packets that begin in this namespace and go to `destination`.
-    pub(crate) async fn add_rule_to(
-        &self,
-        destination: Ipv4Net,
-        table: u8,
-        priority: u32,
-    ) -> Result<()> {
+    pub(crate) async fn add_rule_to(&self, destination: Ipv4Net, table: u8, priority: u32) -> Result<()> {
         let mut request = self.handle.rule().add();
         *request.message_mut() = rule(priority, table);
         let message = request.message_mut();
         message.header.dst_len = destination.prefix_len();
-        message
-            .attributes
-            .push(RuleAttribute::Destination(destination.network().into()));
-        message
-            .attributes
-            .push(RuleAttribute::Iifname("lo".to_owned()));
+        message.attributes.push(RuleAttribute::Destination(destination.network().into()));
+        message.attributes.push(RuleAttribute::Iifname("lo".to_owned()));
         or_there(request.execute().await).map_err(failed(format!("add a rule for {destination}")))
     }
 
@@ -345,9 +271,7 @@ impl Netlink {
         *request.message_mut() = rule(priority, TABLE_LOCAL as u8);
         or_there(request.execute().await).map_err(failed("add a rule for local addresses"))?;
         let first = self.handle.rule().del(rule(0, TABLE_LOCAL as u8));
-        or_gone(first.execute().await)
-            .map_err(failed("remove the first rule"))
-            .map(drop)
+        or_gone(first.execute().await).map_err(failed("remove the first rule")).map(drop)
     }
 }
 
@@ -360,12 +284,7 @@ fn rule(priority: u32, table: u8) -> RuleMessage {
     message
 }
 
-fn over(
-    destination: Ipv4Net,
-    link: u32,
-    neighbour: Ipv4Addr,
-    table: u32,
-) -> RouteMessageBuilder<Ipv4Addr> {
+fn over(destination: Ipv4Net, link: u32, neighbour: Ipv4Addr, table: u32) -> RouteMessageBuilder<Ipv4Addr> {
     RouteMessageBuilder::<Ipv4Addr>::new()
         .destination_prefix(destination.network(), destination.prefix_len())
         .output_interface(link)
@@ -382,13 +301,9 @@ fn route_message(route: &Route) -> Result<RouteMessage> {
         .priority(route.metric);
     Ok(match route.way {
         Way::Local => {
-            let lo = nix::net::if_::if_nametoindex("lo")
-                .map_err(|errno| Error::system("find the link lo")(errno.into()))?;
-            message
-                .kind(RouteType::Local)
-                .scope(RouteScope::Host)
-                .table_id(TABLE_LOCAL)
-                .output_interface(lo)
+            let lo =
+                nix::net::if_::if_nametoindex("lo").map_err(|errno| Error::system("find the link lo")(errno.into()))?;
+            message.kind(RouteType::Local).scope(RouteScope::Host).table_id(TABLE_LOCAL).output_interface(lo)
         }
         Way::Unreachable => message.kind(RouteType::Unreachable),
         Way::Gateway(address) => message.gateway(address),
@@ -398,11 +313,7 @@ fn route_message(route: &Route) -> Result<RouteMessage> {
 
 /// The local route that lets a namespace's programs bind an address.
 pub(crate) fn local(address: Ipv4Addr) -> Route {
-    Route {
-        destination: Ipv4Net::from(address),
-        way: Way::Local,
-        metric: 0,
-    }
+    Route { destination: Ipv4Net::from(address), way: Way::Local, metric: 0 }
 }
 
 fn found_route(message: &RouteMessage) -> Option<Found> {
@@ -411,16 +322,13 @@ fn found_route(message: &RouteMessage) -> Option<Found> {
     let mut metric = 0;
     for attribute in &message.attributes {
         match attribute {
-            RouteAttribute::Destination(RouteAddress::Inet(address)) => {
-                destination = Some(*address)
-            }
+            RouteAttribute::Destination(RouteAddress::Inet(address)) => destination = Some(*address),
             RouteAttribute::Priority(priority) => metric = *priority,
             RouteAttribute::Table(id) => table = *id,
             _ => {}
         }
     }
-    if (table != TABLE_MAIN && table != TABLE_LOCAL) || message.header.kind == RouteType::Broadcast
-    {
+    if (table != TABLE_MAIN && table != TABLE_LOCAL) || message.header.kind == RouteType::Broadcast {
         return None;
     }
     Some(Found {

@@ -68,20 +68,13 @@ impl PortShift {
 
     /// Where `port` of a pod or Service address is in fact listened at.
     pub fn apply(self, port: u16) -> u16 {
-        if port != 0 && port < self.below {
-            port.saturating_add(self.by)
-        } else {
-            port
-        }
+        if port != 0 && port < self.below { port.saturating_add(self.by) } else { port }
     }
 
     fn of(mode: Mode) -> Self {
         match mode {
             Mode::Privileged => Self::default(),
-            Mode::Unprivileged => Self {
-                below: unprivileged_from(),
-                by: Self::BY,
-            },
+            Mode::Unprivileged => Self { below: unprivileged_from(), by: Self::BY },
         }
     }
 }
@@ -144,52 +137,27 @@ struct V4 {
 fn check(config: &Config) -> Result<V4> {
     let net = |what, range: IpNet| match range {
         IpNet::V4(range) => Ok(range.trunc()),
-        IpNet::V6(_) => Err(Error::NotIpv4 {
-            what,
-            range: range.to_string(),
-        }),
+        IpNet::V6(_) => Err(Error::NotIpv4 { what, range: range.to_string() }),
     };
     let pod = net("the node's range", config.pod_cidr)?;
     let cluster = net("the cluster range", config.cluster_cidr)?;
     let service = net("the Service range", config.service_cidr)?;
     let IpAddr::V4(dns) = config.cluster_dns else {
         let range = config.cluster_dns.to_string();
-        return Err(Error::NotIpv4 {
-            what: "the cluster DNS address",
-            range,
-        });
+        return Err(Error::NotIpv4 { what: "the cluster DNS address", range });
     };
-    let outside = |what, range: Ipv4Net, within: String, why| {
-        Err(Error::RangeOutside {
-            what,
-            range: range.into(),
-            within,
-            why,
-        })
-    };
+    let outside =
+        |what, range: Ipv4Net, within: String, why| Err(Error::RangeOutside { what, range: range.into(), within, why });
     if !cluster.contains(&pod) {
-        return outside(
-            "the node's range",
-            pod,
-            cluster.to_string(),
-            "every pod is in the cluster range",
-        );
+        return outside("the node's range", pod, cluster.to_string(), "every pod is in the cluster range");
     }
     if !service.contains(&dns) {
         let why = "cluster DNS is a Service's address";
-        return outside(
-            "the cluster DNS address",
-            dns.into(),
-            service.to_string(),
-            why,
-        );
+        return outside("the cluster DNS address", dns.into(), service.to_string(), why);
     }
     let loopback = Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8);
     if config.mode == Mode::Unprivileged {
-        for (what, range) in [
-            ("the cluster range", cluster),
-            ("the Service range", service),
-        ] {
+        for (what, range) in [("the cluster range", cluster), ("the Service range", service)] {
             if !loopback.contains(&range) {
                 let why = "without privilege pods and Services are loopback addresses";
                 return outside(what, range, loopback.to_string(), why);
@@ -204,27 +172,15 @@ fn check(config: &Config) -> Result<V4> {
             IpAddr::V6(_) => None,
         })
         .collect();
-    Ok(V4 {
-        pod,
-        cluster,
-        service,
-        dns,
-        node_addresses,
-    })
+    Ok(V4 { pod, cluster, service, dns, node_addresses })
 }
 
 impl Network {
     /// Guards first, then what an earlier process left, then Services and DNS. `shutdown` ends the
     /// tasks and leaves what pods need; [`clean`](crate::clean) takes that away.
-    pub async fn start(
-        config: Config,
-        informers: Informers,
-        shutdown: CancellationToken,
-    ) -> Result<Self> {
-        let machine = Machine {
-            upstream: forward::Source::File("/etc/resolv.conf".into()),
-            nftables: nft::program().is_some(),
-        };
+    pub async fn start(config: Config, informers: Informers, shutdown: CancellationToken) -> Result<Self> {
+        let machine =
+            Machine { upstream: forward::Source::File("/etc/resolv.conf".into()), nftables: nft::program().is_some() };
         Self::start_on(machine, config, informers, shutdown).await
     }
 
@@ -251,39 +207,24 @@ impl Network {
         let mut table = None;
         if privileged {
             let netlink = Netlink::here()?;
-            let ranges = Ranges {
-                cluster: v4.cluster,
-                service: v4.service,
-            };
+            let ranges = Ranges { cluster: v4.cluster, service: v4.service };
             routes::guard(&netlink, &mut records, &ranges, metric).await?;
             namespace::set("net/ipv4/ip_forward", "1")?;
             table = prepare_table(&machine, &config, &v4, &mut records).await?;
-            let made = Tenants::new(
-                config.dir.clone(),
-                config.cluster_id.clone(),
-                config.node_name.clone(),
-                v4.cluster,
-            );
+            let made =
+                Tenants::new(config.dir.clone(), config.cluster_id.clone(), config.node_name.clone(), v4.cluster);
             tenants = Some((netlink, made));
         }
-        let mut state = State {
-            addresses,
-            records,
-            tenants,
-        };
+        let mut state = State { addresses, records, tenants };
         state.adopt().await?;
 
         let catalog = Catalog::default();
         let port_shift = PortShift::of(config.mode);
         let ready = CancellationToken::new();
-        let zone = dns::Zone::new(&config.cluster_domain, v4.dns, [v4.service, v4.cluster])
-            .map_err(|error| {
-                let why = Error::system("use the cluster domain");
-                why(std::io::Error::other(format!(
-                    "{}: {error}",
-                    config.cluster_domain
-                )))
-            })?;
+        let zone = dns::Zone::new(&config.cluster_domain, v4.dns, [v4.service, v4.cluster]).map_err(|error| {
+            let why = Error::system("use the cluster domain");
+            why(std::io::Error::other(format!("{}: {error}", config.cluster_domain)))
+        })?;
         let handler = dns::Handler {
             zone,
             catalog: catalog.clone(),
@@ -295,12 +236,8 @@ impl Network {
 
         let nftables = table.is_some();
         let shared = SharedAddresses::default();
-        let plan = Plan {
-            nftables,
-            shift: port_shift,
-            cluster_cidr: v4.cluster,
-            node_addresses: v4.node_addresses.clone(),
-        };
+        let plan =
+            Plan { nftables, shift: port_shift, cluster_cidr: v4.cluster, node_addresses: v4.node_addresses.clone() };
         let tell = tell(&informers, &config.node_name, catalog.clone());
         let services = Services {
             catalog: catalog.clone(),
@@ -311,13 +248,7 @@ impl Network {
             node_addresses: v4.node_addresses.clone(),
         };
         let network = Self {
-            inner: Arc::new(Inner {
-                mode: config.mode,
-                port_shift,
-                nameserver,
-                nftables,
-                state: Mutex::new(state),
-            }),
+            inner: Arc::new(Inner { mode: config.mode, port_shift, nameserver, nftables, state: Mutex::new(state) }),
         };
         tracing::info!(mode = ?config.mode, nftables, %nameserver, pods = %v4.pod, "network is up");
         // The cluster's API may be away while pods go on: nothing of this is waited for.
@@ -368,19 +299,13 @@ impl Network {
             return Err(Error::TenantName(namespace.to_owned()));
         }
         let mut state = self.inner.state.lock().await;
-        let State {
-            records, tenants, ..
-        } = &mut *state;
+        let State { records, tenants, .. } = &mut *state;
         let mut netns = None;
         if let Some((root, tenants)) = tenants {
             tenants.ensure(root, records, namespace).await?;
             netns = Some(tenants.namespace(namespace));
         }
-        Ok(Tenant {
-            netns,
-            nameserver: self.inner.nameserver,
-            port_shift: self.inner.port_shift,
-        })
+        Ok(Tenant { netns, nameserver: self.inner.nameserver, port_shift: self.inner.port_shift })
     }
 
     /// The pod's address: the same for the same pod, also after a restart.
@@ -389,17 +314,10 @@ impl Network {
             return Err(Error::TenantName(namespace.to_owned()));
         }
         let mut state = self.inner.state.lock().await;
-        let State {
-            addresses,
-            records,
-            tenants,
-        } = &mut *state;
+        let State { addresses, records, tenants } = &mut *state;
         let address = addresses.assign(namespace, pod_uid)?;
         if let Some((root, tenants)) = tenants {
-            let tenant = addresses
-                .get(pod_uid)
-                .map_or(namespace, |held| &held.namespace)
-                .to_owned();
+            let tenant = addresses.get(pod_uid).map_or(namespace, |held| &held.namespace).to_owned();
             tenants.add(root, records, &tenant, address).await?;
         }
         Ok(address.into())
@@ -422,9 +340,7 @@ impl Network {
         for pod in pods {
             state.release(&pod).await?;
         }
-        let State {
-            records, tenants, ..
-        } = &mut *state;
+        let State { records, tenants, .. } = &mut *state;
         match tenants {
             Some((root, tenants)) => tenants.take_away(root, records, namespace).await,
             None => Ok(()),
@@ -447,17 +363,9 @@ impl Network {
 
     /// Makes the routes to other nodes what they should be, given the machine's own addresses;
     /// false if some could not be made.
-    pub(crate) async fn sync_ways(
-        &self,
-        wanted: impl FnOnce(&[Ipv4Addr]) -> BTreeMap<Ipv4Net, Route>,
-    ) -> Result<bool> {
+    pub(crate) async fn sync_ways(&self, wanted: impl FnOnce(&[Ipv4Addr]) -> BTreeMap<Ipv4Net, Route>) -> Result<bool> {
         let mut state = self.inner.state.lock().await;
-        let State {
-            records,
-            tenants: Some((root, _)),
-            ..
-        } = &mut *state
-        else {
+        let State { records, tenants: Some((root, _)), .. } = &mut *state else {
             return Ok(true);
         };
         let wanted = wanted(&root.addresses().await?);
@@ -467,12 +375,7 @@ impl Network {
     /// The tenants whose network namespace is there.
     pub async fn tenants(&self) -> Vec<String> {
         let state = self.inner.state.lock().await;
-        state
-            .tenants
-            .iter()
-            .flat_map(|(_, tenants)| tenants.names())
-            .cloned()
-            .collect()
+        state.tenants.iter().flat_map(|(_, tenants)| tenants.names()).cloned().collect()
     }
 }
 
@@ -486,15 +389,9 @@ impl State {
         for name in names {
             tenants.ensure(root, &mut self.records, &name).await?;
         }
-        let held: Vec<_> = self
-            .addresses
-            .held()
-            .map(|(_, held)| held.clone())
-            .collect();
+        let held: Vec<_> = self.addresses.held().map(|(_, held)| held.clone()).collect();
         for held in held {
-            tenants
-                .add(root, &mut self.records, &held.namespace, held.address)
-                .await?;
+            tenants.add(root, &mut self.records, &held.namespace, held.address).await?;
         }
         Ok(())
     }
@@ -512,19 +409,9 @@ impl State {
 
 /// The table of this node, where there is `nft`. One of an earlier process stays in force until
 /// the Services are known; without `nft` none can be left.
-async fn prepare_table(
-    machine: &Machine,
-    config: &Config,
-    v4: &V4,
-    records: &mut Records,
-) -> Result<Option<Table>> {
+async fn prepare_table(machine: &Machine, config: &Config, v4: &V4, records: &mut Records) -> Result<Option<Table>> {
     let name = nft::table_name(&config.cluster_id, &config.node_name);
-    let stale: Vec<String> = records
-        .tables()
-        .iter()
-        .filter(|it| **it != name)
-        .cloned()
-        .collect();
+    let stale: Vec<String> = records.tables().iter().filter(|it| **it != name).cloned().collect();
     for table in stale {
         nft::delete_table(&table).await?;
         records.remove_table(&table)?;
@@ -541,12 +428,7 @@ async fn prepare_table(
         cluster_cidr: v4.cluster,
         service_cidr: v4.service,
         cluster_dns: v4.dns,
-        node_addresses: v4
-            .node_addresses
-            .iter()
-            .filter(|it| !it.is_loopback())
-            .copied()
-            .collect(),
+        node_addresses: v4.node_addresses.iter().filter(|it| !it.is_loopback()).copied().collect(),
     })))
 }
 

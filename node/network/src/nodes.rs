@@ -49,9 +49,7 @@ impl Nodes {
             let nodes: Vec<Arc<Node>> = informer.list();
             let others = || nodes.iter().filter(|node| node.name_any() != self.name);
             let now: BTreeMap<_, _> = others()
-                .filter_map(|node| {
-                    routes::way_to(node).map(|(range, at)| (range, (node.name_any(), at)))
-                })
+                .filter_map(|node| routes::way_to(node).map(|(range, at)| (range, (node.name_any(), at))))
                 .collect();
             let theirs: HashSet<Ipv4Addr> = others()
                 .flat_map(|node| routes::internal_addresses(node))
@@ -68,10 +66,7 @@ impl Nodes {
             if now == ways {
                 continue;
             }
-            match self
-                .sync(now.iter().map(|(range, (_, at))| (*range, *at)))
-                .await
-            {
+            match self.sync(now.iter().map(|(range, (_, at))| (*range, *at))).await {
                 Ok(true) => ways = now,
                 // Tried again when a node reports the next time.
                 Ok(false) => ways.clear(),
@@ -82,8 +77,6 @@ impl Nodes {
 
     async fn sync(&self, nodes: impl Iterator<Item = (Ipv4Net, Ipv4Addr)>) -> Result<bool> {
         let (cluster, metric) = (self.cluster, self.metric);
-        self.network
-            .sync_ways(|own| routes::wanted(nodes, own, cluster, metric))
-            .await
+        self.network.sync_ways(|own| routes::wanted(nodes, own, cluster, metric)).await
     }
 }

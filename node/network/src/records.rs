@@ -80,10 +80,7 @@ impl Records {
         std::fs::create_dir_all(dir.join("netns")).map_err(Error::file("make", dir))?;
         if let Some(content) = files::read::<Content>(&records_file(dir), VERSION)? {
             if content.owner == owner && content.is_here()? {
-                return Ok(Self {
-                    dir: dir.to_owned(),
-                    content,
-                });
+                return Ok(Self { dir: dir.to_owned(), content });
             }
             let removed = clean(dir).await?;
             tracing::info!(?removed, dir = %dir.display(), "removed what another cluster left");
@@ -97,10 +94,7 @@ impl Records {
             tenants: BTreeMap::new(),
             tables: BTreeSet::new(),
         };
-        let records = Self {
-            dir: dir.to_owned(),
-            content,
-        };
+        let records = Self { dir: dir.to_owned(), content };
         records.save()?;
         Ok(records)
     }

@@ -42,67 +42,38 @@ fn overlap(a: Ipv4Net, b: Ipv4Net) -> bool {
 
 /// The first route of the machine that the cluster's ranges would hide or be hidden by.
 fn conflict(ranges: &Ranges, metric: Metric, routes: &[Found]) -> Option<Error> {
-    for (what, range) in [
-        ("the cluster range", ranges.cluster),
-        ("the Service range", ranges.service),
-    ] {
+    for (what, range) in [("the cluster range", ranges.cluster), ("the Service range", ranges.service)] {
         for route in routes {
             let other = route.destination;
             let how = if route.ours {
                 // A tenant's or another node's route is in the range of its cluster's guard.
-                if route.metric == 0 || metric.same_cluster(route.metric) || !overlap(range, other)
-                {
+                if route.metric == 0 || metric.same_cluster(route.metric) || !overlap(range, other) {
                     continue;
                 }
                 "for another cluster".to_owned()
             } else if range.contains(&other) {
                 // A wider route of the machine is only narrowed, and that is what a range means.
-                if route.local {
-                    "as its own address".to_owned()
-                } else {
-                    "elsewhere".to_owned()
-                }
+                if route.local { "as its own address".to_owned() } else { "elsewhere".to_owned() }
             } else {
                 continue;
             };
-            return Some(Error::RangeInUse {
-                what,
-                range,
-                other,
-                how,
-            });
+            return Some(Error::RangeInUse { what, range, other, how });
         }
     }
     None
 }
 
 /// Guards first, before anything can be sent.
-pub(crate) async fn guard(
-    netlink: &Netlink,
-    records: &mut Records,
-    ranges: &Ranges,
-    metric: Metric,
-) -> Result<()> {
+pub(crate) async fn guard(netlink: &Netlink, records: &mut Records, ranges: &Ranges, metric: Metric) -> Result<()> {
     if overlap(ranges.cluster, ranges.service) {
-        return Err(Error::RangesOverlap {
-            cluster: ranges.cluster,
-            service: ranges.service,
-        });
+        return Err(Error::RangesOverlap { cluster: ranges.cluster, service: ranges.service });
     }
     if let Some(error) = conflict(ranges, metric, &netlink.routes().await?) {
         return Err(error);
     }
     let guards = [
-        Route {
-            destination: ranges.service,
-            way: Way::Local,
-            metric: metric.0,
-        },
-        Route {
-            destination: ranges.cluster,
-            way: Way::Unreachable,
-            metric: metric.0,
-        },
+        Route { destination: ranges.service, way: Way::Local, metric: metric.0 },
+        Route { destination: ranges.cluster, way: Way::Unreachable, metric: metric.0 },
     ];
     for route in &guards {
         records.add_route(route)?;
@@ -138,40 +109,20 @@ pub(crate) fn wanted(
     metric: Metric,
 ) -> BTreeMap<Ipv4Net, Route> {
     nodes
-        .filter(|(range, address)| {
-            cluster.contains(range) && !own.contains(address) && !address.is_loopback()
-        })
+        .filter(|(range, address)| cluster.contains(range) && !own.contains(address) && !address.is_loopback())
         .map(|(destination, address)| {
             // Two nodes of this cluster on one machine each keep a route of their own.
-            (
-                destination,
-                Route {
-                    destination,
-                    way: Way::Gateway(address),
-                    metric: metric.0,
-                },
-            )
+            (destination, Route { destination, way: Way::Gateway(address), metric: metric.0 })
         })
         .collect()
 }
 
 /// Makes the routes to other nodes what they should be. One that the kernel refuses is left out:
 /// told, and the answer is false.
-pub(crate) async fn sync(
-    netlink: &Netlink,
-    records: &mut Records,
-    wanted: &BTreeMap<Ipv4Net, Route>,
-) -> Result<bool> {
-    let there: Vec<Route> = records
-        .routes()
-        .iter()
-        .filter(|route| matches!(route.way, Way::Gateway(_)))
-        .cloned()
-        .collect();
-    for route in there
-        .iter()
-        .filter(|route| wanted.get(&route.destination) != Some(route))
-    {
+pub(crate) async fn sync(netlink: &Netlink, records: &mut Records, wanted: &BTreeMap<Ipv4Net, Route>) -> Result<bool> {
+    let there: Vec<Route> =
+        records.routes().iter().filter(|route| matches!(route.way, Way::Gateway(_))).cloned().collect();
+    for route in there.iter().filter(|route| wanted.get(&route.destination) != Some(route)) {
         netlink.delete_route(route).await?;
         records.remove_route(route)?;
     }
@@ -198,12 +149,7 @@ mod tests {
     }
 
     fn found(destination: &str, metric: u32, ours: bool, local: bool) -> Found {
-        Found {
-            destination: net(destination),
-            metric,
-            ours,
-            local,
-        }
+        Found { destination: net(destination), metric, ours, local }
     }
 
     #[test]
@@ -219,47 +165,19 @@ mod tests {
 
     #[test]
     fn says_which_route_is_in_the_way() {
-        let ranges = Ranges {
-            cluster: net("10.244.0.0/16"),
-            service: net("10.96.0.0/16"),
-        };
+        let ranges = Ranges { cluster: net("10.244.0.0/16"), service: net("10.96.0.0/16") };
         let own = Metric::new("0a0b0c0d", "one");
         let peer = Metric::new("0a0b0c0d", "two").0;
         let other = Metric::new("ffffffff", "one").0;
-        let clash =
-            |routes: &[Found]| conflict(&ranges, own, routes).map(|error| error.to_string());
+        let clash = |routes: &[Found]| conflict(&ranges, own, routes).map(|error| error.to_string());
 
         assert_eq!(clash(&[]), None);
-        assert_eq!(
-            clash(&[
-                found("10.0.0.0/8", 0, false, false),
-                found("10.1.0.0/16", 0, false, false)
-            ]),
-            None
-        );
-        assert_eq!(
-            clash(&[
-                found("10.96.0.0/16", peer, true, true),
-                found("10.244.0.9/32", 0, true, false)
-            ]),
-            None
-        );
+        assert_eq!(clash(&[found("10.0.0.0/8", 0, false, false), found("10.1.0.0/16", 0, false, false)]), None);
+        assert_eq!(clash(&[found("10.96.0.0/16", peer, true, true), found("10.244.0.9/32", 0, true, false)]), None);
         assert_eq!(clash(&[found("10.112.0.0/16", other, true, true)]), None);
-        assert!(
-            clash(&[found("10.96.0.0/20", other, true, true)])
-                .unwrap()
-                .contains("another cluster")
-        );
-        assert!(
-            clash(&[found("10.244.7.0/24", 0, false, false)])
-                .unwrap()
-                .contains("10.244.7.0/24")
-        );
-        assert!(
-            clash(&[found("10.96.3.4/32", 0, false, true)])
-                .unwrap()
-                .contains("own address")
-        );
+        assert!(clash(&[found("10.96.0.0/20", other, true, true)]).unwrap().contains("another cluster"));
+        assert!(clash(&[found("10.244.7.0/24", 0, false, false)]).unwrap().contains("10.244.7.0/24"));
+        assert!(clash(&[found("10.96.3.4/32", 0, false, true)]).unwrap().contains("own address"));
     }
 
     #[test]
@@ -271,15 +189,7 @@ mod tests {
             (net("10.244.3.0/24"), Ipv4Addr::LOCALHOST),
             (net("0.0.0.0/0"), Ipv4Addr::new(192, 0, 2, 3)),
         ];
-        let wanted = wanted(
-            nodes.into_iter(),
-            &[Ipv4Addr::new(192, 0, 2, 1)],
-            net("10.244.0.0/16"),
-            metric,
-        );
-        assert_eq!(
-            wanted.keys().copied().collect::<Vec<_>>(),
-            [net("10.244.2.0/24")]
-        );
+        let wanted = wanted(nodes.into_iter(), &[Ipv4Addr::new(192, 0, 2, 1)], net("10.244.0.0/16"), metric);
+        assert_eq!(wanted.keys().copied().collect::<Vec<_>>(), [net("10.244.2.0/24")]);
     }
 }

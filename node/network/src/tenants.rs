@@ -56,24 +56,14 @@ pub(crate) struct Tenants {
 
 pub(crate) fn valid_name(name: &str) -> bool {
     (1..=63).contains(&name.len())
-        && name
-            .bytes()
-            .all(|it| it.is_ascii_lowercase() || it.is_ascii_digit() || it == b'-')
+        && name.bytes().all(|it| it.is_ascii_lowercase() || it.is_ascii_digit() || it == b'-')
 }
 
 /// A name for the machine's end of a link: at most 15 characters, the cluster's first.
 fn link_name(cluster_id: &str, node: &str, tenant: &str, attempt: u32) -> (String, Mac, Mac) {
     let digest = Sha256::digest(format!("{cluster_id}/{node}/{tenant}/{attempt}"));
-    let hex: String = digest
-        .iter()
-        .take(3)
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
-    let cluster: String = cluster_id
-        .chars()
-        .filter(char::is_ascii_alphanumeric)
-        .take(8)
-        .collect();
+    let hex: String = digest.iter().take(3).map(|byte| format!("{byte:02x}")).collect();
+    let cluster: String = cluster_id.chars().filter(char::is_ascii_alphanumeric).take(8).collect();
     let mac = |from: usize| {
         let mut mac: Mac = [0; 6];
         for (place, byte) in mac.iter_mut().zip(digest.iter().skip(from)) {
@@ -87,19 +77,8 @@ fn link_name(cluster_id: &str, node: &str, tenant: &str, attempt: u32) -> (Strin
 }
 
 impl Tenants {
-    pub(crate) fn new(
-        dir: PathBuf,
-        cluster_id: String,
-        node_name: String,
-        cluster_cidr: Ipv4Net,
-    ) -> Self {
-        Self {
-            dir,
-            cluster_id,
-            node_name,
-            cluster_cidr,
-            ready: BTreeMap::new(),
-        }
+    pub(crate) fn new(dir: PathBuf, cluster_id: String, node_name: String, cluster_cidr: Ipv4Net) -> Self {
+        Self { dir, cluster_id, node_name, cluster_cidr, ready: BTreeMap::new() }
     }
 
     pub(crate) fn namespace(&self, name: &str) -> PathBuf {
@@ -111,29 +90,17 @@ impl Tenants {
     }
 
     /// Makes what is missing of a tenant; an earlier process may have made all of it.
-    pub(crate) async fn ensure(
-        &mut self,
-        root: &Netlink,
-        records: &mut Records,
-        name: &str,
-    ) -> Result<&mut Tenant> {
+    pub(crate) async fn ensure(&mut self, root: &Netlink, records: &mut Records, name: &str) -> Result<&mut Tenant> {
         if !self.ready.contains_key(name) {
             let record = self.record(root, records, name).await?;
             let tenant = self.make(root, name, &record).await?;
             self.ready.insert(name.to_owned(), tenant);
         }
-        self.ready
-            .get_mut(name)
-            .ok_or_else(|| Error::TenantName(name.to_owned()))
+        self.ready.get_mut(name).ok_or_else(|| Error::TenantName(name.to_owned()))
     }
 
     /// What is on record, or a new name that no link has.
-    async fn record(
-        &self,
-        root: &Netlink,
-        records: &mut Records,
-        name: &str,
-    ) -> Result<TenantRecord> {
+    async fn record(&self, root: &Netlink, records: &mut Records, name: &str) -> Result<TenantRecord> {
         if let Some(record) = records.tenants().get(name) {
             return Ok(record.clone());
         }
@@ -144,19 +111,11 @@ impl Tenants {
                 // Of an earlier life of this very tenant whose records are gone.
                 Some(found) if found.mac == mac => {
                     root.delete_link(found.index).await?;
-                    break TenantRecord {
-                        link,
-                        mac,
-                        peer_mac,
-                    };
+                    break TenantRecord { link, mac, peer_mac };
                 }
                 Some(_) => attempt += 1,
                 None => {
-                    break TenantRecord {
-                        link,
-                        mac,
-                        peer_mac,
-                    };
+                    break TenantRecord { link, mac, peer_mac };
                 }
             }
         };
@@ -181,10 +140,7 @@ impl Tenants {
             ] {
                 namespace::set(setting, value)?;
             }
-            Ok((
-                Netlink::here()?,
-                File::open(&path).map_err(Error::file("open", &path))?,
-            ))
+            Ok((Netlink::here()?, File::open(&path).map_err(Error::file("open", &path))?))
         })
         .await?;
         inside.up("lo").await?;
@@ -197,8 +153,7 @@ impl Tenants {
                     root.delete_link(link.index).await?;
                 }
                 let fd = Some(file.as_raw_fd());
-                root.add_veth(&record.link, record.mac, LINK_INSIDE, record.peer_mac, fd)
-                    .await?;
+                root.add_veth(&record.link, record.mac, LINK_INSIDE, record.peer_mac, fd).await?;
             }
         }
         for (setting, value) in [
@@ -222,32 +177,12 @@ impl Tenants {
         })
         .await?;
         let link_inside = inside.up(LINK_INSIDE).await?;
-        inside
-            .add_neighbour(link_inside, GATEWAY, record.mac)
-            .await?;
-        inside
-            .add_route_over(default_route(), link_inside, GATEWAY, None, TABLE_MAIN)
-            .await?;
-        inside
-            .add_route_over(
-                default_route(),
-                link_inside,
-                GATEWAY,
-                None,
-                TABLE_OUT.into(),
-            )
-            .await?;
-        inside
-            .add_rule_to(self.cluster_cidr, TABLE_OUT, PRIORITY_OUT)
-            .await?;
+        inside.add_neighbour(link_inside, GATEWAY, record.mac).await?;
+        inside.add_route_over(default_route(), link_inside, GATEWAY, None, TABLE_MAIN).await?;
+        inside.add_route_over(default_route(), link_inside, GATEWAY, None, TABLE_OUT.into()).await?;
+        inside.add_rule_to(self.cluster_cidr, TABLE_OUT, PRIORITY_OUT).await?;
         inside.move_local_rule(PRIORITY_LOCAL).await?;
-        Ok(Tenant {
-            inside,
-            link,
-            link_inside,
-            addresses: BTreeSet::new(),
-            source: None,
-        })
+        Ok(Tenant { inside, link, link_inside, addresses: BTreeSet::new(), source: None })
     }
 
     /// Gives a pod's address to its tenant.
@@ -263,45 +198,23 @@ impl Tenants {
             return Ok(());
         }
         tenant.inside.add_route(&netlink::local(address)).await?;
-        root.add_route_over(
-            Ipv4Net::from(address),
-            tenant.link,
-            INSIDE,
-            None,
-            TABLE_MAIN,
-        )
-        .await?;
+        root.add_route_over(Ipv4Net::from(address), tenant.link, INSIDE, None, TABLE_MAIN).await?;
         tenant.addresses.insert(address);
         tenant.choose_source().await
     }
 
-    pub(crate) async fn remove(
-        &mut self,
-        root: &Netlink,
-        name: &str,
-        address: Ipv4Addr,
-    ) -> Result<()> {
+    pub(crate) async fn remove(&mut self, root: &Netlink, name: &str, address: Ipv4Addr) -> Result<()> {
         let Some(tenant) = self.ready.get_mut(name) else {
             return Ok(());
         };
-        root.delete_route_over(Ipv4Net::from(address), tenant.link, INSIDE)
-            .await?;
+        root.delete_route_over(Ipv4Net::from(address), tenant.link, INSIDE).await?;
         tenant.addresses.remove(&address);
         tenant.choose_source().await?;
-        tenant
-            .inside
-            .delete_route(&netlink::local(address))
-            .await
-            .map(drop)
+        tenant.inside.delete_route(&netlink::local(address)).await.map(drop)
     }
 
     /// Takes a tenant's link and namespace away; processes in it are cut off.
-    pub(crate) async fn take_away(
-        &mut self,
-        root: &Netlink,
-        records: &mut Records,
-        name: &str,
-    ) -> Result<()> {
+    pub(crate) async fn take_away(&mut self, root: &Netlink, records: &mut Records, name: &str) -> Result<()> {
         self.ready.remove(name);
         let Some(record) = records.tenants().get(name).cloned() else {
             return Ok(());
@@ -320,18 +233,13 @@ fn no_ipv6(link: &str) {
 impl Tenant {
     /// Sockets bound to no address send from one of the tenant's pods, as long as it has one.
     async fn choose_source(&mut self) -> Result<()> {
-        if self
-            .source
-            .is_some_and(|source| self.addresses.contains(&source))
-        {
+        if self.source.is_some_and(|source| self.addresses.contains(&source)) {
             return Ok(());
         }
         self.source = self.addresses.first().copied();
         for table in [TABLE_MAIN, TABLE_OUT.into()] {
             let (link, source) = (self.link_inside, self.source);
-            self.inside
-                .add_route_over(default_route(), link, GATEWAY, source, table)
-                .await?;
+            self.inside.add_route_over(default_route(), link, GATEWAY, source, table).await?;
         }
         Ok(())
     }

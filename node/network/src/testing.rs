@@ -36,18 +36,8 @@ pub(crate) fn in_fresh_network<F: Future<Output = ()>>(test: impl FnOnce() -> F 
     }
     let thread = std::thread::spawn(move || {
         unshare(CloneFlags::CLONE_FS | CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET).unwrap();
-        mount(
-            None::<&str>,
-            "/",
-            None::<&str>,
-            MsFlags::MS_REC | MsFlags::MS_PRIVATE,
-            None::<&str>,
-        )
-        .unwrap();
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .unwrap();
+        mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             Netlink::here().unwrap().up("lo").await.unwrap();
             let test = tokio::time::timeout(std::time::Duration::from_secs(60), test());
@@ -79,18 +69,12 @@ pub(crate) struct FakeApi {
 }
 
 fn identity(object: &Value) -> (&Value, &Value) {
-    (
-        &object["metadata"]["namespace"],
-        &object["metadata"]["name"],
-    )
+    (&object["metadata"]["namespace"], &object["metadata"]["name"])
 }
 
 impl FakeApi {
     pub(crate) fn new() -> Self {
-        Self {
-            objects: Arc::default(),
-            revision: watch::Sender::new(0),
-        }
+        Self { objects: Arc::default(), revision: watch::Sender::new(0) }
     }
 
     fn log(&self, plural: &str, what: &'static str, mut object: Value) {
@@ -115,19 +99,12 @@ impl FakeApi {
     }
 
     pub(crate) fn put(&self, plural: &str, object: Value) {
-        let there = self
-            .current(plural)
-            .iter()
-            .any(|it| identity(it) == identity(&object));
+        let there = self.current(plural).iter().any(|it| identity(it) == identity(&object));
         self.log(plural, if there { "MODIFIED" } else { "ADDED" }, object);
     }
 
     pub(crate) fn delete(&self, plural: &str, name: &str) {
-        let object = self
-            .current(plural)
-            .into_iter()
-            .find(|it| it["metadata"]["name"] == name)
-            .unwrap();
+        let object = self.current(plural).into_iter().find(|it| it["metadata"]["name"] == name).unwrap();
         self.log(plural, "DELETED", object);
     }
 
@@ -137,36 +114,21 @@ impl FakeApi {
 
     pub(crate) fn client(&self) -> Client {
         let api = self.clone();
-        Client::new(
-            tower::service_fn(move |request| api.clone().answer(request)),
-            "default",
-        )
+        Client::new(tower::service_fn(move |request| api.clone().answer(request)), "default")
     }
 
-    async fn answer(
-        self,
-        request: http::Request<Body>,
-    ) -> Result<http::Response<Answer>, Infallible> {
+    async fn answer(self, request: http::Request<Body>) -> Result<http::Response<Answer>, Infallible> {
         let (parts, body) = request.into_parts();
         let plural = parts.uri.path().rsplit('/').next().unwrap().to_owned();
         let query = parts.uri.query().unwrap_or_default().to_owned();
         if parts.method == http::Method::POST {
-            let object: Value =
-                serde_json::from_slice(&body.collect().await.unwrap().to_bytes()).unwrap();
+            let object: Value = serde_json::from_slice(&body.collect().await.unwrap().to_bytes()).unwrap();
             self.put(&plural, object.clone());
-            return Ok(http::Response::builder()
-                .status(201)
-                .body(whole(&object))
-                .unwrap());
+            return Ok(http::Response::builder().status(201).body(whole(&object)).unwrap());
         }
         if query.contains("watch=true") || query.contains("watch=1") {
-            let from = query
-                .split('&')
-                .find_map(|it| it.strip_prefix("resourceVersion="))
-                .unwrap();
-            return Ok(http::Response::new(
-                self.watch(plural, from.parse().unwrap()),
-            ));
+            let from = query.split('&').find_map(|it| it.strip_prefix("resourceVersion=")).unwrap();
+            return Ok(http::Response::new(self.watch(plural, from.parse().unwrap())));
         }
         let list = json!({
             "kind": "List", "apiVersion": "v1",
@@ -178,27 +140,18 @@ impl FakeApi {
 
     fn watch(self, plural: String, from: usize) -> Answer {
         let revision = self.revision.subscribe();
-        let stream =
-            futures::stream::unfold((self, revision, from), move |(api, mut revision, from)| {
-                let plural = plural.clone();
-                async move {
-                    let last = *revision.wait_for(|last| *last > from).await.ok()?;
-                    let lines: String = {
-                        let objects = api.objects.lock().unwrap();
-                        let new = objects.log[from..last]
-                            .iter()
-                            .filter(|entry| entry.0 == plural);
-                        new.map(|(_, what, object)| {
-                            format!("{}\n", json!({ "type": what, "object": object }))
-                        })
-                        .collect()
-                    };
-                    Some((
-                        Ok::<_, Infallible>(http_body::Frame::data(Bytes::from(lines))),
-                        (api, revision, last),
-                    ))
-                }
-            });
+        let stream = futures::stream::unfold((self, revision, from), move |(api, mut revision, from)| {
+            let plural = plural.clone();
+            async move {
+                let last = *revision.wait_for(|last| *last > from).await.ok()?;
+                let lines: String = {
+                    let objects = api.objects.lock().unwrap();
+                    let new = objects.log[from..last].iter().filter(|entry| entry.0 == plural);
+                    new.map(|(_, what, object)| format!("{}\n", json!({ "type": what, "object": object }))).collect()
+                };
+                Some((Ok::<_, Infallible>(http_body::Frame::data(Bytes::from(lines))), (api, revision, last)))
+            }
+        });
         StreamBody::new(stream.boxed()).boxed_unsync()
     }
 }

@@ -39,42 +39,24 @@ impl Cgroup {
     fn below(root: &Path, name: &str) -> io::Result<Cgroup> {
         let plain = |part: &str| !part.is_empty() && !part.starts_with('.') && !part.contains('\0');
         if !name.split('/').all(plain) {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidInput,
-                "a relative name of a control group",
-            ));
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "a relative name of a control group"));
         }
         let depth = name.matches('/').count();
         if root.join("cgroup.controllers").exists() {
             let unified = Some(root.join(name));
-            return Ok(Cgroup {
-                unified,
-                cpu: None,
-                cpuacct: None,
-                memory: None,
-                depth,
-            });
+            return Ok(Cgroup { unified, cpu: None, cpuacct: None, memory: None, depth });
         }
         let controller = |controller: &str| {
             let dir = root.join(controller);
             dir.join("cgroup.procs").exists().then(|| dir.join(name))
         };
         let cpu = controller("cpu").or_else(|| controller("cpu,cpuacct"));
-        let cpuacct =
-            controller("cpuacct").filter(|_| cpu.as_ref() != controller("cpuacct").as_ref());
-        Ok(Cgroup {
-            unified: None,
-            cpu,
-            cpuacct,
-            memory: controller("memory"),
-            depth,
-        })
+        let cpuacct = controller("cpuacct").filter(|_| cpu.as_ref() != controller("cpuacct").as_ref());
+        Ok(Cgroup { unified: None, cpu, cpuacct, memory: controller("memory"), depth })
     }
 
     fn dirs(&self) -> impl Iterator<Item = &PathBuf> {
-        [&self.unified, &self.cpu, &self.cpuacct, &self.memory]
-            .into_iter()
-            .flatten()
+        [&self.unified, &self.cpu, &self.cpuacct, &self.memory].into_iter().flatten()
     }
 
     /// Makes the group with these limits; also changes those of one that is there.
@@ -85,16 +67,12 @@ impl Cgroup {
         for dir in self.dirs() {
             std::fs::create_dir_all(dir)?;
         }
-        let quota = limits
-            .cpu_millicores
-            .map(|m| (m * PERIOD_US / 1000).max(1000));
+        let quota = limits.cpu_millicores.map(|m| (m * PERIOD_US / 1000).max(1000));
         if let Some(dir) = &self.unified {
             enable(dir);
             let quota = quota.map_or("max".to_owned(), |q| q.to_string());
             write(dir, "cpu.max", &format!("{quota} {PERIOD_US}"))?;
-            let memory = limits
-                .memory_bytes
-                .map_or("max".to_owned(), |b| b.to_string());
+            let memory = limits.memory_bytes.map_or("max".to_owned(), |b| b.to_string());
             write(dir, "memory.max", &memory)?;
             if let Some(request) = limits.cpu_request_millicores {
                 write(dir, "cpu.weight", &weight(shares(request)).to_string())?;
@@ -102,19 +80,13 @@ impl Cgroup {
         }
         if let Some(dir) = &self.cpu {
             write(dir, "cpu.cfs_period_us", &PERIOD_US.to_string())?;
-            write(
-                dir,
-                "cpu.cfs_quota_us",
-                &quota.map_or("-1".to_owned(), |q| q.to_string()),
-            )?;
+            write(dir, "cpu.cfs_quota_us", &quota.map_or("-1".to_owned(), |q| q.to_string()))?;
             if let Some(request) = limits.cpu_request_millicores {
                 write(dir, "cpu.shares", &shares(request).to_string())?;
             }
         }
         if let Some(dir) = &self.memory {
-            let memory = limits
-                .memory_bytes
-                .map_or("-1".to_owned(), |b| b.to_string());
+            let memory = limits.memory_bytes.map_or("-1".to_owned(), |b| b.to_string());
             write(dir, "memory.limit_in_bytes", &memory)?;
         }
         Ok(())
@@ -148,18 +120,13 @@ impl Cgroup {
 
 fn write(dir: &Path, file: &str, value: &str) -> io::Result<()> {
     let path = dir.join(file);
-    std::fs::write(&path, value)
-        .map_err(|e| io::Error::new(e.kind(), format!("{} = {value}: {e}", path.display())))
+    std::fs::write(&path, value).map_err(|e| io::Error::new(e.kind(), format!("{} = {value}: {e}", path.display())))
 }
 
 /// Version 2 hands controllers down level by level; one that is already on answers no error.
 fn enable(dir: &Path) {
     let root = Path::new(ROOT);
-    let mut parents: Vec<_> = dir
-        .ancestors()
-        .skip(1)
-        .take_while(|p| p.starts_with(root))
-        .collect();
+    let mut parents: Vec<_> = dir.ancestors().skip(1).take_while(|p| p.starts_with(root)).collect();
     parents.reverse();
     for parent in parents {
         for controller in ["+cpu", "+memory", "+pids"] {
@@ -196,15 +163,11 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         std::fs::write(root.path().join("cgroup.controllers"), "cpu memory").unwrap();
         let group = Cgroup::below(root.path(), "sampan/default").unwrap();
-        let limits = Limits {
-            memory_bytes: Some(1 << 20),
-            cpu_millicores: Some(500),
-            cpu_request_millicores: Some(100),
-        };
+        let limits =
+            Limits { memory_bytes: Some(1 << 20), cpu_millicores: Some(500), cpu_request_millicores: Some(100) };
         group.create(&limits).unwrap();
         group.join(7).unwrap();
-        let read =
-            |f: &str| std::fs::read_to_string(root.path().join("sampan/default").join(f)).unwrap();
+        let read = |f: &str| std::fs::read_to_string(root.path().join("sampan/default").join(f)).unwrap();
         assert_eq!(read("cpu.max"), "50000 100000");
         assert_eq!(read("memory.max"), "1048576");
         assert_eq!(read("cpu.weight"), "4");

@@ -34,9 +34,7 @@ impl Default for Options {
             command: crate::process::own("wasm-compile"),
             timeout: Duration::from_secs(300),
             memory: 8 << 30,
-            user: rustix::process::geteuid()
-                .is_root()
-                .then_some((65534, 65534)),
+            user: rustix::process::geteuid().is_root().then_some((65534, 65534)),
         }
     }
 }
@@ -50,32 +48,15 @@ struct Task {
 }
 
 /// Compiles `wasm` into `out` and answers its length.
-pub async fn compile(
-    wasm: &Path,
-    out: &Path,
-    kind: ModuleKind,
-    options: &Options,
-) -> Result<u64, Error> {
+pub async fn compile(wasm: &Path, out: &Path, kind: ModuleKind, options: &Options) -> Result<u64, Error> {
     let io = |path: &Path, e: &std::io::Error| Error::Io(format!("{}: {e}", path.display()));
     let source = File::open(wasm).map_err(|e| io(wasm, &e))?;
-    let target = File::options()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .open(out)
-        .map_err(|e| io(out, &e))?;
+    let target = File::options().write(true).create(true).truncate(true).open(out).map_err(|e| io(out, &e))?;
     let result_file = target.try_clone().map_err(|e| io(out, &e))?;
-    let task = Task {
-        kind: kind as i32,
-        memory: options.memory,
-        seconds: options.timeout.as_secs(),
-        user: options.user,
-    };
+    let task =
+        Task { kind: kind as i32, memory: options.memory, seconds: options.timeout.as_secs(), user: options.user };
     let task = serde_json::to_string(&task).map_err(|e| Error::Io(e.to_string()))?;
-    let (program, arguments) = options
-        .command
-        .split_first()
-        .ok_or_else(|| Error::Io("no compile command".into()))?;
+    let (program, arguments) = options.command.split_first().ok_or_else(|| Error::Io("no compile command".into()))?;
     let mut child = tokio::process::Command::new(program)
         .args(arguments)
         .arg(task)
@@ -128,10 +109,7 @@ pub fn main(arguments: Vec<String>) -> anyhow::Result<()> {
     let kind = ModuleKind::try_from(task.kind)?;
 
     let mut bytes = Vec::new();
-    std::io::stdin()
-        .lock()
-        .read_to_end(&mut bytes)
-        .context("reading the module")?;
+    std::io::stdin().lock().read_to_end(&mut bytes).context("reading the module")?;
     let engine = engine::compiler()?;
     let compiled = match kind {
         ModuleKind::Core => engine.precompile_module(&bytes),

@@ -82,12 +82,7 @@ pub fn hash(engine: &Engine) -> String {
     }
     let mut feed = Feed(Sha256::new());
     engine.precompile_compatibility_hash().hash(&mut feed);
-    feed.0
-        .finalize()
-        .iter()
-        .take(8)
-        .map(|b| format!("{b:02x}"))
-        .collect()
+    feed.0.finalize().iter().take(8).map(|b| format!("{b:02x}")).collect()
 }
 
 /// Advances the epoch while any guest is on a thread, and sleeps otherwise.
@@ -112,34 +107,32 @@ impl Ticker {
         }));
         let inner = ticker.0.clone();
         let engine = engine.weak();
-        let handle = std::thread::Builder::new()
-            .name("epoch".into())
-            .spawn(move || {
-                let mut quiet = 0;
-                loop {
+        let handle = std::thread::Builder::new().name("epoch".into()).spawn(move || {
+            let mut quiet = 0;
+            loop {
+                if inner.running.load(Ordering::SeqCst) > 0 {
+                    quiet = 0;
+                } else {
+                    quiet += 1;
+                }
+                if quiet > Self::LINGER {
+                    inner.parked.store(true, Ordering::SeqCst);
+                    if inner.running.load(Ordering::SeqCst) == 0 {
+                        std::thread::park_timeout(Duration::from_secs(5));
+                    }
+                    inner.parked.store(false, Ordering::SeqCst);
                     if inner.running.load(Ordering::SeqCst) > 0 {
                         quiet = 0;
-                    } else {
-                        quiet += 1;
                     }
-                    if quiet > Self::LINGER {
-                        inner.parked.store(true, Ordering::SeqCst);
-                        if inner.running.load(Ordering::SeqCst) == 0 {
-                            std::thread::park_timeout(Duration::from_secs(5));
-                        }
-                        inner.parked.store(false, Ordering::SeqCst);
-                        if inner.running.load(Ordering::SeqCst) > 0 {
-                            quiet = 0;
-                        }
-                    } else {
-                        std::thread::sleep(TICK);
-                    }
-                    match engine.upgrade() {
-                        Some(engine) => engine.increment_epoch(),
-                        None => return,
-                    }
+                } else {
+                    std::thread::sleep(TICK);
                 }
-            })?;
+                match engine.upgrade() {
+                    Some(engine) => engine.increment_epoch(),
+                    None => return,
+                }
+            }
+        })?;
         let _ = ticker.0.thread.set(handle.thread().clone());
         Ok(ticker)
     }

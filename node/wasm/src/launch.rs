@@ -91,10 +91,7 @@ impl HostConfig {
 
 /// Where cloud machines keep their credentials.
 pub fn link_local() -> Vec<IpNet> {
-    ["169.254.0.0/16", "fe80::/10"]
-        .iter()
-        .filter_map(|r| r.parse().ok())
-        .collect()
+    ["169.254.0.0/16", "fe80::/10"].iter().filter_map(|r| r.parse().ok()).collect()
 }
 
 /// What a host writes beside its socket once it serves.
@@ -169,12 +166,7 @@ pub async fn ensure(config: &HostConfig) -> anyhow::Result<Host> {
         Adoption::Adopted(host) => return Ok(*host),
         Adoption::None => {}
         Adoption::Refused { identity, reason } => {
-            tracing::warn!(
-                namespace = config.namespace,
-                pid = identity.pid,
-                reason,
-                "replacing host"
-            );
+            tracing::warn!(namespace = config.namespace, pid = identity.pid, reason, "replacing host");
             end(identity).await;
         }
     }
@@ -205,10 +197,7 @@ pub async fn adopt(tenant_dir: &Path) -> Adoption {
     }
     let refused = |reason: String| Adoption::Refused { identity, reason };
     if record.protocol != PROTOCOL {
-        return refused(format!(
-            "speaks protocol {}, not {PROTOCOL}",
-            record.protocol
-        ));
+        return refused(format!("speaks protocol {}, not {PROTOCOL}", record.protocol));
     }
     match tokio::time::timeout(START, connect(tenant_dir, &record)).await {
         Ok(Ok(host)) => Adoption::Adopted(Box::new(host)),
@@ -226,9 +215,7 @@ pub async fn adopt_all(tenants_dir: &Path) -> (Vec<Host>, Vec<(PathBuf, Identity
     for entry in entries.flatten() {
         match adopt(&entry.path()).await {
             Adoption::Adopted(host) => hosts.push(*host),
-            Adoption::Refused { identity, reason } => {
-                refused.push((entry.path(), identity, reason))
-            }
+            Adoption::Refused { identity, reason } => refused.push((entry.path(), identity, reason)),
             Adoption::None => {}
         }
     }
@@ -238,10 +225,7 @@ pub async fn adopt_all(tenants_dir: &Path) -> (Vec<Host>, Vec<(PathBuf, Identity
 /// Host processes recorded below a directory of tenants that are still alive, whether they can be
 /// driven or not: what cleaning up after a killed cluster has to end.
 pub fn list(tenants_dir: &Path) -> Vec<(PathBuf, Record)> {
-    let entries = std::fs::read_dir(tenants_dir)
-        .into_iter()
-        .flatten()
-        .flatten();
+    let entries = std::fs::read_dir(tenants_dir).into_iter().flatten().flatten();
     entries
         .filter_map(|entry| Some((entry.path(), Record::read(&entry.path())?)))
         .filter(|(_, record)| record.identity.is_alive())
@@ -281,8 +265,7 @@ async fn clean(tenant_dir: &Path, cgroup: Option<&str>) {
 async fn start(config: &HostConfig) -> anyhow::Result<Host> {
     let dir = config.tenant_dir.as_path();
     std::fs::create_dir_all(dir).with_context(|| dir.display().to_string())?;
-    std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o700))
-        .with_context(|| dir.display().to_string())?;
+    std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o700)).with_context(|| dir.display().to_string())?;
     if let Some((uid, gid)) = config.user {
         std::os::unix::fs::chown(dir, Some(uid), Some(gid))
             .with_context(|| format!("giving {} to user {uid}", dir.display()))?;
@@ -299,14 +282,8 @@ async fn start(config: &HostConfig) -> anyhow::Result<Host> {
             config.cgroup = None;
         }
     }
-    let log = std::fs::File::options()
-        .create(true)
-        .append(true)
-        .open(dir.join(LOG))?;
-    let (program, arguments) = config
-        .command
-        .split_first()
-        .context("no command for hosts")?;
+    let log = std::fs::File::options().create(true).append(true).open(dir.join(LOG))?;
+    let (program, arguments) = config.command.split_first().context("no command for hosts")?;
     let mut command = std::process::Command::new(program);
     command
         .args(arguments)
@@ -333,16 +310,11 @@ async fn start(config: &HostConfig) -> anyhow::Result<Host> {
         child.wait()?;
         Ok(answer)
     });
-    let answer = tokio::time::timeout(START, answer)
-        .await
-        .context("the host process does not answer")???;
+    let answer = tokio::time::timeout(START, answer).await.context("the host process does not answer")???;
     let record = match serde_json::from_slice(&answer) {
         Ok(Ready::Serving(record)) => record,
         Ok(Ready::Failed(message)) => anyhow::bail!("host process: {message}"),
-        Err(_) => anyhow::bail!(
-            "host process ended at its start; see {}",
-            dir.join(LOG).display()
-        ),
+        Err(_) => anyhow::bail!("host process ended at its start; see {}", dir.join(LOG).display()),
     };
     connect(dir, &record).await
 }
@@ -360,34 +332,14 @@ async fn connect(tenant_dir: &Path, record: &Record) -> anyhow::Result<Host> {
         .await
         .context("connecting")?;
     let mut client = HostClient::new(channel.clone());
-    let info = client
-        .info(InfoRequest {})
-        .await
-        .map_err(|s| anyhow::anyhow!("{}", s.message()))?;
+    let info = client.info(InfoRequest {}).await.map_err(|s| anyhow::anyhow!("{}", s.message()))?;
     let info = info.into_inner();
-    let identity = Identity {
-        pid: info.pid,
-        start_time: info.start_time,
-    };
-    anyhow::ensure!(
-        info.protocol == PROTOCOL,
-        "speaks protocol {}, not {PROTOCOL}",
-        info.protocol
-    );
+    let identity = Identity { pid: info.pid, start_time: info.start_time };
+    anyhow::ensure!(info.protocol == PROTOCOL, "speaks protocol {}, not {PROTOCOL}", info.protocol);
     anyhow::ensure!(identity == record.identity, "another process answers");
-    anyhow::ensure!(
-        info.namespace == record.namespace,
-        "serves namespace {}",
-        info.namespace
-    );
+    anyhow::ensure!(info.namespace == record.namespace, "serves namespace {}", info.namespace);
     let tenant_dir = tenant_dir.to_owned();
-    Ok(Host {
-        info,
-        tenant_dir,
-        identity,
-        cgroup: record.cgroup.clone(),
-        channel,
-    })
+    Ok(Host { info, tenant_dir, identity, cgroup: record.cgroup.clone(), channel })
 }
 
 async fn dial(dir: &OwnedFd, expected: i32) -> std::io::Result<tokio::net::UnixStream> {
@@ -396,10 +348,7 @@ async fn dial(dir: &OwnedFd, expected: i32) -> std::io::Result<tokio::net::UnixS
     let peer = stream.peer_cred()?.pid();
     if peer != Some(expected) {
         let message = format!("process {peer:?} listens where {expected} should");
-        return Err(std::io::Error::new(
-            std::io::ErrorKind::PermissionDenied,
-            message,
-        ));
+        return Err(std::io::Error::new(std::io::ErrorKind::PermissionDenied, message));
     }
     Ok(stream)
 }

@@ -23,9 +23,7 @@ thread_local! {
 
 fn thread_time() -> u64 {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
-    (time.tv_sec as u64)
-        .saturating_mul(1_000_000_000)
-        .saturating_add(time.tv_nsec as u64)
+    (time.tv_sec as u64).saturating_mul(1_000_000_000).saturating_add(time.tv_nsec as u64)
 }
 
 /// Processor time of one container: counted always, held to a quota if there is one.
@@ -46,16 +44,8 @@ struct Window {
 
 impl Cpu {
     pub fn new(millicores: u32) -> Cpu {
-        let quota =
-            (millicores > 0).then(|| u64::from(millicores) * PERIOD.as_nanos() as u64 / 1000);
-        Cpu {
-            total: AtomicU64::new(0),
-            quota,
-            window: Mutex::new(Window {
-                start: Instant::now(),
-                used: 0,
-            }),
-        }
+        let quota = (millicores > 0).then(|| u64::from(millicores) * PERIOD.as_nanos() as u64 / 1000);
+        Cpu { total: AtomicU64::new(0), quota, window: Mutex::new(Window { start: Instant::now(), used: 0 }) }
     }
 
     pub fn total(&self) -> u64 {
@@ -85,9 +75,7 @@ impl Window {
         let periods = now.saturating_duration_since(self.start).as_nanos() / PERIOD.as_nanos();
         let periods = u32::try_from(periods).unwrap_or(u32::MAX);
         if periods > 0 {
-            self.used = self
-                .used
-                .saturating_sub(quota.saturating_mul(u64::from(periods)));
+            self.used = self.used.saturating_sub(quota.saturating_mul(u64::from(periods)));
             self.start = match self.start.checked_add(PERIOD.saturating_mul(periods)) {
                 Some(start) if start <= now => start,
                 _ => now,
@@ -97,9 +85,7 @@ impl Window {
 
     fn rest(&self, quota: u64) -> Option<Instant> {
         // As many periods as it takes to pay the debt.
-        let periods = u32::try_from(self.used / quota.max(1))
-            .unwrap_or(u32::MAX)
-            .min(600);
+        let periods = u32::try_from(self.used / quota.max(1)).unwrap_or(u32::MAX).min(600);
         (periods > 0).then(|| self.start + PERIOD * periods)
     }
 }
@@ -118,10 +104,7 @@ pub struct Memory {
 
 impl Memory {
     pub fn new(limit: u64) -> Memory {
-        Memory {
-            limit,
-            ..Memory::default()
-        }
+        Memory { limit, ..Memory::default() }
     }
 
     pub fn used(&self) -> u64 {
@@ -142,11 +125,9 @@ impl Memory {
             0 => u64::MAX,
             limit => limit,
         };
-        let taken = self
-            .used
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
-                used.checked_add(bytes).filter(|sum| *sum <= limit)
-            });
+        let taken = self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
+            used.checked_add(bytes).filter(|sum| *sum <= limit)
+        });
         if taken.is_err() {
             self.refused.store(true, Ordering::Relaxed);
         }
@@ -203,12 +184,7 @@ impl Drop for Share {
 const TABLE_ELEMENTS: usize = 1 << 20;
 
 impl ResourceLimiter for Share {
-    fn memory_growing(
-        &mut self,
-        current: usize,
-        desired: usize,
-        maximum: Option<usize>,
-    ) -> wasmtime::Result<bool> {
+    fn memory_growing(&mut self, current: usize, desired: usize, maximum: Option<usize>) -> wasmtime::Result<bool> {
         // Past its own maximum a memory does not grow anyway: that is no want of ours.
         if maximum.is_some_and(|maximum| desired > maximum) {
             return Ok(false);
@@ -216,12 +192,7 @@ impl ResourceLimiter for Share {
         Ok(self.grow(current as u64, desired as u64))
     }
 
-    fn table_growing(
-        &mut self,
-        current: usize,
-        desired: usize,
-        maximum: Option<usize>,
-    ) -> wasmtime::Result<bool> {
+    fn table_growing(&mut self, current: usize, desired: usize, maximum: Option<usize>) -> wasmtime::Result<bool> {
         if desired > maximum.unwrap_or(usize::MAX).min(TABLE_ELEMENTS) {
             return Ok(false);
         }
@@ -269,12 +240,7 @@ pub struct Metered<F> {
 
 impl<F: Future> Metered<F> {
     pub fn new(inner: F, cpu: Arc<Cpu>, ticker: Ticker) -> Metered<F> {
-        Metered {
-            inner: Box::pin(inner),
-            cpu,
-            ticker,
-            rest: None,
-        }
+        Metered { inner: Box::pin(inner), cpu, ticker, rest: None }
     }
 }
 
@@ -297,8 +263,7 @@ impl<F: Future> Future for Metered<F> {
         MARK.set(thread_time());
         let result = this.inner.as_mut().poll(context);
         let now = thread_time();
-        this.cpu
-            .charge(now.saturating_sub(MARK.replace(now)), Instant::now());
+        this.cpu.charge(now.saturating_sub(MARK.replace(now)), Instant::now());
         result
     }
 }

@@ -46,16 +46,8 @@ impl Log {
     pub fn new(path: &str, max_bytes: u64, max_files: u32) -> Arc<Log> {
         Arc::new(Log {
             path: path.into(),
-            max_bytes: if max_bytes == 0 {
-                DEFAULT_BYTES
-            } else {
-                max_bytes
-            },
-            max_files: if max_files == 0 {
-                DEFAULT_FILES
-            } else {
-                max_files
-            },
+            max_bytes: if max_bytes == 0 { DEFAULT_BYTES } else { max_bytes },
+            max_files: if max_files == 0 { DEFAULT_FILES } else { max_files },
             state: Mutex::default(),
         })
     }
@@ -92,11 +84,7 @@ impl Log {
     }
 
     fn append(&self, state: &mut State, text: &[u8]) -> io::Result<()> {
-        if state
-            .file
-            .as_ref()
-            .is_some_and(|(_, size)| *size > 0 && size + text.len() as u64 > self.max_bytes)
-        {
+        if state.file.as_ref().is_some_and(|(_, size)| *size > 0 && size + text.len() as u64 > self.max_bytes) {
             state.file = None;
             self.rotate()?;
         }
@@ -160,23 +148,17 @@ pub struct Sweeper(Arc<Mutex<Vec<Weak<Log>>>>);
 
 impl Sweeper {
     pub fn add(&self, log: &Arc<Log>) {
-        self.0
-            .lock()
-            .unwrap_or_else(|e| e.into_inner())
-            .push(Arc::downgrade(log));
+        self.0.lock().unwrap_or_else(|e| e.into_inner()).push(Arc::downgrade(log));
     }
 
     pub fn sweep(&self) {
-        self.0
-            .lock()
-            .unwrap_or_else(|e| e.into_inner())
-            .retain(|log| match log.upgrade() {
-                Some(log) => {
-                    log.close_idle();
-                    true
-                }
-                None => false,
-            });
+        self.0.lock().unwrap_or_else(|e| e.into_inner()).retain(|log| match log.upgrade() {
+            Some(log) => {
+                log.close_idle();
+                true
+            }
+            None => false,
+        });
     }
 }
 
@@ -192,11 +174,7 @@ struct Lines {
 
 impl Output {
     pub fn new(log: Arc<Log>, stream: Stream) -> Output {
-        Output(Arc::new(Lines {
-            log,
-            stream,
-            buffer: Mutex::default(),
-        }))
+        Output(Arc::new(Lines { log, stream, buffer: Mutex::default() }))
     }
 
     fn feed(&self, bytes: &[u8]) {
@@ -282,10 +260,7 @@ impl tokio::io::AsyncWrite for Output {
         std::task::Poll::Ready(Ok(bytes.len()))
     }
 
-    fn poll_flush(
-        self: std::pin::Pin<&mut Self>,
-        _: &mut std::task::Context<'_>,
-    ) -> std::task::Poll<io::Result<()>> {
+    fn poll_flush(self: std::pin::Pin<&mut Self>, _: &mut std::task::Context<'_>) -> std::task::Poll<io::Result<()>> {
         std::task::Poll::Ready(Ok(()))
     }
 
@@ -299,9 +274,7 @@ impl tokio::io::AsyncWrite for Output {
 
 /// RFC 3339 with nanoseconds, in UTC.
 fn timestamp(time: SystemTime) -> String {
-    let since = time
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .unwrap_or_default();
+    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let (seconds, nanoseconds) = (since.as_secs(), since.subsec_nanos());
     let (days, of_day) = (seconds / 86_400, seconds % 86_400);
     let (year, month, day) = civil(days);
@@ -318,11 +291,7 @@ fn civil(days: u64) -> (u64, u64, u64) {
     let of_year = of_era - (365 * year + year / 4 - year / 100);
     let shifted = (5 * of_year + 2) / 153;
     let day = of_year - (153 * shifted + 2) / 5 + 1;
-    let month = if shifted < 10 {
-        shifted + 3
-    } else {
-        shifted - 9
-    };
+    let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
     (era * 400 + year + u64::from(month <= 2), month, day)
 }
 
@@ -363,10 +332,7 @@ mod tests {
         let at = |s, n| timestamp(SystemTime::UNIX_EPOCH + Duration::new(s, n));
         assert_eq!(at(0, 1), "1970-01-01T00:00:00.000000001Z");
         assert_eq!(at(1_709_164_800, 0), "2024-02-29T00:00:00.000000000Z");
-        assert_eq!(
-            at(1_795_262_399, 999_999_999),
-            "2026-11-21T11:59:59.999999999Z"
-        );
+        assert_eq!(at(1_795_262_399, 999_999_999), "2026-11-21T11:59:59.999999999Z");
     }
 
     #[test]

@@ -107,15 +107,7 @@ const INTERFACES: [(&str, &[&str]); 7] = [
     ("random", &["random", "insecure", "insecure-seed"]),
     (
         "sockets",
-        &[
-            "network",
-            "instance-network",
-            "ip-name-lookup",
-            "tcp",
-            "tcp-create-socket",
-            "udp",
-            "udp-create-socket",
-        ],
+        &["network", "instance-network", "ip-name-lookup", "tcp", "tcp-create-socket", "udp", "udp-create-socket"],
     ),
 ];
 
@@ -133,9 +125,7 @@ fn interface(name: &str) -> Option<(&str, &str, u32)> {
 fn provided(name: &str) -> bool {
     interface(name).is_some_and(|(package, interface, patch)| {
         patch <= NEWEST_PATCH
-            && INTERFACES
-                .iter()
-                .any(|(p, interfaces)| *p == package && interfaces.contains(&interface))
+            && INTERFACES.iter().any(|(p, interfaces)| *p == package && interfaces.contains(&interface))
     })
 }
 
@@ -159,8 +149,7 @@ pub fn inspect(bytes: &[u8]) -> Result<ModuleKind, Error> {
             }
             Payload::End(_) => depth = depth.saturating_sub(1),
             other if depth == 1 => {
-                scan.section(other)
-                    .map_err(|error| malformed(&error, bytes.len()))?;
+                scan.section(other).map_err(|error| malformed(&error, bytes.len()))?;
             }
             _ => {}
         }
@@ -172,9 +161,7 @@ pub fn inspect(bytes: &[u8]) -> Result<ModuleKind, Error> {
         return if scan.start {
             Ok(ModuleKind::Core)
         } else {
-            Err(Error::NoEntry(
-                "a core module needs an exported function `_start` (WASI preview 1)".into(),
-            ))
+            Err(Error::NoEntry("a core module needs an exported function `_start` (WASI preview 1)".into()))
         };
     }
     match (scan.proxy, scan.command) {
@@ -212,8 +199,7 @@ impl Scan {
                         && PREVIEW1_FUNCTIONS.contains(&import.name)
                         && matches!(import.ty, TypeRef::Func(_) | TypeRef::FuncExact(_));
                     if !known {
-                        self.foreign
-                            .insert(format!("{}.{}", import.module, import.name));
+                        self.foreign.insert(format!("{}.{}", import.module, import.name));
                     }
                 }
             }
@@ -258,14 +244,9 @@ fn malformed(error: &wasmparser::BinaryReaderError, length: usize) -> Error {
     let message = error.message();
     let offset = error.offset() as u64;
     if message.contains("unexpected end") || offset >= length as u64 {
-        Error::Truncated {
-            offset: length as u64,
-        }
+        Error::Truncated { offset: length as u64 }
     } else {
-        Error::Malformed {
-            offset,
-            message: message.to_owned(),
-        }
+        Error::Malformed { offset, message: message.to_owned() }
     }
 }
 
@@ -280,10 +261,7 @@ fn describe(bytes: &[u8]) -> String {
         [0, ..] if b"\0asm".starts_with(bytes) => "the file ends inside its header".into(),
         _ => {
             let first: Vec<_> = bytes.iter().take(4).map(|b| format!("{b:02x}")).collect();
-            format!(
-                "it begins with {} where 00 61 73 6d is expected",
-                first.join(" ")
-            )
+            format!("it begins with {} where 00 61 73 6d is expected", first.join(" "))
         }
     }
 }
@@ -327,12 +305,7 @@ impl Cache {
                 let _ = std::fs::remove_file(entry.path());
             }
         }
-        Ok(Cache {
-            dir,
-            engine,
-            options,
-            busy: Arc::default(),
-        })
+        Ok(Cache { dir, engine, options, busy: Arc::default() })
     }
 
     pub fn dir(&self) -> &Path {
@@ -341,11 +314,7 @@ impl Cache {
 
     fn name(&self, digest: &str) -> String {
         // A digest comes from the image's index; keep it from being a path.
-        let digest: String = digest
-            .trim_start_matches("sha256:")
-            .chars()
-            .filter(char::is_ascii_alphanumeric)
-            .collect();
+        let digest: String = digest.trim_start_matches("sha256:").chars().filter(char::is_ascii_alphanumeric).collect();
         format!("{digest}.{}", self.engine)
     }
 
@@ -392,19 +361,14 @@ impl Cache {
         let made = compile::compile(wasm, &temporary, kind, &self.options).await;
         let finish = || -> Result<Module, Error> {
             let length = made?;
-            let record = Record {
-                kind: kind.as_str_name().into(),
-                engine: self.engine.clone(),
-                bytes: length,
-            };
+            let record = Record { kind: kind.as_str_name().into(), engine: self.engine.clone(), bytes: length };
             let record = serde_json::to_vec(&record).map_err(|e| Error::Io(e.to_string()))?;
             let json = self.dir.join(format!(".tmp-{name}.json"));
             std::fs::write(&json, record).map_err(|e| io(&json, &e))?;
             let file = format!("{name}.cwasm");
             open_to_all(&temporary, 0o644)?;
             std::fs::rename(&temporary, self.dir.join(&file)).map_err(|e| io(&temporary, &e))?;
-            std::fs::rename(&json, self.dir.join(format!("{name}.json")))
-                .map_err(|e| io(&json, &e))?;
+            std::fs::rename(&json, self.dir.join(format!("{name}.json"))).map_err(|e| io(&json, &e))?;
             Ok(Module { file, kind })
         };
         let result = finish();
@@ -460,16 +424,11 @@ mod tests {
     fn foreign_imports_are_named_all_of_them() {
         let core = "(module (import \"env\" \"b\" (func)) (import \"env\" \"a\" (memory 1))
             (import \"wasi_snapshot_preview1\" \"sock_open\" (func)) (func (export \"_start\")))";
-        let names = ["env.a", "env.b", "wasi_snapshot_preview1.sock_open"]
-            .map(String::from)
-            .to_vec();
+        let names = ["env.a", "env.b", "wasi_snapshot_preview1.sock_open"].map(String::from).to_vec();
         assert_eq!(told(core), Err(Error::Imports(names)));
-        for name in [
-            "wasi:http/types@0.3.0",
-            "wasi:http/types@0.2.99",
-            "wasi:keyvalue/store@0.2.0",
-            "fermyon:spin/redis",
-        ] {
+        for name in
+            ["wasi:http/types@0.3.0", "wasi:http/types@0.2.99", "wasi:keyvalue/store@0.2.0", "fermyon:spin/redis"]
+        {
             let component = format!("(component (import \"{name}\" (instance)))");
             assert_eq!(told(&component), Err(Error::Imports(vec![name.into()])));
         }
@@ -477,9 +436,7 @@ mod tests {
 
     #[test]
     fn without_an_entry() {
-        let message = told("(module (func (export \"main\")))")
-            .unwrap_err()
-            .to_string();
+        let message = told("(module (func (export \"main\")))").unwrap_err().to_string();
         assert!(message.contains("`_start`"), "{message}");
         let message = told("(component)").unwrap_err().to_string();
         assert!(message.contains("exports nothing"), "{message}");

@@ -86,12 +86,6 @@ mod tests {
     fn own_process_is_alive_and_a_reused_pid_is_not() {
         let own = Identity::own().unwrap();
         assert!(own.is_alive());
-        assert!(
-            !Identity {
-                start_time: own.start_time + 1,
-                ..own
-            }
-            .is_alive()
-        );
+        assert!(!Identity { start_time: own.start_time + 1, ..own }.is_alive());
     }
 }

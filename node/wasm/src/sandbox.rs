@@ -6,29 +6,23 @@ use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
 use anyhow::Context as _;
 use landlock::{
-    ABI, Access as _, AccessFs, BitFlags, CompatLevel, Compatible as _, PathBeneath, PathFd,
-    Ruleset, RulesetAttr as _, RulesetCreated, RulesetCreatedAttr as _, RulesetStatus, Scope,
+    ABI, Access as _, AccessFs, BitFlags, CompatLevel, Compatible as _, PathBeneath, PathFd, Ruleset, RulesetAttr as _,
+    RulesetCreated, RulesetCreatedAttr as _, RulesetStatus, Scope,
 };
 use nix::libc;
 use rustix::process::{Resource, Rlimit};
 use seccompiler::{
-    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
-    SeccompRule,
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
 };
 
 /// Enters the tenant's network namespace and brings its loopback up.
 pub fn enter_network(netns: BorrowedFd<'_>) -> anyhow::Result<()> {
-    nix::sched::setns(netns, nix::sched::CloneFlags::CLONE_NEWNET)
-        .context("entering the network namespace")?;
+    nix::sched::setns(netns, nix::sched::CloneFlags::CLONE_NEWNET).context("entering the network namespace")?;
     loopback_up().context("bringing the loopback up")
 }
 
 fn loopback_up() -> std::io::Result<()> {
-    let socket = rustix::net::socket(
-        rustix::net::AddressFamily::INET,
-        rustix::net::SocketType::DGRAM,
-        None,
-    )?;
+    let socket = rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::DGRAM, None)?;
     // SAFETY: an all-zero ifreq is valid, and both calls read and write only it.
     unsafe {
         let mut request: libc::ifreq = std::mem::zeroed();
@@ -64,20 +58,14 @@ pub fn drop_privileges(user: Option<(u32, u32)>) -> anyhow::Result<()> {
         let uid = nix::unistd::Uid::from_raw(uid);
         nix::unistd::setresuid(uid, uid, uid).context("dropping the user")?;
     }
-    for set in [
-        CapSet::Ambient,
-        CapSet::Inheritable,
-        CapSet::Effective,
-        CapSet::Permitted,
-    ] {
+    for set in [CapSet::Ambient, CapSet::Inheritable, CapSet::Effective, CapSet::Permitted] {
         let _ = caps::clear(None, set);
     }
     if caps::read(None, CapSet::Permitted).is_ok_and(|left| !left.is_empty()) {
         anyhow::bail!("capabilities could not be dropped");
     }
     rustix::thread::set_no_new_privs(true).context("no_new_privs")?;
-    rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
-        .context("non-dumpable")?;
+    rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable).context("non-dumpable")?;
     Ok(())
 }
 
@@ -104,24 +92,12 @@ pub fn landlock(paths: &[Path<'_>]) -> anyhow::Result<bool> {
         ruleset = ruleset.add_rule(PathBeneath::new(path.dir, access))?;
     }
     // Certificates for guests' HTTPS, and the null device.
-    ruleset = readable(
-        ruleset,
-        "/etc/ssl/certs",
-        AccessFs::ReadFile | AccessFs::ReadDir,
-    )?;
-    ruleset = readable(
-        ruleset,
-        "/dev/null",
-        AccessFs::ReadFile | AccessFs::WriteFile,
-    )?;
+    ruleset = readable(ruleset, "/etc/ssl/certs", AccessFs::ReadFile | AccessFs::ReadDir)?;
+    ruleset = readable(ruleset, "/dev/null", AccessFs::ReadFile | AccessFs::WriteFile)?;
     Ok(ruleset.restrict_self()?.ruleset != RulesetStatus::NotEnforced)
 }
 
-fn readable(
-    ruleset: RulesetCreated,
-    path: &str,
-    access: BitFlags<AccessFs>,
-) -> anyhow::Result<RulesetCreated> {
+fn readable(ruleset: RulesetCreated, path: &str, access: BitFlags<AccessFs>) -> anyhow::Result<RulesetCreated> {
     Ok(match PathFd::new(path) {
         Ok(fd) => ruleset.add_rule(PathBeneath::new(fd, access))?,
         Err(_) => ruleset,
@@ -208,10 +184,8 @@ const DENIED: &[libc::c_long] = &[
 
 /// Installs the system call filter for this and all later threads.
 pub fn seccomp(sockets: bool) -> anyhow::Result<()> {
-    let condition =
-        |index, length, operator, value| SeccompCondition::new(index, length, operator, value);
-    let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
-        DENIED.iter().map(|call| (*call, Vec::new())).collect();
+    let condition = |index, length, operator, value| SeccompCondition::new(index, length, operator, value);
+    let mut rules: BTreeMap<i64, Vec<SeccompRule>> = DENIED.iter().map(|call| (*call, Vec::new())).collect();
     // Only Unix, IPv4 and IPv6 sockets: packet, netlink and crypto sockets reach much of the kernel.
     let families = match sockets {
         true => [libc::AF_UNIX, libc::AF_INET, libc::AF_INET6]
@@ -240,31 +214,18 @@ pub fn seccomp(sockets: bool) -> anyhow::Result<()> {
     let mut clone = Vec::new();
     for flag in namespaces {
         let set = SeccompCmpOp::MaskedEq(flag as u64);
-        clone.push(SeccompRule::new(vec![condition(
-            0,
-            SeccompCmpArgLen::Qword,
-            set,
-            flag as u64,
-        )?])?);
+        clone.push(SeccompRule::new(vec![condition(0, SeccompCmpArgLen::Qword, set, flag as u64)?])?);
     }
     rules.insert(libc::SYS_clone, clone);
     // A thread may signal its own process (abort does); nobody else.
     let own = u64::from(std::process::id());
     rules.insert(
         libc::SYS_tgkill,
-        vec![SeccompRule::new(vec![condition(
-            0,
-            SeccompCmpArgLen::Dword,
-            SeccompCmpOp::Ne,
-            own,
-        )?])?],
+        vec![SeccompRule::new(vec![condition(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Ne, own)?])?],
     );
     install(rules, libc::EPERM as u32)?;
     // Its flags lie in memory, out of a filter's sight: callers fall back to clone.
-    install(
-        BTreeMap::from([(libc::SYS_clone3, Vec::new())]),
-        libc::ENOSYS as u32,
-    )
+    install(BTreeMap::from([(libc::SYS_clone3, Vec::new())]), libc::ENOSYS as u32)
 }
 
 fn install(rules: BTreeMap<i64, Vec<SeccompRule>>, errno: u32) -> anyhow::Result<()> {
@@ -281,25 +242,13 @@ fn install(rules: BTreeMap<i64, Vec<SeccompRule>>, errno: u32) -> anyhow::Result
 
 pub fn limit(resource: Resource, value: u64) {
     let value = Some(value);
-    let _ = rustix::process::setrlimit(
-        resource,
-        Rlimit {
-            current: value,
-            maximum: value,
-        },
-    );
+    let _ = rustix::process::setrlimit(resource, Rlimit { current: value, maximum: value });
 }
 
 /// As many descriptors as the machine lets us: each idle proxy holds one.
 pub fn raise_descriptors() {
     let now = rustix::process::getrlimit(Resource::Nofile);
-    let _ = rustix::process::setrlimit(
-        Resource::Nofile,
-        Rlimit {
-            current: now.maximum,
-            maximum: now.maximum,
-        },
-    );
+    let _ = rustix::process::setrlimit(Resource::Nofile, Rlimit { current: now.maximum, maximum: now.maximum });
 }
 
 /// The compiler's confinement: standard streams and nothing else.

@@ -11,7 +11,10 @@ use crate::cli::DeleteArgs;
 use crate::kubeconfig;
 
 pub async fn run(args: DeleteArgs) -> Result<()> {
-    ensure!(!args.objects.is_empty() || !args.files.is_empty(), "nothing is named: give KIND NAME, KIND/NAME or -f FILE");
+    ensure!(
+        !args.objects.is_empty() || !args.files.is_empty(),
+        "nothing is named: give KIND NAME, KIND/NAME or -f FILE"
+    );
     let manifests = if args.files.is_empty() { Vec::new() } else { manifests::read(&args.files)? };
     let client = kubeconfig::client(args.cluster.kubeconfig.as_deref()).await?;
     let resources = Resources::discover(&client).await?;

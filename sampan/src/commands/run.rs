@@ -80,7 +80,10 @@ fn name_from(source: &str) -> Result<String> {
     let name: String = stem.chars().map(|letter| if letter.is_ascii_alphanumeric() { letter } else { '-' }).collect();
     let name = name.trim_matches('-');
     ensure!(!name.is_empty() && name.len() <= 63, "{source:?} gives no name; say one with --name");
-    ensure!(!name.starts_with(|first: char| first.is_ascii_digit()), "a Service's name begins with a letter: say one with --name");
+    ensure!(
+        !name.starts_with(|first: char| first.is_ascii_digit()),
+        "a Service's name begins with a letter: say one with --name"
+    );
     Ok(name.to_owned())
 }
 
@@ -185,9 +188,12 @@ mod tests {
 
     #[test]
     fn names_come_from_files_and_references() {
-        for (source, name) in
-            [("./app.wasm", "app"), ("/x/My_App.wasm", "my-app"), ("localhost/team/web:v1", "web"), ("web@sha256:0", "web")]
-        {
+        for (source, name) in [
+            ("./app.wasm", "app"),
+            ("/x/My_App.wasm", "my-app"),
+            ("localhost/team/web:v1", "web"),
+            ("web@sha256:0", "web"),
+        ] {
             assert_eq!(name_from(source).unwrap(), name);
         }
         assert!(name_from("---.wasm").is_err());

@@ -116,9 +116,16 @@ fn node_status(node: &Node, pods: &[Pod]) -> NodeStatus {
     let conditions = status.conditions.unwrap_or_default();
     let notes = conditions
         .iter()
-        .filter(|condition| (condition.type_ == "Ready") != (condition.status == "True"))
+        .filter(|condition| {
+            let good = matches!(condition.type_.as_str(), "Ready" | "GuestsConfined");
+            good != (condition.status == "True")
+        })
         .map(|condition| {
-            format!("{}: {}", condition.type_, condition.message.as_deref().or(condition.reason.as_deref()).unwrap_or(""))
+            format!(
+                "{}: {}",
+                condition.type_,
+                condition.message.as_deref().or(condition.reason.as_deref()).unwrap_or("")
+            )
         })
         .collect();
     NodeStatus {
@@ -127,7 +134,10 @@ fn node_status(node: &Node, pods: &[Pod]) -> NodeStatus {
             .iter()
             .filter(|pod| pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref()) == Some(&name))
             .count(),
-        capacity: status.capacity.and_then(|capacity| capacity.get("pods").map(|pods| pods.0.clone())).unwrap_or_default(),
+        capacity: status
+            .capacity
+            .and_then(|capacity| capacity.get("pods").map(|pods| pods.0.clone()))
+            .unwrap_or_default(),
         name,
         notes,
     }
@@ -218,7 +228,10 @@ fn print(status: &Status) {
         println!();
         print_table(
             &line(&["NAMESPACE", "DEPLOYMENT", "READY"]),
-            status.deployments.iter().map(|it| line(&[&it.namespace, &it.name, &format!("{}/{}", it.ready, it.wanted)])),
+            status
+                .deployments
+                .iter()
+                .map(|it| line(&[&it.namespace, &it.name, &format!("{}/{}", it.ready, it.wanted)])),
         );
     }
     println!();

@@ -65,7 +65,9 @@ impl Parts {
         for (part, task) in self.parts.iter().zip(&mut self.tasks) {
             part.stop.cancel();
             match tokio::time::timeout(part.drain, task.join_next()).await {
-                Ok(Some(Ok(Err(error)))) => tracing::warn!(part = part.name, error = format!("{error:#}"), "ended with an error"),
+                Ok(Some(Ok(Err(error)))) => {
+                    tracing::warn!(part = part.name, error = format!("{error:#}"), "ended with an error")
+                }
                 Ok(_) => tracing::debug!(part = part.name, "ended"),
                 Err(_) => tracing::warn!(part = part.name, seconds = part.drain.as_secs(), "did not end in time"),
             }
@@ -93,7 +95,11 @@ impl Signals {
 }
 
 /// Runs what was started until a signal, a failure, or `until_ready` failing.
-async fn supervise(mut parts: Parts, mut signals: Signals, until_ready: impl Future<Output = Result<String>>) -> Result<()> {
+async fn supervise(
+    mut parts: Parts,
+    mut signals: Signals,
+    until_ready: impl Future<Output = Result<String>>,
+) -> Result<()> {
     let started = Instant::now();
     let outcome = tokio::select! {
         () = signals.received() => Ok(()),
@@ -125,7 +131,10 @@ pub async fn up(args: UpArgs) -> Result<()> {
     parts.spawn("node", NODE_DRAIN, |stop| node::run(agent, stop));
     let ready = control_plane.ready(Some(&config.node_name));
     control_plane.spawn(&mut parts);
-    supervise(parts, signals, ready).await
+    let outcome = supervise(parts, signals, ready).await;
+    // The pods have ended; what carried them goes too.
+    let cleaned = node::clean(&data_dir).await;
+    outcome.and(cleaned.map(drop))
 }
 
 pub async fn server(args: ServerArgs) -> Result<()> {
@@ -162,5 +171,10 @@ pub async fn down(args: DownArgs) -> Result<()> {
     logging::start(crate::cli::LogFormat::Text);
     // A cluster that runs still holds the lock: it is stopped by a signal, not from behind its back.
     let data_dir = DataDir::open(&args.data_dir)?;
-    node::clean(&data_dir).await
+    let node::Removed { hosts, network } = node::clean(&data_dir).await?;
+    println!(
+        "removed {hosts} host processes, {} network namespaces, {} interfaces, {} routes, {} tables",
+        network.namespaces, network.links, network.routes, network.tables
+    );
+    Ok(())
 }

@@ -95,22 +95,19 @@ pub async fn run((config, client): (sampan_agent::Config, Client), stop: Cancell
     sampan_agent::run(config, client, stop).await
 }
 
-/// What `sampan down` does.
-pub async fn clean(data_dir: &DataDir) -> Result<()> {
+/// What the node made on this machine and [`clean`] took away.
+pub struct Removed {
+    pub hosts: usize,
+    pub network: sampan_network::Removed,
+}
+
+/// Ends the host processes of a data dir's tenants and takes its network away, as its records say.
+pub async fn clean(data_dir: &DataDir) -> Result<Removed> {
     let dir = data_dir.part("node")?;
-    let tenants = dir.join("tenants");
-    let hosts = launch::list(&tenants);
+    let hosts = launch::list(&dir.join("tenants"));
     for (tenant, record) in &hosts {
         launch::kill(tenant, record).await;
     }
-    let removed = sampan_network::clean(&dir.join("network")).await?;
-    println!(
-        "removed {} host processes, {} network namespaces, {} interfaces, {} routes, {} tables",
-        hosts.len(),
-        removed.namespaces,
-        removed.links,
-        removed.routes,
-        removed.tables
-    );
-    Ok(())
+    let network = sampan_network::clean(&dir.join("network")).await?;
+    Ok(Removed { hosts: hosts.len(), network })
 }

@@ -72,7 +72,8 @@ fn choose(mode: Mode, cluster: Option<IpNet>, service: Option<IpNet>) -> Result<
     let in_use = in_use(mode);
     for number in 0..CANDIDATES {
         let candidate = candidate(mode, number);
-        let ranges = Ranges { cluster: cluster.unwrap_or(candidate.cluster), service: service.unwrap_or(candidate.service) };
+        let ranges =
+            Ranges { cluster: cluster.unwrap_or(candidate.cluster), service: service.unwrap_or(candidate.service) };
         let told = |range| Some(range) == cluster || Some(range) == service;
         let taken = |range: IpNet| !told(range) && in_use.iter().any(|used| overlap(*used, range));
         if taken(ranges.cluster) || taken(ranges.service) || overlap(ranges.cluster, ranges.service) {

@@ -5,11 +5,7 @@ use std::hint::black_box;
 use std::{env, thread, time::Duration};
 
 fn main() {
-    if env::var_os("MEMORY").is_some() {
-        eat()
-    } else {
-        spin()
-    }
+    if env::var_os("MEMORY").is_some() { eat() } else { spin() }
 }
 
 fn spin() -> ! {

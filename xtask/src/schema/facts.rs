@@ -39,10 +39,7 @@ pub fn apply(types: &mut Types, file: &Path) -> Result<()> {
             }
             continue;
         }
-        let field = this
-            .fields
-            .get_mut(name)
-            .with_context(|| format!("{}: no field {name}", at()))?;
+        let field = this.fields.get_mut(name).with_context(|| format!("{}: no field {name}", at()))?;
         for word in words {
             apply_word(field, word).with_context(at)?;
         }
@@ -55,14 +52,10 @@ fn by_rule(of: &str, name: &str, field: &mut Field, top: bool) {
     match field.kind.as_bytes().first() {
         // An optional struct is a pointer, but for what every kind has.
         Some(b'@' | b't' | b'u' | b'q' | b'x' | b'j') => {
-            let meta = field.kind.ends_with("meta.v1.ObjectMeta")
-                || field.kind.ends_with("meta.v1.ListMeta");
+            let meta = field.kind.ends_with("meta.v1.ObjectMeta") || field.kind.ends_with("meta.v1.ListMeta");
             let part = top && matches!(name, "spec" | "status");
             let template = field.kind.ends_with("PodTemplateSpec");
-            let plain = field.required
-                || meta
-                || part
-                || (template && !of.contains("ReplicationController"));
+            let plain = field.required || meta || part || (template && !of.contains("ReplicationController"));
             field.pointer = !plain;
             field.always = plain && field.kind != "j";
             // k8s-openapi has it required everywhere; the API nowhere.

@@ -45,10 +45,7 @@ pub struct Field {
 pub type Types = BTreeMap<String, Type>;
 
 pub fn generate() -> Result<()> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .parent()
-        .context("the workspace's folder")?
-        .to_owned();
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("the workspace's folder")?.to_owned();
     let mut types = openapi::read(&source(&root, "k8s-openapi")?.join("src/v1_36"))?;
     let missing = proto::add(&mut types, &source(&root, "k8s-pb")?.join("src"))?;
     let folder = root.join("control-plane/api/schema");
@@ -61,12 +58,8 @@ pub fn generate() -> Result<()> {
 }
 
 fn has_tag(types: &Types, name: &str) -> bool {
-    name.split_once(' ').is_some_and(|(of, field)| {
-        types
-            .get(of)
-            .and_then(|t| t.fields.get(field))
-            .is_some_and(|f| !f.tags.is_empty())
-    })
+    name.split_once(' ')
+        .is_some_and(|(of, field)| types.get(of).and_then(|t| t.fields.get(field)).is_some_and(|f| !f.tags.is_empty()))
 }
 
 /// The folder of a crate's source.
@@ -77,26 +70,17 @@ fn source(root: &Path, package: &str) -> Result<PathBuf> {
         .output()
         .context("cargo metadata")?;
     if !output.status.success() {
-        bail!(
-            "cargo metadata: {}",
-            String::from_utf8_lossy(&output.stderr)
-        );
+        bail!("cargo metadata: {}", String::from_utf8_lossy(&output.stderr));
     }
     let metadata: Value = serde_json::from_slice(&output.stdout)?;
-    let packages = metadata
-        .get("packages")
-        .and_then(Value::as_array)
-        .context("cargo metadata: packages")?;
+    let packages = metadata.get("packages").and_then(Value::as_array).context("cargo metadata: packages")?;
     let manifest = packages
         .iter()
         .find(|p| p.get("name").and_then(Value::as_str) == Some(package))
         .and_then(|p| p.get("manifest_path"))
         .and_then(Value::as_str)
         .with_context(|| format!("cargo metadata does not name {package}"))?;
-    Ok(Path::new(manifest)
-        .parent()
-        .context("a manifest lies in a folder")?
-        .to_owned())
+    Ok(Path::new(manifest).parent().context("a manifest lies in a folder")?.to_owned())
 }
 
 /// All Rust files below a folder, sorted.

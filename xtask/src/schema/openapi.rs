@@ -21,9 +21,7 @@ fn primitive(name: &str) -> Option<&'static str> {
         | "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.JSON"
         | "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.JSONSchemaPropsOrArray"
         | "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.JSONSchemaPropsOrBool"
-        | "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.JSONSchemaPropsOrStringArray" => {
-            "j"
-        }
+        | "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.JSONSchemaPropsOrStringArray" => "j",
         _ => return None,
     })
 }
@@ -40,11 +38,8 @@ fn openapi_name(path: &str) -> String {
 
 /// The table's notation of a Rust type.
 fn notation(rust: &str) -> Result<String> {
-    let inner = |outer: &str| {
-        rust.strip_prefix(outer)
-            .and_then(|r| r.strip_prefix('<'))
-            .and_then(|r| r.strip_suffix('>'))
-    };
+    let inner =
+        |outer: &str| rust.strip_prefix(outer).and_then(|r| r.strip_prefix('<')).and_then(|r| r.strip_suffix('>'));
     if let Some(inner) = inner("Option").or_else(|| inner("std::boxed::Box")) {
         return notation(inner);
     }
@@ -52,9 +47,7 @@ fn notation(rust: &str) -> Result<String> {
         return Ok(format!("[{}", notation(inner)?));
     }
     if let Some(inner) = inner("std::collections::BTreeMap") {
-        let value = inner
-            .strip_prefix("std::string::String, ")
-            .context("a map's key is a string")?;
+        let value = inner.strip_prefix("std::string::String, ").context("a map's key is a string")?;
         return Ok(format!("{{{}", notation(value)?));
     }
     Ok(match rust {
@@ -88,10 +81,7 @@ pub fn read(folder: &Path) -> Result<Types> {
     let mut types = Types::new();
     for file in rust_files(folder)? {
         let text = std::fs::read_to_string(&file)?;
-        let Some(name) = text
-            .lines()
-            .find_map(|l| l.strip_prefix("// Generated from definition "))
-        else {
+        let Some(name) = text.lines().find_map(|l| l.strip_prefix("// Generated from definition ")) else {
             continue;
         };
         let name = name.trim().to_owned();
@@ -116,51 +106,30 @@ fn parse(text: &str, name: &str) -> Result<Option<Type>> {
     }
     if found[1] == *"(" {
         // An object without fields of its own.
-        return Ok(text
-            .contains("(pub crate::serde_json::Value)")
-            .then(Type::default));
+        return Ok(text.contains("(pub crate::serde_json::Value)").then(Type::default));
     }
     let mut this = Type::default();
     // What the Rust field is called in JSON.
     let key = Regex::new(r#"(?m)^\s+"([^"]+)" => Field::Key_(\w+),"#)?;
-    let json: BTreeMap<&str, &str> = key
-        .captures_iter(text)
-        .filter_map(|c| Some((c.get(2)?.as_str(), c.get(1)?.as_str())))
-        .collect();
+    let json: BTreeMap<&str, &str> =
+        key.captures_iter(text).filter_map(|c| Some((c.get(2)?.as_str(), c.get(1)?.as_str()))).collect();
     if found[1] == *" {" {
         let start = found.get(0).map_or(0, |m| m.end());
-        let body = text
-            .get(start..)
-            .and_then(|t| t.split("\n}").next())
-            .unwrap_or_default();
+        let body = text.get(start..).and_then(|t| t.split("\n}").next()).unwrap_or_default();
         let field = Regex::new(r"(?m)^    pub (?:r#)?(\w+): (.+),$")?;
         for c in field.captures_iter(body) {
-            let name = json
-                .get(&c[1])
-                .copied()
-                .with_context(|| format!("no JSON name for {}", &c[1]))?;
-            this.fields.insert(
-                name.into(),
-                Field {
-                    kind: notation(&c[2])?,
-                    ..Field::default()
-                },
-            );
+            let name = json.get(&c[1]).copied().with_context(|| format!("no JSON name for {}", &c[1]))?;
+            this.fields.insert(name.into(), Field { kind: notation(&c[2])?, ..Field::default() });
         }
     }
     let constant = |name: &str| -> Option<String> {
         let c = Regex::new(&format!(r#"const {name}: &'static str = "([^"]*)";"#)).ok()?;
         c.captures(text).map(|c| c[1].to_owned())
     };
-    if let (Some(group), Some(version), Some(kind)) =
-        (constant("GROUP"), constant("VERSION"), constant("KIND"))
-    {
+    if let (Some(group), Some(version), Some(kind)) = (constant("GROUP"), constant("VERSION"), constant("KIND")) {
         this.kind = Some((group, version, kind));
         for name in ["apiVersion", "kind"] {
-            this.fields.entry(name.into()).or_insert_with(|| Field {
-                kind: "s".into(),
-                ..Field::default()
-            });
+            this.fields.entry(name.into()).or_insert_with(|| Field { kind: "s".into(), ..Field::default() });
         }
     }
     this.list_kind = constant("LIST_KIND");
@@ -204,18 +173,12 @@ fn camel(snake: &str) -> String {
         out.push_str(letters.as_str());
     }
     // The one key with an abbreviation in it.
-    if out == "ip" || out != "uid" {
-        out
-    } else {
-        "uid".into()
-    }
+    if out == "ip" || out != "uid" { out } else { "uid".into() }
 }
 
 /// Descriptions and required fields, from the `JsonSchema` impl.
 fn prose(text: &str, this: &mut Type) -> Result<()> {
-    let Some(at) = text.find("impl crate::schemars::JsonSchema for") else {
-        bail!("no JsonSchema impl")
-    };
+    let Some(at) = text.find("impl crate::schemars::JsonSchema for") else { bail!("no JsonSchema impl") };
     let property = Regex::new(r#"^                "([^"]+)": "#)?;
     let description = Regex::new(r#""description"(?:: |\.into\(\), )"((?:[^"\\]|\\.)*)""#)?;
     let mut current: Option<String> = None;
@@ -259,11 +222,8 @@ pub fn add_lists(types: &mut Types) {
             continue;
         };
         let module = name.rsplit_once('.').map_or("", |(module, _)| module);
-        let string = |description: &str| Field {
-            kind: "s".into(),
-            description: description.into(),
-            ..Field::default()
-        };
+        let string =
+            |description: &str| Field { kind: "s".into(), description: description.into(), ..Field::default() };
         let mut this = Type {
             description: format!("{list} is a list of {kind}."),
             kind: Some((group.clone(), version.clone(), list.clone())),

@@ -41,19 +41,10 @@ pub fn add(types: &mut Types, folder: &Path) -> Result<Vec<String>> {
     let mut missing = Vec::new();
     for (name, this) in types.iter_mut() {
         let Some(message) = messages.get(&name.to_lowercase()) else {
-            missing.extend(
-                this.fields
-                    .keys()
-                    .filter(|f| !type_meta(f))
-                    .map(|f| format!("{name} {f}")),
-            );
+            missing.extend(this.fields.keys().filter(|f| !type_meta(f)).map(|f| format!("{name} {f}")));
             continue;
         };
-        if message
-            .markers
-            .iter()
-            .any(|m| m == "structType=atomic" || m == "mapType=atomic")
-        {
+        if message.markers.iter().any(|m| m == "structType=atomic" || m == "mapType=atomic") {
             this.atomic = true;
         }
         fields(this, message, &messages, &[]);
@@ -71,32 +62,21 @@ fn type_meta(field: &str) -> bool {
 }
 
 fn plain(name: &str) -> String {
-    name.chars()
-        .filter(|c| c.is_ascii_alphanumeric())
-        .map(|c| c.to_ascii_lowercase())
-        .collect()
+    name.chars().filter(|c| c.is_ascii_alphanumeric()).map(|c| c.to_ascii_lowercase()).collect()
 }
 
 fn fields(this: &mut Type, message: &Message, messages: &BTreeMap<String, Message>, outer: &[u32]) {
     for entry in &message.fields {
         let mut tags = outer.to_vec();
         tags.push(entry.tag);
-        let found = this
-            .fields
-            .iter_mut()
-            .find(|(name, _)| plain(name) == entry.name);
+        let found = this.fields.iter_mut().find(|(name, _)| plain(name) == entry.name);
         if let Some((_, field)) = found {
             if !field.tags.is_empty() {
                 continue;
             }
             field.tags = tags;
             mark(field, &entry.markers);
-        } else if let Some(inner) = entry
-            .message
-            .as_ref()
-            .filter(|_| !entry.repeated)
-            .and_then(|m| messages.get(m))
-        {
+        } else if let Some(inner) = entry.message.as_ref().filter(|_| !entry.repeated).and_then(|m| messages.get(m)) {
             // A message of which JSON has the fields inline.
             fields(this, inner, messages, &tags);
         }
@@ -105,16 +85,9 @@ fn fields(this: &mut Type, message: &Message, messages: &BTreeMap<String, Messag
 
 fn mark(field: &mut super::Field, markers: &[String]) {
     let value = |name: &str| {
-        markers
-            .iter()
-            .find_map(|m| m.strip_prefix(name).and_then(|m| m.strip_prefix('=')))
-            .map(str::to_owned)
+        markers.iter().find_map(|m| m.strip_prefix(name).and_then(|m| m.strip_prefix('='))).map(str::to_owned)
     };
-    let keys: Vec<String> = markers
-        .iter()
-        .filter_map(|m| m.strip_prefix("listMapKey="))
-        .map(str::to_owned)
-        .collect();
+    let keys: Vec<String> = markers.iter().filter_map(|m| m.strip_prefix("listMapKey=")).map(str::to_owned).collect();
     let merge = value("patchStrategy").map(|strategy| {
         let mut letters = String::new();
         if strategy.contains("merge") {
@@ -131,8 +104,7 @@ fn mark(field: &mut super::Field, markers: &[String]) {
         Some(_) => None,
         // Without a marker of its own, server-side apply follows strategic merge.
         None => match &merge {
-            Some(m) if field.kind.starts_with('[') && m.starts_with('m') => match m.split_once(':')
-            {
+            Some(m) if field.kind.starts_with('[') && m.starts_with('m') => match m.split_once(':') {
                 Some((_, key)) if !key.is_empty() => Some(format!("k:{key}")),
                 _ => Some("s".into()),
             },
@@ -140,11 +112,8 @@ fn mark(field: &mut super::Field, markers: &[String]) {
         },
     };
     field.merge = merge;
-    field.atomic = markers
-        .iter()
-        .any(|m| m == "mapType=atomic" || m == "structType=atomic");
-    field.default =
-        value("default").filter(|d| serde_json::from_str::<serde_json::Value>(d).is_ok());
+    field.atomic = markers.iter().any(|m| m == "mapType=atomic" || m == "structType=atomic");
+    field.default = value("default").filter(|d| serde_json::from_str::<serde_json::Value>(d).is_ok());
 }
 
 fn read(text: &str, module: &[String], messages: &mut BTreeMap<String, Message>) -> Result<()> {
@@ -167,13 +136,7 @@ fn read(text: &str, module: &[String], messages: &mut BTreeMap<String, Message>)
         }
         if let Some(c) = structure.captures(line) {
             let name = format!("io.k8s.{}.{}", module.join(".").replace('_', "-"), &c[1]);
-            current = Some((
-                name,
-                Message {
-                    markers: std::mem::take(&mut markers),
-                    fields: Vec::new(),
-                },
-            ));
+            current = Some((name, Message { markers: std::mem::take(&mut markers), fields: Vec::new() }));
             if line.contains("{}")
                 && let Some((name, message)) = current.take()
             {
@@ -192,24 +155,10 @@ fn read(text: &str, module: &[String], messages: &mut BTreeMap<String, Message>)
         {
             entry.name = plain(&c[1]);
             pending_type.push_str(c[2].trim());
-            finish(
-                line,
-                &mut pending,
-                &mut pending_type,
-                &mut markers,
-                module,
-                &mut current,
-            );
+            finish(line, &mut pending, &mut pending_type, &mut markers, module, &mut current);
         } else if pending.is_some() && !line.trim_start().starts_with("#[") {
             pending_type.push_str(line.trim());
-            finish(
-                line,
-                &mut pending,
-                &mut pending_type,
-                &mut markers,
-                module,
-                &mut current,
-            );
+            finish(line, &mut pending, &mut pending_type, &mut markers, module, &mut current);
         } else if line == "}"
             && let Some((name, message)) = current.take()
         {
@@ -243,12 +192,7 @@ fn finish(
 
 /// The table's name of the message in an `Option<…>`.
 fn message_name(rust: &str, module: &[String]) -> String {
-    let path = rust
-        .trim_end_matches(',')
-        .trim_end_matches('>')
-        .rsplit('<')
-        .next()
-        .unwrap_or_default();
+    let path = rust.trim_end_matches(',').trim_end_matches('>').rsplit('<').next().unwrap_or_default();
     let mut module = module.to_vec();
     let mut parts: Vec<&str> = path.split("::").filter(|p| !p.is_empty()).collect();
     let name = parts.pop().unwrap_or_default();

@@ -14,20 +14,15 @@ pub fn write(types: &Types, folder: &Path) -> Result<()> {
     );
     let mut prose = String::new();
     for (name, this) in types {
-        let (group, version, kind) = this.kind.as_ref().map_or(("", "", ""), |(g, v, k)| {
-            (g.as_str(), v.as_str(), k.as_str())
-        });
+        let (group, version, kind) =
+            this.kind.as_ref().map_or(("", "", ""), |(g, v, k)| (g.as_str(), v.as_str(), k.as_str()));
         let atomic = if this.atomic { "A" } else { "" };
         line(&mut table, &[name, atomic, group, version, kind])?;
         writeln!(prose, "{}", escape(&this.description))?;
         for (name, field) in &this.fields {
             let mut flags = String::new();
-            for (set, letter) in [
-                (field.pointer, 'p'),
-                (field.always, 'a'),
-                (field.required, 'r'),
-                (field.atomic, 'A'),
-            ] {
+            for (set, letter) in [(field.pointer, 'p'), (field.always, 'a'), (field.required, 'r'), (field.atomic, 'A')]
+            {
                 if set {
                     flags.push(letter);
                 }
@@ -62,7 +57,5 @@ fn line(out: &mut String, columns: &[&str]) -> Result<()> {
 }
 
 fn escape(text: &str) -> String {
-    text.replace('\\', "\\\\")
-        .replace('\n', "\\n")
-        .replace('\r', "")
+    text.replace('\\', "\\\\").replace('\n', "\\n").replace('\r', "")
 }

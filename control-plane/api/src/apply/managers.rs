@@ -83,8 +83,13 @@ impl Managers {
     pub fn encode(mut self) -> Value {
         self.0.retain(|entry| !entry.set.is_empty());
         self.0.sort_by(|a, b| {
-            (a.operation, &a.time, &a.manager, &a.api_version, &a.subresource)
-                .cmp(&(b.operation, &b.time, &b.manager, &b.api_version, &b.subresource))
+            (a.operation, &a.time, &a.manager, &a.api_version, &a.subresource).cmp(&(
+                b.operation,
+                &b.time,
+                &b.manager,
+                &b.api_version,
+                &b.subresource,
+            ))
         });
         let encode = |entry: Entry| {
             let mut value = json!({

@@ -35,9 +35,7 @@ pub fn update(kind: &Kind, live: Option<&Value>, new: &mut Value, writer: Writer
     let mut managers = match &given {
         // A list of one empty entry asks for forgetting them all.
         Some(list) if list.len() == 1 && is_empty_entry(&list[0]) => Managers::default(),
-        Some(list) if !list.is_empty() => {
-            Managers::decode(list).or_else(|| live.and_then(managed)).unwrap_or_default()
-        }
+        Some(list) if !list.is_empty() => Managers::decode(list).or_else(|| live.and_then(managed)).unwrap_or_default(),
         _ => live.and_then(managed).unwrap_or_default(),
     };
     // Whoever asked that nobody is noted is left alone.
@@ -52,10 +50,15 @@ pub fn update(kind: &Kind, live: Option<&Value>, new: &mut Value, writer: Writer
 
 /// What `live` (or nothing) becomes when `writer` applies `config`: merged, with conflicts as errors
 /// unless `force`. The answer still needs defaults and validation.
-pub fn apply(kind: &Kind, live: Option<&Value>, config: &Value, writer: Writer<'_>, force: bool) -> Result<Value, Error> {
-    let of = Schema::get()
-        .type_(kind.schema)
-        .ok_or_else(|| Error::Internal(format!("no schema of {}", kind.schema)))?;
+pub fn apply(
+    kind: &Kind,
+    live: Option<&Value>,
+    config: &Value,
+    writer: Writer<'_>,
+    force: bool,
+) -> Result<Value, Error> {
+    let of =
+        Schema::get().type_(kind.schema).ok_or_else(|| Error::Internal(format!("no schema of {}", kind.schema)))?;
     if config.pointer("/metadata/managedFields").is_some_and(|fields| !fields.is_null()) {
         return Err(Error::BadRequest("metadata.managedFields must be nil".to_owned()));
     }
@@ -219,7 +222,9 @@ fn renew_last_applied(object: &mut Value, config: &Value) {
 
 fn is_empty_entry(entry: &Value) -> bool {
     entry.as_object().is_some_and(|entry| {
-        entry.values().all(|value| value.is_null() || value.as_str() == Some("") || value.as_object().is_some_and(Map::is_empty))
+        entry
+            .values()
+            .all(|value| value.is_null() || value.as_str() == Some("") || value.as_object().is_some_and(Map::is_empty))
     })
 }
 

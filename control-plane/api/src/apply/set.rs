@@ -146,7 +146,8 @@ impl Set {
     }
 
     pub fn difference(&self, other: &Self) -> Self {
-        let mut difference = Self { members: self.members.difference(&other.members).cloned().collect(), ..Self::default() };
+        let mut difference =
+            Self { members: self.members.difference(&other.members).cloned().collect(), ..Self::default() };
         for (step, child) in &self.children {
             let left = other.children.get(step).map_or_else(|| child.clone(), |others| child.difference(others));
             if !left.is_empty() {
@@ -157,7 +158,8 @@ impl Set {
     }
 
     pub fn intersection(&self, other: &Self) -> Self {
-        let mut both = Self { members: self.members.intersection(&other.members).cloned().collect(), ..Self::default() };
+        let mut both =
+            Self { members: self.members.intersection(&other.members).cloned().collect(), ..Self::default() };
         for (step, child) in &self.children {
             let shared = other.children.get(step).map(|others| child.intersection(others)).unwrap_or_default();
             if !shared.is_empty() {

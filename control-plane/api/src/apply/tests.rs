@@ -133,7 +133,8 @@ fn keys_of_items_have_defaults() {
     // The server has filled in the protocol meanwhile.
     let mut live = first;
     live["template"]["spec"]["containers"][0]["ports"][0]["protocol"] = "TCP".into();
-    let second = apply(templates, Some(&live), &spec(json!([{ "containerPort": 80, "name": "q" }])), by("m"), false).unwrap();
+    let second =
+        apply(templates, Some(&live), &spec(json!([{ "containerPort": 80, "name": "q" }])), by("m"), false).unwrap();
     assert_eq!(
         second["template"]["spec"]["containers"][0]["ports"],
         json!([{ "containerPort": 80, "name": "q", "protocol": "TCP" }])
@@ -184,7 +185,12 @@ fn many_updaters_are_put_together() {
         let mut new = live.clone();
         new["data"][format!("k{number:02}")] = "v".into();
         let now = format!("2026-01-01T00:00:{:02}Z", number + 1);
-        update(kind("", "configmaps"), Some(&live), &mut new, Writer { manager: &format!("m{number:02}"), subresource: "", now: &now });
+        update(
+            kind("", "configmaps"),
+            Some(&live),
+            &mut new,
+            Writer { manager: &format!("m{number:02}"), subresource: "", now: &now },
+        );
         live = new;
     }
     let entries = live["metadata"]["managedFields"].as_array().unwrap();

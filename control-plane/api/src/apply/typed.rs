@@ -18,7 +18,10 @@ pub enum Shape<'a> {
     /// A list of different scalars.
     Set,
     /// A list of items with key fields.
-    Items { keys: &'a [&'static str], of: &'a FieldKind },
+    Items {
+        keys: &'a [&'static str],
+        of: &'a FieldKind,
+    },
 }
 
 impl<'a> Shape<'a> {
@@ -135,7 +138,8 @@ fn compare_at(shape: Shape<'_>, old: Option<&Value>, new: Option<&Value>, path: 
             }
         }
         Shape::Set | Shape::Items { .. } => {
-            let list = |value: Option<&Value>| value.and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default().to_vec();
+            let list =
+                |value: Option<&Value>| value.and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default().to_vec();
             let (old, new) = (list(old), list(new));
             let (old_steps, new_steps) = (steps(shape, &old), steps(shape, &new));
             let all: BTreeSet<&Step> = old_steps.iter().chain(&new_steps).collect();

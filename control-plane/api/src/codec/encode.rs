@@ -8,12 +8,7 @@ use super::time;
 use crate::schema::{FieldKind, TypeDef};
 
 /// An object in its envelope.
-pub(crate) fn envelope(
-    of: &TypeDef,
-    api_version: &str,
-    kind: &str,
-    object: &Map<String, Value>,
-) -> Vec<u8> {
+pub(crate) fn envelope(of: &TypeDef, api_version: &str, kind: &str, object: &Map<String, Value>) -> Vec<u8> {
     let mut meta = Vec::new();
     bytes(&mut meta, 1, api_version.as_bytes());
     bytes(&mut meta, 2, kind.as_bytes());
@@ -77,9 +72,7 @@ fn bytes(out: &mut Vec<u8>, tag: u64, value: &[u8]) {
 fn field_value(out: &mut Vec<u8>, tag: u64, kind: &FieldKind, value: &Value) {
     match (kind, value) {
         (_, Value::Null) => {}
-        (FieldKind::List(of), Value::Array(items)) => {
-            items.iter().for_each(|item| item_value(out, tag, of, item))
-        }
+        (FieldKind::List(of), Value::Array(items)) => items.iter().for_each(|item| item_value(out, tag, of, item)),
         (FieldKind::Map(of), Value::Object(entries)) => {
             for (key, item) in entries {
                 let mut entry = Vec::new();
@@ -112,11 +105,8 @@ fn item_value(out: &mut Vec<u8>, tag: u64, kind: &FieldKind, value: &Value) {
             if let Ok(Some(time)) = time::parse(s, *kind == FieldKind::MicroTime) {
                 let nanos = i64::from(time.subsec_nanosecond());
                 // Before 1970 the seconds round down, the nanoseconds stay positive.
-                let (seconds, nanos) = if nanos < 0 {
-                    (time.as_second() - 1, nanos + 1_000_000_000)
-                } else {
-                    (time.as_second(), nanos)
-                };
+                let (seconds, nanos) =
+                    if nanos < 0 { (time.as_second() - 1, nanos + 1_000_000_000) } else { (time.as_second(), nanos) };
                 number(&mut inner, 1, seconds as u64);
                 number(&mut inner, 2, nanos as u64);
             }
@@ -135,9 +125,7 @@ fn item_value(out: &mut Vec<u8>, tag: u64, kind: &FieldKind, value: &Value) {
         (FieldKind::Any, value) => bytes(&mut inner, 1, value.to_string().as_bytes()),
         (FieldKind::Type(of), Value::Object(object)) => inner = message(of.get(), object, 0),
         // A list as a map's value is a message of its own.
-        (FieldKind::List(of), Value::Array(items)) => items
-            .iter()
-            .for_each(|item| item_value(&mut inner, 1, of, item)),
+        (FieldKind::List(of), Value::Array(items)) => items.iter().for_each(|item| item_value(&mut inner, 1, of, item)),
         _ => {}
     }
     bytes(out, tag, &inner);

@@ -50,23 +50,15 @@ fn make(kind: &FieldKind, choices: &mut Choices<'_>, depth: usize) -> Option<Val
             json!(["2024-02-29T12:30:00Z", "1969-12-31T23:59:59Z"][usize::from(seed) % 2])
         }
         FieldKind::MicroTime => {
-            json!(
-                ["2024-02-29T12:30:00.000001Z", "1969-12-31T23:59:59.250000Z"]
-                    [usize::from(seed) % 2]
-            )
+            json!(["2024-02-29T12:30:00.000001Z", "1969-12-31T23:59:59.250000Z"][usize::from(seed) % 2])
         }
         FieldKind::Quantity => json!(["0", "100m", "1Gi", "1.5", "1e3"][usize::from(seed) % 5]),
-        FieldKind::IntOrString => {
-            [json!(0), json!(8080), json!("http"), json!("")][usize::from(seed) % 4].clone()
-        }
+        FieldKind::IntOrString => [json!(0), json!(8080), json!("http"), json!("")][usize::from(seed) % 4].clone(),
         FieldKind::Any => json!({"a": [1, {"b": null}], "c": seed}),
         FieldKind::Type(of) => object(of.get(), choices, depth),
-        FieldKind::List(of) => (0..seed % 3)
-            .filter_map(|_| make(of, choices, depth + 1))
-            .collect(),
+        FieldKind::List(of) => (0..seed % 3).filter_map(|_| make(of, choices, depth + 1)).collect(),
         FieldKind::Map(of) => {
-            let entries = (0..seed % 3)
-                .filter_map(|i| Some((format!("k{i}"), make(of, choices, depth + 1)?)));
+            let entries = (0..seed % 3).filter_map(|i| Some((format!("k{i}"), make(of, choices, depth + 1)?)));
             Value::Object(entries.collect())
         }
     })
@@ -91,30 +83,16 @@ const TYPES: &[&str] = &[
 
 /// Puts something of another kind, or of no form at all, in one place.
 fn spoil(value: &mut Value, choices: &mut Choices<'_>) {
-    let others = [
-        json!(null),
-        json!("x"),
-        json!(-1.5),
-        json!(true),
-        json!([]),
-        json!({"x": []}),
-        json!("1Zi"),
-        json!([null]),
-    ];
+    let others =
+        [json!(null), json!("x"), json!(-1.5), json!(true), json!([]), json!({"x": []}), json!("1Zi"), json!([null])];
     match value {
         Value::Object(map) if !map.is_empty() && !choices.next().is_multiple_of(6) => {
             let at = usize::from(choices.next()) % map.len();
-            map.values_mut()
-                .nth(at)
-                .into_iter()
-                .for_each(|inner| spoil(inner, choices));
+            map.values_mut().nth(at).into_iter().for_each(|inner| spoil(inner, choices));
         }
         Value::Array(items) if !items.is_empty() && !choices.next().is_multiple_of(6) => {
             let at = usize::from(choices.next()) % items.len();
-            items
-                .get_mut(at)
-                .into_iter()
-                .for_each(|inner| spoil(inner, choices));
+            items.get_mut(at).into_iter().for_each(|inner| spoil(inner, choices));
         }
         value => *value = others[usize::from(choices.next()) % others.len()].clone(),
     }
@@ -183,13 +161,7 @@ proptest! {
 
 fn pod(body: &str) -> String {
     let of = "io.k8s.api.core.v1.Pod";
-    let decoded = decode_type(
-        of,
-        ("", "v1", "Pod"),
-        body.as_bytes(),
-        MediaType::Json,
-        FieldValidation::Strict,
-    );
+    let decoded = decode_type(of, ("", "v1", "Pod"), body.as_bytes(), MediaType::Json, FieldValidation::Strict);
     decoded.map_or_else(|e| e.to_string(), |d| d.object.to_string())
 }
 
@@ -204,18 +176,9 @@ fn type_errors_are_worded_as_go_words_them() {
             r#"{"spec":{"containers":["x"]}}"#,
             "string into Go struct field PodSpec.spec.containers of type v1.Container",
         ),
-        (
-            r#"{"spec":{"containers":{}}}"#,
-            "object into Go struct field PodSpec.spec.containers of type []v1.Container",
-        ),
-        (
-            r#"{"spec":[]}"#,
-            "array into Go struct field Pod.spec of type v1.PodSpec",
-        ),
-        (
-            r#"{"metadata":{"labels":{"a":1}}}"#,
-            "number into Go struct field ObjectMeta.metadata.labels of type string",
-        ),
+        (r#"{"spec":{"containers":{}}}"#, "object into Go struct field PodSpec.spec.containers of type []v1.Container"),
+        (r#"{"spec":[]}"#, "array into Go struct field Pod.spec of type v1.PodSpec"),
+        (r#"{"metadata":{"labels":{"a":1}}}"#, "number into Go struct field ObjectMeta.metadata.labels of type string"),
         (
             r#"{"metadata":{"labels":[]}}"#,
             "array into Go struct field ObjectMeta.metadata.labels of type map[string]string",
@@ -224,14 +187,8 @@ fn type_errors_are_worded_as_go_words_them() {
             r#"{"metadata":{"creationTimestamp":1}}"#,
             "number into Go struct field ObjectMeta.metadata.creationTimestamp of type string",
         ),
-        (
-            r#"{"spec":{"priority":"x"}}"#,
-            "string into Go struct field PodSpec.spec.priority of type int32",
-        ),
-        (
-            r#"{"spec":{"priority":1.5}}"#,
-            "number 1.5 into Go struct field PodSpec.spec.priority of type int32",
-        ),
+        (r#"{"spec":{"priority":"x"}}"#, "string into Go struct field PodSpec.spec.priority of type int32"),
+        (r#"{"spec":{"priority":1.5}}"#, "number 1.5 into Go struct field PodSpec.spec.priority of type int32"),
         (
             r#"{"spec":{"containers":[{"ports":[{"containerPort":99999999999}]}]}}"#,
             "number 99999999999 into Go struct field ContainerPort.spec.containers.ports.containerPort of type int32",
@@ -254,9 +211,7 @@ fn type_errors_are_worded_as_go_words_them() {
             "number into Go struct field ObjectMeta.metadata.name of type string",
         ),
     ] {
-        let want = format!(
-            "Pod in version \"v1\" cannot be handled as a Pod: json: cannot unmarshal {error}"
-        );
+        let want = format!("Pod in version \"v1\" cannot be handled as a Pod: json: cannot unmarshal {error}");
         assert_eq!(pod(body), want, "{body}");
     }
 }
@@ -296,15 +251,9 @@ fn other_faults() {
     let deployment = |api_version: &str| {
         let body = format!("{{\"apiVersion\":\"{api_version}\",\"kind\":\"Deployment\"}}");
         let of = "io.k8s.api.apps.v1.Deployment";
-        decode_type(
-            of,
-            ("apps", "v1", "Deployment"),
-            body.as_bytes(),
-            MediaType::Json,
-            FieldValidation::Strict,
-        )
-        .unwrap_err()
-        .to_string()
+        decode_type(of, ("apps", "v1", "Deployment"), body.as_bytes(), MediaType::Json, FieldValidation::Strict)
+            .unwrap_err()
+            .to_string()
     };
     assert_eq!(
         deployment("extensions/v1beta1"),
@@ -318,13 +267,7 @@ fn other_faults() {
     let event = |api_version: &str| {
         let body = format!("{{\"apiVersion\":\"{api_version}\",\"kind\":\"Event\"}}");
         let of = "io.k8s.api.core.v1.Event";
-        let decoded = decode_type(
-            of,
-            ("", "v1", "Event"),
-            body.as_bytes(),
-            MediaType::Json,
-            FieldValidation::Strict,
-        );
+        let decoded = decode_type(of, ("", "v1", "Event"), body.as_bytes(), MediaType::Json, FieldValidation::Strict);
         decoded.map_or_else(|e| e.to_string(), |_| String::new())
     };
     assert_eq!(event("v1"), "");
@@ -374,16 +317,13 @@ fn protobuf_of_a_client_is_read() {
     body.extend_from_slice(b"\x1a\x00\x22\x00");
     let of = "io.k8s.api.core.v1.Namespace";
     let gvk = ("", "v1", "Namespace");
-    let got = decode_type(of, gvk, &body, MediaType::Protobuf, FieldValidation::Strict)
-        .unwrap()
-        .object;
+    let got = decode_type(of, gvk, &body, MediaType::Protobuf, FieldValidation::Strict).unwrap().object;
     assert_eq!(
         got,
         json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "x"}, "spec": {"finalizers": ["kubernetes"]},
                "status": {}})
     );
-    let error =
-        decode_type(of, gvk, b"{}", MediaType::Protobuf, FieldValidation::Strict).unwrap_err();
+    let error = decode_type(of, gvk, b"{}", MediaType::Protobuf, FieldValidation::Strict).unwrap_err();
     assert_eq!(
         error.to_string(),
         "the object provided is unrecognized (must be of type Namespace): provided data does not appear to be a protobuf \

@@ -53,19 +53,8 @@ pub struct Canonical {
 /// Reads an object of a kind. `apiVersion` and `kind` are filled in or checked.
 ///
 /// Errors are `Error::BadRequest` with the reference's texts.
-pub fn decode(
-    kind: &Kind,
-    body: &[u8],
-    media: MediaType,
-    mode: FieldValidation,
-) -> Result<Decoded, Error> {
-    decode_type(
-        kind.schema,
-        (kind.group, kind.version, kind.kind),
-        body,
-        media,
-        mode,
-    )
+pub fn decode(kind: &Kind, body: &[u8], media: MediaType, mode: FieldValidation) -> Result<Decoded, Error> {
+    decode_type(kind.schema, (kind.group, kind.version, kind.kind), body, media, mode)
 }
 
 /// As `decode`, for a body whose type is no stored kind (Scale, DeleteOptions, TokenRequest, …): the
@@ -99,29 +88,18 @@ pub fn decode_type(
     let target = named.target(of, gvk)?;
     let mut strict = yaml_strict;
     let wanted = (mode != FieldValidation::Ignore).then_some(&mut strict);
-    let object = walk::canonical(target, &document, wanted)
-        .map_err(|error| named.unhandled(gvk.2, &error))?;
+    let object = walk::canonical(target, &document, wanted).map_err(|error| named.unhandled(gvk.2, &error))?;
     if mode == FieldValidation::Strict && !strict.is_empty() {
-        return Err(named.unhandled(
-            gvk.2,
-            &format!("strict decoding error: {}", strict.join(", ")),
-        ));
+        return Err(named.unhandled(gvk.2, &format!("strict decoding error: {}", strict.join(", "))));
     }
     if mode == FieldValidation::Ignore {
         strict.clear();
     }
     named.check(gvk)?;
-    Ok(Decoded {
-        object: with_type_meta(object, of, gvk),
-        warnings: strict,
-    })
+    Ok(Decoded { object: with_type_meta(object, of, gvk), warnings: strict })
 }
 
-fn decode_protobuf(
-    of: &'static TypeDef,
-    gvk: (&str, &str, &str),
-    body: &[u8],
-) -> Result<Decoded, Error> {
+fn decode_protobuf(of: &'static TypeDef, gvk: (&str, &str, &str), body: &[u8]) -> Result<Decoded, Error> {
     let unread = |error: String| unrecognized(gvk.2, &Unread::Other(error), body);
     let envelope = proto::envelope(body).map_err(unread)?;
     let named = Named::new(&envelope.api_version, &envelope.kind, gvk).map_err(unread)?;
@@ -130,10 +108,7 @@ fn decode_protobuf(
         .and_then(|document| walk::canonical(target, &document, None))
         .map_err(|error| named.unhandled(gvk.2, &error))?;
     named.check(gvk)?;
-    Ok(Decoded {
-        object: with_type_meta(object, of, gvk),
-        warnings: Vec::new(),
-    })
+    Ok(Decoded { object: with_type_meta(object, of, gvk), warnings: Vec::new() })
 }
 
 /// Brings what a patch produced into canonical form. Errors are Go's texts, without the wrapping
@@ -150,27 +125,16 @@ pub fn canonicalize(kind: &Kind, value: Value) -> Result<Canonical, String> {
 /// As `canonicalize`, by the OpenAPI name of the type; leaves `apiVersion` and `kind` as they are.
 #[allow(clippy::needless_pass_by_value)]
 pub fn canonicalize_type(schema: &str, value: Value) -> Result<Canonical, String> {
-    let of = Schema::get()
-        .type_(schema)
-        .ok_or_else(|| format!("no type {schema}"))?;
+    let of = Schema::get().type_(schema).ok_or_else(|| format!("no type {schema}"))?;
     let mut strict = Vec::new();
     let object = walk::canonical(of, &Node::from_value(&value), Some(&mut strict))?;
     Ok(Canonical { object, strict })
 }
 
 /// An object as protobuf, in the envelope that clients expect.
-pub fn encode_protobuf(
-    of: &TypeDef,
-    (group, version, kind): (&str, &str, &str),
-    object: &Value,
-) -> Vec<u8> {
+pub fn encode_protobuf(of: &TypeDef, (group, version, kind): (&str, &str, &str), object: &Value) -> Vec<u8> {
     let empty = serde_json::Map::new();
-    encode::envelope(
-        of,
-        &api_version(group, version),
-        kind,
-        object.as_object().unwrap_or(&empty),
-    )
+    encode::envelope(of, &api_version(group, version), kind, object.as_object().unwrap_or(&empty))
 }
 
 /// The canonical form of a type's zero value: `{"metadata":{},"spec":{"containers":null},"status":{}}`.
@@ -200,16 +164,10 @@ pub fn parse_time(text: &str) -> Option<jiff::Timestamp> {
 }
 
 fn type_of(schema: &str) -> Result<&'static TypeDef, Error> {
-    Schema::get()
-        .type_(schema)
-        .ok_or_else(|| Error::Internal(format!("no type {schema} in the schema")))
+    Schema::get().type_(schema).ok_or_else(|| Error::Internal(format!("no type {schema} in the schema")))
 }
 
-fn with_type_meta(
-    mut object: Value,
-    of: &TypeDef,
-    (group, version, kind): (&str, &str, &str),
-) -> Value {
+fn with_type_meta(mut object: Value, of: &TypeDef, (group, version, kind): (&str, &str, &str)) -> Value {
     if let Value::Object(map) = &mut object
         && of.field("kind").is_some()
     {
@@ -220,11 +178,7 @@ fn with_type_meta(
 }
 
 fn api_version(group: &str, version: &str) -> String {
-    if group.is_empty() {
-        version.to_owned()
-    } else {
-        format!("{group}/{version}")
-    }
+    if group.is_empty() { version.to_owned() } else { format!("{group}/{version}") }
 }
 
 /// Why a body was given up before its kind was known.
@@ -249,9 +203,7 @@ fn unrecognized(kind: &str, error: &Unread, body: &[u8]) -> Error {
             format!("{hex}{more}")
         }
     };
-    Error::BadRequest(format!(
-        "the object provided is unrecognized (must be of type {kind}): {error} ({summary})"
-    ))
+    Error::BadRequest(format!("the object provided is unrecognized (must be of type {kind}): {error} ({summary})"))
 }
 
 /// Group, version and kind that a body names, filled in from what is expected.
@@ -267,7 +219,8 @@ impl Named {
             Node::Object(entries) => entries.as_slice(),
             Node::Null => &[],
             other => {
-                let fields = r#"APIVersion string "json:\"apiVersion,omitempty\""; Kind string "json:\"kind,omitempty\"""#;
+                let fields =
+                    r#"APIVersion string "json:\"apiVersion,omitempty\""; Kind string "json:\"kind,omitempty\"""#;
                 return Err(Unread::Json(format!(
                     "json: cannot unmarshal {} into Go value of type struct {{ {fields} }}",
                     other.kind()
@@ -276,10 +229,7 @@ impl Named {
         };
         let text = |name: &str| -> Result<String, Unread> {
             let mut found = String::new();
-            for (key, value) in entries
-                .iter()
-                .filter(|(key, _)| key.eq_ignore_ascii_case(name))
-            {
+            for (key, value) in entries.iter().filter(|(key, _)| key.eq_ignore_ascii_case(name)) {
                 match value {
                     Node::String(text) => found = text.to_string(),
                     Node::Null => {}
@@ -310,19 +260,11 @@ impl Named {
             named => named,
         };
         let kind = if kind.is_empty() { wanted.2 } else { kind };
-        Ok(Self {
-            group: group.into(),
-            version: version.into(),
-            kind: kind.into(),
-        })
+        Ok(Self { group: group.into(), version: version.into(), kind: kind.into() })
     }
 
     /// The type a body is read as: of the kind it names, even if that is not what is wanted.
-    fn target(
-        &self,
-        of: &'static TypeDef,
-        wanted: (&str, &str, &str),
-    ) -> Result<&'static TypeDef, Error> {
+    fn target(&self, of: &'static TypeDef, wanted: (&str, &str, &str)) -> Result<&'static TypeDef, Error> {
         let options = self.kind == wanted.2 && of.short_name() == "DeleteOptions";
         if self.is(wanted) || options || self.old(wanted) {
             return Ok(of);
@@ -338,11 +280,7 @@ impl Named {
     }
 
     fn is(&self, wanted: (&str, &str, &str)) -> bool {
-        (
-            self.group.as_str(),
-            self.version.as_str(),
-            self.kind.as_str(),
-        ) == wanted
+        (self.group.as_str(), self.version.as_str(), self.kind.as_str()) == wanted
     }
 
     /// Whether it is a version of the wanted kind that is read but served no longer.
@@ -350,9 +288,7 @@ impl Named {
         let old = (self.group.as_str(), self.version.as_str(), wanted.0);
         self.kind == wanted.2
             && match wanted.2 {
-                "DaemonSet" | "ReplicaSet" => {
-                    old != ("apps", "v1beta1", "apps") && OLD.contains(&old)
-                }
+                "DaemonSet" | "ReplicaSet" => old != ("apps", "v1beta1", "apps") && OLD.contains(&old),
                 "StatefulSet" | "ControllerRevision" => old.0 != "extensions" && OLD.contains(&old),
                 _ => OLD.contains(&old),
             }
@@ -370,8 +306,7 @@ impl Named {
         if self.is(wanted) || wanted.2 == "DeleteOptions" && self.kind == wanted.2 {
             return Ok(());
         }
-        if self.old(wanted) || self.kind == wanted.2 && internal(&self.group) == internal(wanted.0)
-        {
+        if self.old(wanted) || self.kind == wanted.2 && internal(&self.group) == internal(wanted.0) {
             return Err(Error::BadRequest(format!(
                 "the API version in the data ({}) does not match the expected API version ({})",
                 api_version(&self.group, &self.version),
@@ -404,11 +339,7 @@ const OLD: &[(&str, &str, &str)] = &[
     ("node.k8s.io", "v1alpha1", "node.k8s.io"),
     ("node.k8s.io", "v1beta1", "node.k8s.io"),
     ("policy", "v1beta1", "policy"),
-    (
-        "rbac.authorization.k8s.io",
-        "v1beta1",
-        "rbac.authorization.k8s.io",
-    ),
+    ("rbac.authorization.k8s.io", "v1beta1", "rbac.authorization.k8s.io"),
     ("scheduling.k8s.io", "v1beta1", "scheduling.k8s.io"),
     ("storage.k8s.io", "v1beta1", "storage.k8s.io"),
 ];

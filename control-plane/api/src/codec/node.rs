@@ -40,11 +40,9 @@ impl<'a> Node<'a> {
             Value::Number(n) => Self::Number(n.to_string().into()),
             Value::String(s) => Self::String(s.as_str().into()),
             Value::Array(items) => Self::Array(items.iter().map(Node::from_value).collect()),
-            Value::Object(map) => Self::Object(
-                map.iter()
-                    .map(|(k, v)| (k.as_str().into(), Node::from_value(v)))
-                    .collect(),
-            ),
+            Value::Object(map) => {
+                Self::Object(map.iter().map(|(k, v)| (k.as_str().into(), Node::from_value(v))).collect())
+            }
         }
     }
 
@@ -56,12 +54,9 @@ impl<'a> Node<'a> {
             Self::Number(text) => number(text).map_or(Value::Null, Value::Number),
             Self::String(s) => Value::String(s.to_string()),
             Self::Array(items) => Value::Array(items.iter().map(Node::to_value).collect()),
-            Self::Object(entries) => Value::Object(
-                entries
-                    .iter()
-                    .map(|(k, v)| (k.to_string(), v.to_value()))
-                    .collect::<Map<_, _>>(),
-            ),
+            Self::Object(entries) => {
+                Value::Object(entries.iter().map(|(k, v)| (k.to_string(), v.to_value())).collect::<Map<_, _>>())
+            }
         }
     }
 }
@@ -174,11 +169,7 @@ impl<'a> Parser<'a> {
 
     fn number(&mut self, first: u8) -> Result<Node<'a>, String> {
         let start = self.at - 1;
-        let leading = if first == b'-' {
-            self.digit("in numeric literal")?
-        } else {
-            first
-        };
+        let leading = if first == b'-' { self.digit("in numeric literal")? } else { first };
         if leading != b'0' {
             self.digits();
         }
@@ -213,11 +204,7 @@ impl<'a> Parser<'a> {
                 _ => {}
             }
         }
-        let mut bytes = self
-            .text
-            .get(start..self.at - 1)
-            .unwrap_or_default()
-            .to_vec();
+        let mut bytes = self.text.get(start..self.at - 1).unwrap_or_default().to_vec();
         self.escape(&mut bytes)?;
         loop {
             match self.next()? {
@@ -254,9 +241,8 @@ impl<'a> Parser<'a> {
         let mut value = 0;
         for _ in 0..4 {
             let byte = self.next()?;
-            let digit = char::from(byte)
-                .to_digit(16)
-                .ok_or_else(|| unexpected(byte, "in \\u hexadecimal character escape"))?;
+            let digit =
+                char::from(byte).to_digit(16).ok_or_else(|| unexpected(byte, "in \\u hexadecimal character escape"))?;
             value = value << 4 | digit;
         }
         Ok(value)
@@ -312,10 +298,7 @@ impl<'a> Parser<'a> {
             let key = match self.next()? {
                 b'"' => self.string()?,
                 byte => {
-                    return Err(unexpected(
-                        byte,
-                        "looking for beginning of object key string",
-                    ));
+                    return Err(unexpected(byte, "looking for beginning of object key string"));
                 }
             };
             self.space();
@@ -348,52 +331,22 @@ mod tests {
             ("", "unexpected end of JSON input"),
             ("{\"a\": {", "unexpected end of JSON input"),
             ("{\"a\" 1}", "invalid character '1' after object key"),
-            (
-                "{\"a\":1 \"b\"}",
-                "invalid character '\"' after object key:value pair",
-            ),
-            (
-                "{a:1}",
-                "invalid character 'a' looking for beginning of object key string",
-            ),
-            (
-                "{\"a\":1,}",
-                "invalid character '}' looking for beginning of object key string",
-            ),
-            (
-                "[1,]",
-                "invalid character ']' looking for beginning of value",
-            ),
+            ("{\"a\":1 \"b\"}", "invalid character '\"' after object key:value pair"),
+            ("{a:1}", "invalid character 'a' looking for beginning of object key string"),
+            ("{\"a\":1,}", "invalid character '}' looking for beginning of object key string"),
+            ("[1,]", "invalid character ']' looking for beginning of value"),
             ("[1 2]", "invalid character '2' after array element"),
-            (
-                "nul!",
-                "invalid character '!' in literal null (expecting 'l')",
-            ),
+            ("nul!", "invalid character '!' in literal null (expecting 'l')"),
             ("{} x", "invalid character 'x' after top-level value"),
             ("01", "invalid character '1' after top-level value"),
             ("-a", "invalid character 'a' in numeric literal"),
-            (
-                "1.x",
-                "invalid character 'x' after decimal point in numeric literal",
-            ),
-            (
-                "1ex",
-                "invalid character 'x' in exponent of numeric literal",
-            ),
+            ("1.x", "invalid character 'x' after decimal point in numeric literal"),
+            ("1ex", "invalid character 'x' in exponent of numeric literal"),
             ("\"\n\"", "invalid character '\\n' in string literal"),
             ("\"\\x\"", "invalid character 'x' in string escape code"),
-            (
-                "\"\\u12g4\"",
-                "invalid character 'g' in \\u hexadecimal character escape",
-            ),
-            (
-                "'a'",
-                "invalid character '\\'' looking for beginning of value",
-            ),
-            (
-                "\u{81}",
-                "invalid character '\\xc2' looking for beginning of value",
-            ),
+            ("\"\\u12g4\"", "invalid character 'g' in \\u hexadecimal character escape"),
+            ("'a'", "invalid character '\\'' looking for beginning of value"),
+            ("\u{81}", "invalid character '\\xc2' looking for beginning of value"),
         ] {
             assert_eq!(parse(text.as_bytes()).unwrap_err(), error, "{text}");
         }
@@ -424,8 +377,7 @@ mod tests {
         leaf.prop_recursive(4, 32, 6, |inner| {
             prop_oneof![
                 prop::collection::vec(inner.clone(), 0..6).prop_map(Value::Array),
-                prop::collection::btree_map(".{0,4}", inner, 0..6)
-                    .prop_map(|m| Value::Object(m.into_iter().collect())),
+                prop::collection::btree_map(".{0,4}", inner, 0..6).prop_map(|m| Value::Object(m.into_iter().collect())),
             ]
         })
     }

@@ -22,11 +22,7 @@ pub(crate) fn envelope(body: &[u8]) -> Result<Envelope<'_>, String> {
     let Some(rest) = body.strip_prefix(MAGIC) else {
         return Err("provided data does not appear to be a protobuf message, expected prefix [107 56 115 0]".into());
     };
-    let mut envelope = Envelope {
-        api_version: String::new(),
-        kind: String::new(),
-        raw: &[],
-    };
+    let mut envelope = Envelope { api_version: String::new(), kind: String::new(), raw: &[] };
     for part in Parts(rest) {
         match part? {
             (1, Wire::Bytes(meta)) => {
@@ -96,12 +92,10 @@ impl<'a> Parts<'a> {
         }
         let value = match key & 7 {
             0 => Wire::Varint(self.varint()?),
-            1 => Wire::Fixed64(u64::from_le_bytes(
-                self.take(8)?.try_into().map_err(|_| end())?,
-            )),
+            1 => Wire::Fixed64(u64::from_le_bytes(self.take(8)?.try_into().map_err(|_| end())?)),
             2 => {
-                let length = usize::try_from(self.varint()?)
-                    .map_err(|_| "proto: negative length found during unmarshaling")?;
+                let length =
+                    usize::try_from(self.varint()?).map_err(|_| "proto: negative length found during unmarshaling")?;
                 Wire::Bytes(self.take(length)?)
             }
             5 => {
@@ -129,19 +123,10 @@ impl<'a> Iterator for Parts<'a> {
     }
 }
 
-fn struct_node(
-    of: &'static TypeDef,
-    message: &[u8],
-    depth: usize,
-) -> Result<Node<'static>, String> {
+fn struct_node(of: &'static TypeDef, message: &[u8], depth: usize) -> Result<Node<'static>, String> {
     let mut values: Vec<Option<Node<'static>>> = of.fields.iter().map(|_| None).collect();
     read(of, message, 0, depth, &mut values)?;
-    let entries = of
-        .fields
-        .iter()
-        .zip(values)
-        .filter_map(|(field, value)| Some((field.name.into(), value?)))
-        .collect();
+    let entries = of.fields.iter().zip(values).filter_map(|(field, value)| Some((field.name.into(), value?))).collect();
     Ok(Node::Object(entries))
 }
 
@@ -163,31 +148,20 @@ fn read(
         }
         let tags = outer << 16 | tag;
         if let Ok(at) = of.tags.binary_search_by_key(&tags, |(tags, _)| *tags) {
-            let index = of
-                .tags
-                .get(at)
-                .map_or(usize::MAX, |(_, index)| usize::from(*index));
+            let index = of.tags.get(at).map_or(usize::MAX, |(_, index)| usize::from(*index));
             if let (Some(field), Some(slot)) = (of.fields.get(index), values.get_mut(index)) {
                 field_value(field, &wire, depth, slot)?;
             }
-        } else if let (true, Wire::Bytes(inner)) = (of.inlined.binary_search(&tags).is_ok(), &wire)
-        {
+        } else if let (true, Wire::Bytes(inner)) = (of.inlined.binary_search(&tags).is_ok(), &wire) {
             read(of, inner, tags, depth + 1, values)?;
         }
     }
     Ok(())
 }
 
-fn field_value(
-    field: &Field,
-    wire: &Wire<'_>,
-    depth: usize,
-    slot: &mut Option<Node<'static>>,
-) -> Result<(), String> {
+fn field_value(field: &Field, wire: &Wire<'_>, depth: usize, slot: &mut Option<Node<'static>>) -> Result<(), String> {
     match (&field.kind, wire) {
-        (FieldKind::List(of), Wire::Bytes(packed))
-            if matches!(**of, FieldKind::Int32 | FieldKind::Int64) =>
-        {
+        (FieldKind::List(of), Wire::Bytes(packed)) if matches!(**of, FieldKind::Int32 | FieldKind::Int64) => {
             let mut parts = Parts(packed);
             while !parts.0.is_empty() {
                 let number = Wire::Varint(parts.varint()?);
@@ -229,34 +203,22 @@ fn push(slot: &mut Option<Node<'static>>, item: Node<'static>) {
 }
 
 #[allow(clippy::cast_possible_wrap, clippy::cast_possible_truncation)]
-fn value(
-    kind: &FieldKind,
-    wire: &Wire<'_>,
-    depth: usize,
-    field: &Field,
-) -> Result<Node<'static>, String> {
+fn value(kind: &FieldKind, wire: &Wire<'_>, depth: usize, field: &Field) -> Result<Node<'static>, String> {
     Ok(match (kind, wire) {
         (FieldKind::Bool, Wire::Varint(n)) => Node::Bool(*n != 0),
         (FieldKind::Int32, Wire::Varint(n)) => Node::Number((*n as i32).to_string().into()),
         (FieldKind::Int64, Wire::Varint(n)) => Node::Number((*n as i64).to_string().into()),
         (FieldKind::Double, Wire::Fixed64(bits)) => {
             let number = f64::from_bits(*bits);
-            Node::Number(if number.is_finite() {
-                format!("{number:?}").into()
-            } else {
-                "0".into()
-            })
+            Node::Number(if number.is_finite() { format!("{number:?}").into() } else { "0".into() })
         }
         (FieldKind::String, Wire::Bytes(text)) => Node::String(string(text).into()),
         (FieldKind::Bytes, Wire::Bytes(bytes)) => Node::String(STANDARD.encode(bytes).into()),
         (FieldKind::Time, Wire::Bytes(message)) => timestamp(message, false)?,
         (FieldKind::MicroTime, Wire::Bytes(message)) => timestamp(message, true)?,
-        (FieldKind::Quantity, Wire::Bytes(message)) => Node::String(
-            inner_string(message, 1)?
-                .filter(|s| !s.is_empty())
-                .unwrap_or_else(|| "0".into())
-                .into(),
-        ),
+        (FieldKind::Quantity, Wire::Bytes(message)) => {
+            Node::String(inner_string(message, 1)?.filter(|s| !s.is_empty()).unwrap_or_else(|| "0".into()).into())
+        }
         (FieldKind::IntOrString, Wire::Bytes(message)) => int_or_string(message)?,
         (FieldKind::Any, Wire::Bytes(message)) => any(message)?,
         (FieldKind::Type(of), Wire::Bytes(message)) => struct_node(of.get(), message, depth + 1)?,
@@ -315,11 +277,7 @@ fn int_or_string(message: &[u8]) -> Result<Node<'static>, String> {
             _ => {}
         }
     }
-    Ok(if is_string {
-        Node::String(text.into())
-    } else {
-        Node::Number(number.to_string().into())
-    })
+    Ok(if is_string { Node::String(text.into()) } else { Node::Number(number.to_string().into()) })
 }
 
 /// JSON inside protobuf: RawExtension, FieldsV1 and the like hold its bytes in their first field.
@@ -342,11 +300,8 @@ fn owned(node: Node<'_>) -> Node<'static> {
         Node::Number(text) => Node::Number(text.into_owned().into()),
         Node::String(text) => Node::String(text.into_owned().into()),
         Node::Array(items) => Node::Array(items.into_iter().map(owned).collect()),
-        Node::Object(entries) => Node::Object(
-            entries
-                .into_iter()
-                .map(|(k, v)| (k.into_owned().into(), owned(v)))
-                .collect(),
-        ),
+        Node::Object(entries) => {
+            Node::Object(entries.into_iter().map(|(k, v)| (k.into_owned().into(), owned(v))).collect())
+        }
     }
 }

@@ -11,11 +11,7 @@ const MICROS: &str = "2006-01-02T15:04:05.000000Z07:00";
 
 /// Reads a time; `micro` asks for six decimals. `None` is the zero time.
 pub(crate) fn parse(text: &str, micro: bool) -> Result<Option<Timestamp>, String> {
-    let mut reader = Reader {
-        whole: text,
-        rest: text,
-        layout: if micro { MICROS } else { SECONDS },
-    };
+    let mut reader = Reader { whole: text, rest: text, layout: if micro { MICROS } else { SECONDS } };
     reader.read(micro)
 }
 
@@ -46,10 +42,7 @@ struct Reader<'a> {
 
 impl Reader<'_> {
     fn wrong(&self, part: &str) -> String {
-        format!(
-            "parsing time {:?} as {:?}: cannot parse {:?} as {part:?}",
-            self.whole, self.layout, self.rest
-        )
+        format!("parsing time {:?} as {:?}: cannot parse {:?} as {part:?}", self.whole, self.layout, self.rest)
     }
 
     fn range(&self, part: &str) -> String {
@@ -105,29 +98,14 @@ impl Reader<'_> {
         let nanos = self.fraction(micro)?;
         let offset = self.offset()?;
         if !self.rest.is_empty() {
-            return Err(format!(
-                "parsing time {:?}: extra text: {:?}",
-                self.whole, self.rest
-            ));
+            return Err(format!("parsing time {:?}: extra text: {:?}", self.whole, self.rest));
         }
         #[allow(clippy::cast_possible_truncation)]
-        let civil = DateTime::new(
-            year,
-            month as i8,
-            day as i8,
-            hour as i8,
-            minute as i8,
-            second as i8,
-            nanos,
-        )
-        .map_err(|_| self.range("day"))?;
-        let offset = Offset::from_seconds(offset).map_err(|_| self.range("time zone offset"))?;
-        let time = TimeZone::fixed(offset)
-            .to_timestamp(civil)
+        let civil = DateTime::new(year, month as i8, day as i8, hour as i8, minute as i8, second as i8, nanos)
             .map_err(|_| self.range("day"))?;
-        let zero = DateTime::new(1, 1, 1, 0, 0, 0, 0)
-            .ok()
-            .and_then(|d| Offset::UTC.to_timestamp(d).ok());
+        let offset = Offset::from_seconds(offset).map_err(|_| self.range("time zone offset"))?;
+        let time = TimeZone::fixed(offset).to_timestamp(civil).map_err(|_| self.range("day"))?;
+        let zero = DateTime::new(1, 1, 1, 0, 0, 0, 0).ok().and_then(|d| Offset::UTC.to_timestamp(d).ok());
         Ok((Some(time) != zero).then_some(time))
     }
 
@@ -146,9 +124,7 @@ impl Reader<'_> {
             return Ok(0);
         }
         let text = self.rest.get(1..=digits.min(9)).unwrap_or_default();
-        let nanos = format!("{text:0<9}")
-            .parse()
-            .map_err(|_| self.range("fractional second"))?;
+        let nanos = format!("{text:0<9}").parse().map_err(|_| self.range("fractional second"))?;
         self.rest = self.rest.get(digits + 1..).unwrap_or_default();
         Ok(nanos)
     }
@@ -193,29 +169,16 @@ mod tests {
     #[test]
     fn reads_and_prints() {
         assert_eq!(again("2024-02-29T12:30:00Z", false), "2024-02-29T12:30:00Z");
-        assert_eq!(
-            again("2024-02-29T12:30:00.999Z", false),
-            "2024-02-29T12:30:00Z"
-        );
-        assert_eq!(
-            again("2024-02-29T12:30:00+02:00", false),
-            "2024-02-29T10:30:00Z"
-        );
-        assert_eq!(
-            again("2024-02-29T12:30:00.000001Z", true),
-            "2024-02-29T12:30:00.000001Z"
-        );
+        assert_eq!(again("2024-02-29T12:30:00.999Z", false), "2024-02-29T12:30:00Z");
+        assert_eq!(again("2024-02-29T12:30:00+02:00", false), "2024-02-29T10:30:00Z");
+        assert_eq!(again("2024-02-29T12:30:00.000001Z", true), "2024-02-29T12:30:00.000001Z");
         assert_eq!(parse("0001-01-01T00:00:00Z", false), Ok(None));
     }
 
     #[test]
     fn says_what_is_wrong() {
         for (text, micro, error) in [
-            (
-                "",
-                false,
-                "parsing time \"\" as \"2006-01-02T15:04:05Z07:00\": cannot parse \"\" as \"2006\"",
-            ),
+            ("", false, "parsing time \"\" as \"2006-01-02T15:04:05Z07:00\": cannot parse \"\" as \"2006\""),
             (
                 "soon",
                 false,
@@ -226,21 +189,9 @@ mod tests {
                 false,
                 "parsing time \"2024-01-01\" as \"2006-01-02T15:04:05Z07:00\": cannot parse \"\" as \"T\"",
             ),
-            (
-                "2024-13-01T00:00:00Z",
-                false,
-                "parsing time \"2024-13-01T00:00:00Z\": month out of range",
-            ),
-            (
-                "2023-02-29T00:00:00Z",
-                false,
-                "parsing time \"2023-02-29T00:00:00Z\": day out of range",
-            ),
-            (
-                "2024-01-01T00:00:00ZZ",
-                false,
-                "parsing time \"2024-01-01T00:00:00ZZ\": extra text: \"Z\"",
-            ),
+            ("2024-13-01T00:00:00Z", false, "parsing time \"2024-13-01T00:00:00Z\": month out of range"),
+            ("2023-02-29T00:00:00Z", false, "parsing time \"2023-02-29T00:00:00Z\": day out of range"),
+            ("2024-01-01T00:00:00ZZ", false, "parsing time \"2024-01-01T00:00:00ZZ\": extra text: \"Z\""),
             (
                 "2024-01-01T00:00:00",
                 false,

@@ -21,13 +21,7 @@ pub(crate) fn canonical(
     node: &Node<'_>,
     strict: Option<&mut Vec<String>>,
 ) -> Result<Value, String> {
-    let mut walk = Walk {
-        strict,
-        path: String::new(),
-        fields: Vec::new(),
-        struct_name: "",
-        error: None,
-    };
+    let mut walk = Walk { strict, path: String::new(), fields: Vec::new(), struct_name: "", error: None };
     let value = walk.structure(of, node, None)?;
     match walk.error {
         Some(error) => Err(error),
@@ -45,28 +39,18 @@ pub(crate) fn zero_struct(of: &TypeDef) -> Map<String, Value> {
 }
 
 fn zero_field(field: &Field) -> Value {
-    if field.pointer {
-        Value::Null
-    } else {
-        zero(&field.kind)
-    }
+    if field.pointer { Value::Null } else { zero(&field.kind) }
 }
 
 /// How Go prints the zero value.
 fn zero(kind: &FieldKind) -> Value {
     match kind {
         FieldKind::Bool => Value::Bool(false),
-        FieldKind::Int32 | FieldKind::Int64 | FieldKind::Double | FieldKind::IntOrString => {
-            Value::from(0)
-        }
+        FieldKind::Int32 | FieldKind::Int64 | FieldKind::Double | FieldKind::IntOrString => Value::from(0),
         FieldKind::String | FieldKind::Bytes => Value::String(String::new()),
         FieldKind::Quantity => Value::String("0".into()),
         FieldKind::Type(of) => Value::Object(zero_struct(of.get())),
-        FieldKind::Time
-        | FieldKind::MicroTime
-        | FieldKind::Any
-        | FieldKind::List(_)
-        | FieldKind::Map(_) => Value::Null,
+        FieldKind::Time | FieldKind::MicroTime | FieldKind::Any | FieldKind::List(_) | FieldKind::Map(_) => Value::Null,
     }
 }
 
@@ -124,10 +108,7 @@ impl Walk<'_> {
             return format!("json: cannot unmarshal {value} into Go value of type {wanted}");
         }
         let path = self.fields.join(".");
-        format!(
-            "json: cannot unmarshal {value} into Go struct field {}.{path} of type {wanted}",
-            self.struct_name
-        )
+        format!("json: cannot unmarshal {value} into Go struct field {}.{path} of type {wanted}", self.struct_name)
     }
 
     fn save(&mut self, error: String) {
@@ -143,11 +124,7 @@ impl Walk<'_> {
         let Some(strict) = self.strict.as_deref_mut() else {
             return;
         };
-        let full = if self.path.is_empty() {
-            Cow::Borrowed(name)
-        } else {
-            format!("{}.{name}", self.path).into()
-        };
+        let full = if self.path.is_empty() { Cow::Borrowed(name) } else { format!("{}.{name}", self.path).into() };
         let text = format!("{message} {}", quote(&full));
         if strict.len() < MAX_STRICT && !strict.contains(&text) {
             strict.push(text);
@@ -192,9 +169,7 @@ impl Walk<'_> {
             let Some(field) = of.fields.get(index) else {
                 continue;
             };
-            let bit = 1_u128
-                .checked_shl(u32::try_from(index).unwrap_or(u32::MAX))
-                .unwrap_or(0);
+            let bit = 1_u128.checked_shl(u32::try_from(index).unwrap_or(u32::MAX)).unwrap_or(0);
             let duplicate = seen & bit != 0;
             if duplicate {
                 self.strict("duplicate field", field.name);
@@ -203,11 +178,7 @@ impl Walk<'_> {
             let before = self.push(field.name);
             self.fields.push(field.name);
             self.struct_name = of.short_name();
-            let old = if duplicate {
-                map.remove(field.name)
-            } else {
-                None
-            };
+            let old = if duplicate { map.remove(field.name) } else { None };
             let value = self.value(&field.kind, field.go_type, node, old)?;
             self.struct_name = outer;
             self.fields.pop();
@@ -254,10 +225,7 @@ impl Walk<'_> {
                     if self.strict.is_some() {
                         self.path.push_str(&format!("[{i}]"));
                     }
-                    list.push(
-                        self.value(of, scalar, item, None)?
-                            .unwrap_or_else(|| zero(of)),
-                    );
+                    list.push(self.value(of, scalar, item, None)?.unwrap_or_else(|| zero(of)));
                     self.path.truncate(before);
                 }
                 Ok(Some(Value::Array(list)))
@@ -278,9 +246,7 @@ impl Walk<'_> {
                         self.strict("duplicate field", key);
                     }
                     let before = self.push(key);
-                    let value = self
-                        .value(of, scalar, item, None)?
-                        .unwrap_or_else(|| zero(of));
+                    let value = self.value(of, scalar, item, None)?.unwrap_or_else(|| zero(of));
                     self.path.truncate(before);
                     map.insert(key.to_string(), value);
                 }
@@ -290,12 +256,7 @@ impl Walk<'_> {
         }
     }
 
-    fn scalar(
-        &mut self,
-        kind: &FieldKind,
-        scalar: Option<&'static str>,
-        node: &Node<'_>,
-    ) -> Option<Value> {
+    fn scalar(&mut self, kind: &FieldKind, scalar: Option<&'static str>, node: &Node<'_>) -> Option<Value> {
         match (kind, node) {
             (FieldKind::String, Node::String(s)) => return Some(Value::String(s.to_string())),
             (FieldKind::Bool, Node::Bool(b)) => return Some(Value::Bool(*b)),
@@ -323,9 +284,7 @@ impl Walk<'_> {
     fn time(&self, node: &Node<'_>, micro: bool) -> Result<Option<Value>, String> {
         match node {
             Node::Null => Ok(None),
-            Node::String(text) => {
-                Ok(time::parse(text, micro)?.map(|t| Value::String(time::print(t, micro))))
-            }
+            Node::String(text) => Ok(time::parse(text, micro)?.map(|t| Value::String(time::print(t, micro)))),
             other => Err(self.type_error(other.kind(), "string")),
         }
     }
@@ -375,17 +334,12 @@ fn quantity(node: &Node<'_>) -> Result<Value, String> {
         Node::Bool(false) => "false",
         _ => "{}",
     };
-    Quantity::parse(text)
-        .map(|q| Value::String(q.to_string()))
-        .map_err(|e| e.to_string())
+    Quantity::parse(text).map(|q| Value::String(q.to_string())).map_err(|e| e.to_string())
 }
 
 /// Canonical base64, or where the text stops being base64.
 fn base64(text: &str) -> Result<String, String> {
-    let bytes: Vec<u8> = text
-        .bytes()
-        .filter(|b| !matches!(b, b'\r' | b'\n'))
-        .collect();
+    let bytes: Vec<u8> = text.bytes().filter(|b| !matches!(b, b'\r' | b'\n')).collect();
     let engine = {
         use base64::alphabet;
         use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
@@ -397,10 +351,7 @@ fn base64(text: &str) -> Result<String, String> {
     };
     match engine.decode(&bytes) {
         Ok(decoded) => Ok(STANDARD.encode(decoded)),
-        Err(_) => Err(format!(
-            "illegal base64 data at input byte {}",
-            corrupt(text.as_bytes())
-        )),
+        Err(_) => Err(format!("illegal base64 data at input byte {}", corrupt(text.as_bytes()))),
     }
 }
 
@@ -458,9 +409,7 @@ fn quote(text: &str) -> String {
             '\u{8}' => out.push_str("\\b"),
             '\u{b}' => out.push_str("\\v"),
             '\u{c}' => out.push_str("\\f"),
-            c if (c as u32) < 0x20 || c as u32 == 0x7f => {
-                out.push_str(&format!("\\x{:02x}", c as u32))
-            }
+            c if (c as u32) < 0x20 || c as u32 == 0x7f => out.push_str(&format!("\\x{:02x}", c as u32)),
             c => out.push(c),
         }
     }

@@ -32,37 +32,22 @@ fn read(body: &[u8]) -> Result<Document, String> {
     let mut input = body;
     let mut parser = Parser::new();
     parser.set_input_string(&mut input);
-    let mut reader = Reader {
-        parser,
-        anchors: BTreeMap::new(),
-        duplicates: Vec::new(),
-        written: 0,
-        nodes: 0,
-    };
+    let mut reader = Reader { parser, anchors: BTreeMap::new(), duplicates: Vec::new(), written: 0, nodes: 0 };
     loop {
         let (data, line) = reader.next()?;
         match data {
             EventData::StreamStart { .. } | EventData::DocumentStart { .. } => {}
             EventData::StreamEnd => {
-                return Ok(Document {
-                    value: Value::Null,
-                    duplicates: Vec::new(),
-                });
+                return Ok(Document { value: Value::Null, duplicates: Vec::new() });
             }
             data => {
                 let item = reader.item(data, line, 0)?;
                 let value = json(&item)?;
                 // The rest of the first document, so that its faults are found.
-                while !matches!(
-                    reader.next()?.0,
-                    EventData::DocumentEnd { .. } | EventData::StreamEnd
-                ) {}
+                while !matches!(reader.next()?.0, EventData::DocumentEnd { .. } | EventData::StreamEnd) {}
                 let duplicates = match reader.duplicates.len() {
                     0 => Vec::new(),
-                    _ => vec![format!(
-                        "yaml: unmarshal errors:\n  {}",
-                        reader.duplicates.join("\n  ")
-                    )],
+                    _ => vec![format!("yaml: unmarshal errors:\n  {}", reader.duplicates.join("\n  "))],
                 };
                 return Ok(Document { value, duplicates });
             }
@@ -71,10 +56,7 @@ fn read(body: &[u8]) -> Result<Document, String> {
 }
 
 fn syntax(error: &YamlError) -> String {
-    let mark = [error.context_mark(), error.problem_mark()]
-        .into_iter()
-        .flatten()
-        .find(|m| m.line != 0);
+    let mark = [error.context_mark(), error.problem_mark()].into_iter().flatten().find(|m| m.line != 0);
     let scanner = u64::from(error.kind() == ErrorKind::Scanner);
     let place = mark.map_or_else(String::new, |m| format!("line {}: ", m.line + scanner));
     let problem = match error.problem() {
@@ -137,19 +119,9 @@ impl Reader<'_, '_> {
                 }
                 (None, item)
             }
-            EventData::Scalar {
-                anchor,
-                tag,
-                value,
-                style,
-                ..
-            } => {
+            EventData::Scalar { anchor, tag, value, style, .. } => {
                 let plain = style == ScalarStyle::Plain;
-                (
-                    anchor,
-                    scalar(value, tag.as_deref(), plain)
-                        .map_err(|e| format!("yaml: line {line}: {e}"))?,
-                )
+                (anchor, scalar(value, tag.as_deref(), plain).map_err(|e| format!("yaml: line {line}: {e}"))?)
             }
             EventData::SequenceStart { anchor, .. } => {
                 let mut items = Vec::new();
@@ -190,10 +162,7 @@ impl Reader<'_, '_> {
             }
             let name = key_text(&key)?;
             if !seen.insert(name.clone()) {
-                self.duplicates.push(format!(
-                    "line {line}: key {} already set in map",
-                    key_shown(&key, &name)
-                ));
+                self.duplicates.push(format!("line {line}: key {} already set in map", key_shown(&key, &name)));
                 entries.retain(|(k, _)| key_text(k).ok().as_ref() != Some(&name));
             }
             entries.push((key, value));
@@ -215,9 +184,7 @@ fn merge_into(merged: &mut Vec<(Item, Item)>, value: Item) -> Result<(), String>
                 match item {
                     Item::Map(entries) => merged.extend(entries),
                     _ => {
-                        return Err(
-                            "yaml: map merge requires map or sequence of maps as the value".into(),
-                        );
+                        return Err("yaml: map merge requires map or sequence of maps as the value".into());
                     }
                 }
             }
@@ -230,12 +197,7 @@ fn merge_into(merged: &mut Vec<(Item, Item)>, value: Item) -> Result<(), String>
 fn size(item: &Item) -> usize {
     match item {
         Item::List(items) => 1 + items.iter().map(size).sum::<usize>(),
-        Item::Map(entries) => {
-            1 + entries
-                .iter()
-                .map(|(k, v)| size(k) + size(v))
-                .sum::<usize>()
-        }
+        Item::Map(entries) => 1 + entries.iter().map(|(k, v)| size(k) + size(v)).sum::<usize>(),
         _ => 1,
     }
 }
@@ -262,9 +224,7 @@ fn key_text(key: &Item) -> Result<String, String> {
                 Item::List(_) => "[]interface {}",
                 _ => "map[interface {}]interface {}",
             };
-            return Err(format!(
-                "unsupported map key of type: {kind}, key: , value: "
-            ));
+            return Err(format!("unsupported map key of type: {kind}, key: , value: "));
         }
     })
 }
@@ -278,11 +238,7 @@ fn key_shown(key: &Item, name: &str) -> String {
 
 fn float_text(n: f64) -> String {
     if n.is_infinite() {
-        return if n > 0.0 {
-            ".inf".into()
-        } else {
-            "-.inf".into()
-        };
+        return if n > 0.0 { ".inf".into() } else { "-.inf".into() };
     }
     if n.is_nan() {
         return ".nan".into();
@@ -394,10 +350,7 @@ fn number(text: &str) -> Option<Item> {
         Some(("0x", digits)) => (16, digits),
         Some(("0o", digits)) => (8, digits),
         Some(("0b", digits)) => (2, digits),
-        _ if lower.len() > 1
-            && lower.starts_with('0')
-            && lower.bytes().all(|b| b.is_ascii_digit()) =>
-        {
+        _ if lower.len() > 1 && lower.starts_with('0') && lower.bytes().all(|b| b.is_ascii_digit()) => {
             (8, lower.as_str())
         }
         _ => (10, lower.as_str()),
@@ -412,18 +365,9 @@ fn number(text: &str) -> Option<Item> {
             Err(_) => text.parse().ok().map(Item::Float),
         };
     }
-    let float = unsigned
-        .bytes()
-        .all(|b| b.is_ascii_digit() || matches!(b, b'.' | b'e' | b'E' | b'+' | b'-'))
+    let float = unsigned.bytes().all(|b| b.is_ascii_digit() || matches!(b, b'.' | b'e' | b'E' | b'+' | b'-'))
         && unsigned.bytes().any(|b| b.is_ascii_digit());
-    if float {
-        text.parse::<f64>()
-            .ok()
-            .filter(|n| n.is_finite())
-            .map(Item::Float)
-    } else {
-        None
-    }
+    if float { text.parse::<f64>().ok().filter(|n| n.is_finite()).map(Item::Float) } else { None }
 }
 
 #[cfg(test)]
@@ -455,14 +399,8 @@ mod tests {
             json!({"a": {"b": 1}, "c": {"b": 1}, "d": {"b": 1, "e": 2}})
         );
         assert_eq!(value("a: |\n  x\n  y\n"), json!({"a": "x\ny\n"}));
-        assert_eq!(
-            value("{\"a\": [1, \"2\", null]}"),
-            json!({"a": [1, "2", null]})
-        );
-        assert_eq!(
-            value("a: 1.2.3\nb: 1.1\nc: 08\nd: 12e\n"),
-            json!({"a": "1.2.3", "b": 1.1, "c": 8, "d": "12e"})
-        );
+        assert_eq!(value("{\"a\": [1, \"2\", null]}"), json!({"a": [1, "2", null]}));
+        assert_eq!(value("a: 1.2.3\nb: 1.1\nc: 08\nd: 12e\n"), json!({"a": "1.2.3", "b": 1.1, "c": 8, "d": "12e"}));
         assert_eq!(value("a: 1\n---\nb: 2\n"), json!({"a": 1}));
     }
 
@@ -470,19 +408,10 @@ mod tests {
     fn says_what_is_wrong() {
         for (text, error) in [
             ("a: [b\n", "yaml: line 1: did not find expected ',' or ']'"),
-            (
-                "a: b: c\n",
-                "yaml: mapping values are not allowed in this context",
-            ),
-            (
-                "a: 1\n b: 2\n",
-                "yaml: line 2: mapping values are not allowed in this context",
-            ),
+            ("a: b: c\n", "yaml: mapping values are not allowed in this context"),
+            ("a: 1\n b: 2\n", "yaml: line 2: mapping values are not allowed in this context"),
             ("a: *x\n", "yaml: unknown anchor 'x' referenced"),
-            (
-                "a:\n\t- b\n",
-                "yaml: line 2: found character that cannot start any token",
-            ),
+            ("a:\n\t- b\n", "yaml: line 2: found character that cannot start any token"),
         ] {
             assert_eq!(convert(text.as_bytes()).err().unwrap(), error, "{text}");
         }
@@ -492,10 +421,7 @@ mod tests {
     fn finds_duplicates() {
         let document = convert(b"data:\n  a: b\n  a: c\n").unwrap();
         assert_eq!(document.value, json!({"data": {"a": "c"}}));
-        assert_eq!(
-            document.duplicates,
-            ["yaml: unmarshal errors:\n  line 3: key \"a\" already set in map"]
-        );
+        assert_eq!(document.duplicates, ["yaml: unmarshal errors:\n  line 3: key \"a\" already set in map"]);
     }
 
     #[test]
@@ -503,15 +429,9 @@ mod tests {
         let mut text = String::from("a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n");
         for i in 1..12 {
             let before = format!("*a{}", i - 1);
-            text.push_str(&format!(
-                "a{i}: &a{i} [{}]\n",
-                [before.as_str(); 10].join(", ")
-            ));
+            text.push_str(&format!("a{i}: &a{i} [{}]\n", [before.as_str(); 10].join(", ")));
         }
-        assert_eq!(
-            convert(text.as_bytes()).err().unwrap(),
-            "yaml: document contains excessive aliasing"
-        );
+        assert_eq!(convert(text.as_bytes()).err().unwrap(), "yaml: document contains excessive aliasing");
         let deep = "[".repeat(10_000);
         assert!(convert(deep.as_bytes()).is_err());
     }

@@ -24,20 +24,8 @@ pub static KIND: Kind = Kind {
             description: "Name must be unique within its scope. It cannot be changed.",
             priority: 0,
         },
-        Column {
-            name: "Data",
-            kind: "string",
-            format: "",
-            description: "",
-            priority: 0,
-        },
-        Column {
-            name: "Age",
-            kind: "string",
-            format: "",
-            description: "Time since the object was made.",
-            priority: 0,
-        },
+        Column { name: "Data", kind: "string", format: "", description: "", priority: 0 },
+        Column { name: "Age", kind: "string", format: "", description: "Time since the object was made.", priority: 0 },
     ],
     cells,
     name: names::dns_subdomain,
@@ -46,11 +34,7 @@ pub static KIND: Kind = Kind {
     deprecated: None,
 };
 
-const STRATEGY: Strategy = Strategy {
-    validate,
-    validate_update,
-    ..Strategy::PLAIN
-};
+const STRATEGY: Strategy = Strategy { validate, validate_update, ..Strategy::PLAIN };
 
 /// What `data` of a ConfigMap or Secret may hold in all.
 pub const SIZE_LIMIT: usize = 1024 * 1024;
@@ -82,12 +66,7 @@ fn validate(object: &Value, errors: &mut FieldErrors) {
 }
 
 /// What `immutable` holds fast.
-pub fn validate_immutable(
-    new: &Value,
-    old: &Value,
-    fields: &[&'static str],
-    errors: &mut FieldErrors,
-) {
+pub fn validate_immutable(new: &Value, old: &Value, fields: &[&'static str], errors: &mut FieldErrors) {
     let (new, old) = (Field::root(new), Field::root(old));
     if !old.child("immutable").bool() {
         return;

@@ -19,16 +19,8 @@ pub static KIND: Kind = Kind {
     scope: Scope::Namespaced,
     verbs: ALL_VERBS,
     subresources: &[
-        Subresource {
-            name: "scale",
-            object: Some(("autoscaling", "v1", "Scale")),
-            verbs: &["get", "patch", "update"],
-        },
-        Subresource {
-            name: "status",
-            object: None,
-            verbs: &["get", "patch", "update"],
-        },
+        Subresource { name: "scale", object: Some(("autoscaling", "v1", "Scale")), verbs: &["get", "patch", "update"] },
+        Subresource { name: "status", object: None, verbs: &["get", "patch", "update"] },
     ],
     schema: "io.k8s.api.apps.v1.Deployment",
     selectable_fields: &[],
@@ -40,34 +32,10 @@ pub static KIND: Kind = Kind {
             description: "Name must be unique within its scope. It cannot be changed.",
             priority: 0,
         },
-        Column {
-            name: "Ready",
-            kind: "string",
-            format: "",
-            description: "How many are ready.",
-            priority: 0,
-        },
-        Column {
-            name: "Up-to-date",
-            kind: "integer",
-            format: "",
-            description: "",
-            priority: 0,
-        },
-        Column {
-            name: "Available",
-            kind: "integer",
-            format: "",
-            description: "",
-            priority: 0,
-        },
-        Column {
-            name: "Age",
-            kind: "string",
-            format: "",
-            description: "Time since the object was made.",
-            priority: 0,
-        },
+        Column { name: "Ready", kind: "string", format: "", description: "How many are ready.", priority: 0 },
+        Column { name: "Up-to-date", kind: "integer", format: "", description: "", priority: 0 },
+        Column { name: "Available", kind: "integer", format: "", description: "", priority: 0 },
+        Column { name: "Age", kind: "string", format: "", description: "Time since the object was made.", priority: 0 },
         Column {
             name: "Containers",
             kind: "string",
@@ -82,13 +50,7 @@ pub static KIND: Kind = Kind {
             description: "Images of the containers in the template.",
             priority: 1,
         },
-        Column {
-            name: "Selector",
-            kind: "string",
-            format: "",
-            description: "Labels that select pods.",
-            priority: 1,
-        },
+        Column { name: "Selector", kind: "string", format: "", description: "Labels that select pods.", priority: 1 },
     ],
     cells,
     name: names::dns_subdomain,
@@ -148,10 +110,7 @@ fn validate(object: &Value, errors: &mut FieldErrors) {
     non_negative(&spec.child("replicas"), errors);
     workload::selector_and_template(&spec, errors);
     strategy(&spec.child("strategy"), errors);
-    let (ready, limit) = (
-        spec.child("minReadySeconds"),
-        spec.child("revisionHistoryLimit"),
-    );
+    let (ready, limit) = (spec.child("minReadySeconds"), spec.child("revisionHistoryLimit"));
     non_negative(&ready, errors);
     non_negative(&limit, errors);
     let deadline = spec.child("progressDeadlineSeconds");
@@ -190,17 +149,10 @@ fn strategy(field: &Field<'_>, errors: &mut FieldErrors) {
                 None => "null".to_owned(),
                 Some(value) => {
                     let part = |name| value.get(name).cloned().unwrap_or_else(|| json!(0));
-                    format!(
-                        "{{\"MaxUnavailable\":{},\"MaxSurge\":{}}}",
-                        part("maxUnavailable"),
-                        part("maxSurge")
-                    )
+                    format!("{{\"MaxUnavailable\":{},\"MaxSurge\":{}}}", part("maxUnavailable"), part("maxSurge"))
                 }
             };
-            let shown = format!(
-                "{{\"Type\":{},\"RollingUpdate\":{rolling}}}",
-                Value::from(other)
-            );
+            let shown = format!("{{\"Type\":{},\"RollingUpdate\":{rolling}}}", Value::from(other));
             errors.not_supported_shown(field.path(), &shown, &["Recreate", "RollingUpdate"]);
         }
     }
@@ -220,15 +172,8 @@ fn validate_status_update(new: &Value, old: &Value, errors: &mut FieldErrors) {
     for name in counts {
         non_negative(&status.child(name), errors);
     }
-    workload::counts(
-        &status,
-        &["updatedReplicas", "readyReplicas", "availableReplicas"],
-        errors,
-    );
-    let (now, then) = (
-        status.child("collisionCount"),
-        Field::root(old).below(&["status", "collisionCount"]),
-    );
+    workload::counts(&status, &["updatedReplicas", "readyReplicas", "availableReplicas"], errors);
+    let (now, then) = (status.child("collisionCount"), Field::root(old).below(&["status", "collisionCount"]));
     if then.opt_int().is_some_and(|then| now.int() < then) {
         errors.invalid_int(now.path(), now.int(), "cannot be decremented");
     }
@@ -239,10 +184,7 @@ fn cells(object: &Value, now: i64) -> Vec<Value> {
     let ready = print::number(object, "/status/readyReplicas");
     vec![
         print::name(object),
-        json!(format!(
-            "{ready}/{}",
-            print::number(object, "/spec/replicas")
-        )),
+        json!(format!("{ready}/{}", print::number(object, "/spec/replicas"))),
         json!(print::number(object, "/status/updatedReplicas")),
         json!(print::number(object, "/status/availableReplicas")),
         print::age(object, now),

@@ -22,15 +22,8 @@ pub fn ensure<'a>(map: &'a mut Object, key: &str) -> &'a mut Object {
 }
 
 /// The objects of a list under a key.
-pub fn objects<'a>(
-    map: &'a mut Object,
-    key: &str,
-) -> impl Iterator<Item = &'a mut Object> + use<'a> {
-    map.get_mut(key)
-        .and_then(Value::as_array_mut)
-        .into_iter()
-        .flatten()
-        .filter_map(Value::as_object_mut)
+pub fn objects<'a>(map: &'a mut Object, key: &str) -> impl Iterator<Item = &'a mut Object> + use<'a> {
+    map.get_mut(key).and_then(Value::as_array_mut).into_iter().flatten().filter_map(Value::as_object_mut)
 }
 
 /// Sets a key that is absent or holds null.
@@ -75,19 +68,12 @@ pub fn keep(new: &mut Value, old: &Value, key: &str) {
 /// Takes over a part of the stored object's metadata.
 pub fn keep_meta(new: &mut Value, old: &Value, key: &str) {
     if let Some(meta) = new.get_mut("metadata").and_then(Value::as_object_mut) {
-        put(
-            meta,
-            key,
-            old.get("metadata").and_then(|meta| meta.get(key)),
-        );
+        put(meta, key, old.get("metadata").and_then(|meta| meta.get(key)));
     }
 }
 
 pub fn generation(object: &Value) -> i64 {
-    object
-        .pointer("/metadata/generation")
-        .and_then(Value::as_i64)
-        .unwrap_or_default()
+    object.pointer("/metadata/generation").and_then(Value::as_i64).unwrap_or_default()
 }
 
 pub fn set_generation(object: &mut Value, generation: i64) {

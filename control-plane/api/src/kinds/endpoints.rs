@@ -28,20 +28,8 @@ pub static KIND: Kind = Kind {
             description: "Name must be unique within its scope. It cannot be changed.",
             priority: 0,
         },
-        Column {
-            name: "Endpoints",
-            kind: "string",
-            format: "",
-            description: "",
-            priority: 0,
-        },
-        Column {
-            name: "Age",
-            kind: "string",
-            format: "",
-            description: "Time since the object was made.",
-            priority: 0,
-        },
+        Column { name: "Endpoints", kind: "string", format: "", description: "", priority: 0 },
+        Column { name: "Age", kind: "string", format: "", description: "Time since the object was made.", priority: 0 },
     ],
     cells,
     name: names::dns_subdomain,
@@ -75,10 +63,7 @@ fn validate(object: &Value, errors: &mut FieldErrors) {
     for subset in Field::root(object).child("subsets").items() {
         let (ready, not_ready) = (subset.child("addresses"), subset.child("notReadyAddresses"));
         if ready.is_empty() && not_ready.is_empty() {
-            errors.required(
-                subset.path(),
-                "must specify `addresses` or `notReadyAddresses`",
-            );
+            errors.required(subset.path(), "must specify `addresses` or `notReadyAddresses`");
         }
         for one in ready.items().chain(not_ready.items()) {
             address(&one, errors);
@@ -91,18 +76,10 @@ fn validate(object: &Value, errors: &mut FieldErrors) {
 }
 
 fn address(address: &Field<'_>, errors: &mut FieldErrors) {
-    let (ip, hostname, node) = (
-        address.child("ip"),
-        address.child("hostname"),
-        address.child("nodeName"),
-    );
+    let (ip, hostname, node) = (address.child("ip"), address.child("hostname"), address.child("nodeName"));
     net::valid_ip(ip.path(), ip.str(), errors);
     if !hostname.is_empty() {
-        errors.invalid_all(
-            hostname.path(),
-            hostname.str(),
-            names::is_dns_label(hostname.str()),
-        );
+        errors.invalid_all(hostname.path(), hostname.str(), names::is_dns_label(hostname.str()));
     }
     if node.is_set() {
         errors.invalid_all(node.path(), node.str(), names::is_dns_subdomain(node.str()));
@@ -111,11 +88,7 @@ fn address(address: &Field<'_>, errors: &mut FieldErrors) {
 }
 
 fn port(port: &Field<'_>, needs_name: bool, errors: &mut FieldErrors) {
-    let (name, number, protocol) = (
-        port.child("name"),
-        port.child("port"),
-        port.child("appProtocol"),
-    );
+    let (name, number, protocol) = (port.child("name"), port.child("port"), port.child("appProtocol"));
     if needs_name && name.is_empty() {
         errors.required(name.path(), "");
     } else if !name.is_empty() {
@@ -124,11 +97,7 @@ fn port(port: &Field<'_>, needs_name: bool, errors: &mut FieldErrors) {
     net::port_number(number.path(), number.int(), errors);
     one_of(&port.child("protocol"), PROTOCOLS, errors);
     if protocol.is_set() {
-        errors.invalid_all(
-            protocol.path(),
-            protocol.str(),
-            names::is_qualified_name(protocol.str()),
-        );
+        errors.invalid_all(protocol.path(), protocol.str(), names::is_qualified_name(protocol.str()));
     }
 }
 
@@ -146,13 +115,7 @@ fn repack(object: &mut Value) {
     let Some(subsets) = object.get_mut("subsets").and_then(Value::as_array_mut) else {
         return;
     };
-    let list = |subset: &Value, key: &str| {
-        subset
-            .get(key)
-            .and_then(Value::as_array)
-            .cloned()
-            .unwrap_or_default()
-    };
+    let list = |subset: &Value, key: &str| subset.get(key).and_then(Value::as_array).cloned().unwrap_or_default();
     // By port: the addresses, and whether each is ready.
     let mut by_port: Vec<(Option<Value>, Addresses)> = Vec::new();
     for subset in subsets.iter() {
@@ -169,10 +132,7 @@ fn repack(object: &mut Value) {
             };
             for (key, ready) in [("addresses", true), ("notReadyAddresses", false)] {
                 for address in list(subset, key) {
-                    match addresses
-                        .iter_mut()
-                        .find(|(known, _)| same(known, &address))
-                    {
+                    match addresses.iter_mut().find(|(known, _)| same(known, &address)) {
                         Some(entry) => entry.1 |= ready,
                         None => addresses.push((address, ready)),
                     }
@@ -212,9 +172,7 @@ fn repack(object: &mut Value) {
 
 /// Whether two entries are of the same endpoint.
 fn same(a: &Value, b: &Value) -> bool {
-    ["/ip", "/targetRef/uid"]
-        .iter()
-        .all(|path| print::text(a, path) == print::text(b, path))
+    ["/ip", "/targetRef/uid"].iter().all(|path| print::text(a, path) == print::text(b, path))
 }
 
 fn cells(object: &Value, now: i64) -> Vec<Value> {
@@ -223,27 +181,15 @@ fn cells(object: &Value, now: i64) -> Vec<Value> {
     for subset in subsets.items() {
         let (addresses, ports) = (subset.child("addresses"), subset.child("ports"));
         if ports.is_empty() {
-            all.extend(
-                addresses
-                    .items()
-                    .map(|address| address.child("ip").str().to_owned()),
-            );
+            all.extend(addresses.items().map(|address| address.child("ip").str().to_owned()));
         }
         for port in ports.items() {
             all.extend(addresses.items().map(|address| {
                 let (ip, port) = (address.child("ip").str(), port.child("port").int());
-                if ip.contains(':') {
-                    format!("[{ip}]:{port}")
-                } else {
-                    format!("{ip}:{port}")
-                }
+                if ip.contains(':') { format!("[{ip}]:{port}") } else { format!("{ip}:{port}") }
             }));
         }
     }
-    let shown = if subsets.is_empty() {
-        "<none>".to_owned()
-    } else {
-        print::first_three(&all)
-    };
+    let shown = if subsets.is_empty() { "<none>".to_owned() } else { print::first_three(&all) };
     vec![print::name(object), json!(shown), print::age(object, now)]
 }

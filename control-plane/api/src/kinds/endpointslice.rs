@@ -27,34 +27,10 @@ pub static KIND: Kind = Kind {
             description: "Name must be unique within its scope. It cannot be changed.",
             priority: 0,
         },
-        Column {
-            name: "AddressType",
-            kind: "string",
-            format: "",
-            description: "",
-            priority: 0,
-        },
-        Column {
-            name: "Ports",
-            kind: "string",
-            format: "",
-            description: "",
-            priority: 0,
-        },
-        Column {
-            name: "Endpoints",
-            kind: "string",
-            format: "",
-            description: "",
-            priority: 0,
-        },
-        Column {
-            name: "Age",
-            kind: "string",
-            format: "",
-            description: "Time since the object was made.",
-            priority: 0,
-        },
+        Column { name: "AddressType", kind: "string", format: "", description: "", priority: 0 },
+        Column { name: "Ports", kind: "string", format: "", description: "", priority: 0 },
+        Column { name: "Endpoints", kind: "string", format: "", description: "", priority: 0 },
+        Column { name: "Age", kind: "string", format: "", description: "Time since the object was made.", priority: 0 },
     ],
     cells,
     name: names::dns_subdomain,
@@ -70,11 +46,7 @@ const STRATEGY: Strategy = Strategy {
     validate: |object, errors| validate(object, &["FQDN", "IPv4", "IPv6"], errors),
     validate_update: |new, old, errors| {
         validate(new, &["FQDN", "IP", "IPv4", "IPv6"], errors);
-        immutable(
-            &Field::root(new).child("addressType"),
-            &Field::root(old).child("addressType"),
-            errors,
-        );
+        immutable(&Field::root(new).child("addressType"), &Field::root(old).child("addressType"), errors);
     },
     ..Strategy::PLAIN
 };
@@ -172,16 +144,9 @@ fn endpoint(endpoint: &Field<'_>, kind: &str, errors: &mut FieldErrors) {
     metadata::labels(&topology, errors);
     let hostname = endpoint.child("hostname");
     if hostname.is_set() {
-        errors.invalid_all(
-            hostname.path(),
-            hostname.str(),
-            names::is_dns_label(hostname.str()),
-        );
+        errors.invalid_all(hostname.path(), hostname.str(), names::is_dns_label(hostname.str()));
     }
-    for (list, form) in [
-        ("forZones", names::is_label_value as fn(&str) -> _),
-        ("forNodes", names::is_dns_subdomain),
-    ] {
+    for (list, form) in [("forZones", names::is_label_value as fn(&str) -> _), ("forNodes", names::is_dns_subdomain)] {
         hints(&endpoint.below(&["hints", list]), form, errors);
     }
 }
@@ -210,11 +175,7 @@ fn ports(list: &Field<'_>, errors: &mut FieldErrors) {
     }
     let mut seen: Vec<&str> = Vec::new();
     for port in list.items() {
-        let (name, protocol, app) = (
-            port.child("name"),
-            port.child("protocol"),
-            port.child("appProtocol"),
-        );
+        let (name, protocol, app) = (port.child("name"), port.child("protocol"), port.child("appProtocol"));
         if !name.is_empty() {
             errors.invalid_all(name.path(), name.str(), names::is_dns_label(name.str()));
         }
@@ -239,31 +200,19 @@ fn cells(object: &Value, now: i64) -> Vec<Value> {
     let ports: Vec<String> = root
         .child("ports")
         .items()
-        .map(
-            |port| match (port.child("port").opt_int(), port.child("name").opt_str()) {
-                (Some(number), _) => number.to_string(),
-                (None, Some(name)) => name.to_owned(),
-                (None, None) => "*".to_owned(),
-            },
-        )
+        .map(|port| match (port.child("port").opt_int(), port.child("name").opt_str()) {
+            (Some(number), _) => number.to_string(),
+            (None, Some(name)) => name.to_owned(),
+            (None, None) => "*".to_owned(),
+        })
         .collect();
     let endpoints = root.child("endpoints");
     let addresses: Vec<String> = endpoints
         .items()
-        .flat_map(|endpoint| {
-            endpoint
-                .child("addresses")
-                .strings()
-                .map(str::to_owned)
-                .collect::<Vec<_>>()
-        })
+        .flat_map(|endpoint| endpoint.child("addresses").strings().map(str::to_owned).collect::<Vec<_>>())
         .collect();
     let shown = |all: &[String]| {
-        if all.is_empty() {
-            "<unset>".to_owned()
-        } else {
-            print::first_three(all)
-        }
+        if all.is_empty() { "<unset>".to_owned() } else { print::first_three(all) }
     };
     vec![
         print::name(object),

@@ -26,76 +26,19 @@ pub static CORE: Kind = Kind {
         field!("involvedObject.fieldPath"),
         field!("reason"),
         field!("reportingComponent"),
-        SelectableField {
-            path: "source",
-            get: source,
-        },
+        SelectableField { path: "source", get: source },
         field!("type"),
     ],
     columns: &[
-        Column {
-            name: "Last Seen",
-            kind: "string",
-            format: "",
-            description: "",
-            priority: 0,
-        },
-        Column {
-            name: "Type",
-            kind: "string",
-            format: "",
-            description: "",
-            priority: 0,
-        },
-        Column {
-            name: "Reason",
-            kind: "string",
-            format: "",
-            description: "",
-            priority: 0,
-        },
-        Column {
-            name: "Object",
-            kind: "string",
-            format: "",
-            description: "",
-            priority: 0,
-        },
-        Column {
-            name: "Subobject",
-            kind: "string",
-            format: "",
-            description: "",
-            priority: 1,
-        },
-        Column {
-            name: "Source",
-            kind: "string",
-            format: "",
-            description: "",
-            priority: 1,
-        },
-        Column {
-            name: "Message",
-            kind: "string",
-            format: "",
-            description: "",
-            priority: 0,
-        },
-        Column {
-            name: "First Seen",
-            kind: "string",
-            format: "",
-            description: "",
-            priority: 1,
-        },
-        Column {
-            name: "Count",
-            kind: "string",
-            format: "",
-            description: "",
-            priority: 1,
-        },
+        Column { name: "Last Seen", kind: "string", format: "", description: "", priority: 0 },
+        Column { name: "Type", kind: "string", format: "", description: "", priority: 0 },
+        Column { name: "Reason", kind: "string", format: "", description: "", priority: 0 },
+        Column { name: "Object", kind: "string", format: "", description: "", priority: 0 },
+        Column { name: "Subobject", kind: "string", format: "", description: "", priority: 1 },
+        Column { name: "Source", kind: "string", format: "", description: "", priority: 1 },
+        Column { name: "Message", kind: "string", format: "", description: "", priority: 0 },
+        Column { name: "First Seen", kind: "string", format: "", description: "", priority: 1 },
+        Column { name: "Count", kind: "string", format: "", description: "", priority: 1 },
         Column {
             name: "Name",
             kind: "string",
@@ -136,69 +79,15 @@ pub static EVENTS: Kind = Kind {
         field!("type"),
     ],
     columns: &[
-        Column {
-            name: "Last Seen",
-            kind: "string",
-            format: "",
-            description: "",
-            priority: 0,
-        },
-        Column {
-            name: "Type",
-            kind: "string",
-            format: "",
-            description: "",
-            priority: 0,
-        },
-        Column {
-            name: "Reason",
-            kind: "string",
-            format: "",
-            description: "",
-            priority: 0,
-        },
-        Column {
-            name: "Object",
-            kind: "string",
-            format: "",
-            description: "",
-            priority: 0,
-        },
-        Column {
-            name: "Subobject",
-            kind: "string",
-            format: "",
-            description: "",
-            priority: 1,
-        },
-        Column {
-            name: "Source",
-            kind: "string",
-            format: "",
-            description: "",
-            priority: 1,
-        },
-        Column {
-            name: "Message",
-            kind: "string",
-            format: "",
-            description: "",
-            priority: 0,
-        },
-        Column {
-            name: "First Seen",
-            kind: "string",
-            format: "",
-            description: "",
-            priority: 1,
-        },
-        Column {
-            name: "Count",
-            kind: "string",
-            format: "",
-            description: "",
-            priority: 1,
-        },
+        Column { name: "Last Seen", kind: "string", format: "", description: "", priority: 0 },
+        Column { name: "Type", kind: "string", format: "", description: "", priority: 0 },
+        Column { name: "Reason", kind: "string", format: "", description: "", priority: 0 },
+        Column { name: "Object", kind: "string", format: "", description: "", priority: 0 },
+        Column { name: "Subobject", kind: "string", format: "", description: "", priority: 1 },
+        Column { name: "Source", kind: "string", format: "", description: "", priority: 1 },
+        Column { name: "Message", kind: "string", format: "", description: "", priority: 0 },
+        Column { name: "First Seen", kind: "string", format: "", description: "", priority: 1 },
+        Column { name: "Count", kind: "string", format: "", description: "", priority: 1 },
         Column {
             name: "Name",
             kind: "string",
@@ -210,11 +99,7 @@ pub static EVENTS: Kind = Kind {
     cells: |object, now| cells(&to_stored(object.clone()), now),
     name: names::dns_subdomain,
     strategy: EVENTS_STRATEGY,
-    stored_as: Some(StoredAs {
-        kind: || &CORE,
-        to_stored,
-        from_stored,
-    }),
+    stored_as: Some(StoredAs { kind: || &CORE, to_stored, from_stored }),
     deprecated: None,
 };
 
@@ -228,9 +113,7 @@ const CORE_STRATEGY: Strategy = Strategy {
 /// The newer group is stricter; it is checked, as the reference does, in the shape that is stored.
 const EVENTS_STRATEGY: Strategy = Strategy {
     validate: |object, errors| strict(&to_stored(object.clone()), errors),
-    validate_update: |new, old, errors| {
-        strict_update(&to_stored(new.clone()), &to_stored(old.clone()), errors)
-    },
+    validate_update: |new, old, errors| strict_update(&to_stored(new.clone()), &to_stored(old.clone()), errors),
     ..CORE_STRATEGY
 };
 
@@ -266,9 +149,7 @@ fn to_stored(mut object: Value) -> Value {
 
 /// To the shape of events.k8s.io.
 fn from_stored(mut object: Value) -> Value {
-    rename(&mut object, "events.k8s.io/v1", |(events, core)| {
-        (core, events)
-    });
+    rename(&mut object, "events.k8s.io/v1", |(events, core)| (core, events));
     if let Some(map) = object.as_object_mut() {
         // Always written in one shape, left out in the other where empty.
         for key in ["reportingController", "reportingInstance"] {
@@ -309,11 +190,7 @@ fn legacy(object: &Value, errors: &mut FieldErrors) {
     let about = root.below(&["involvedObject", "namespace"]);
     let mismatch = "does not match event.namespace";
     if root.child("eventTime").is_empty() {
-        let fits = if about.is_empty() {
-            matches!(namespace, "" | "default")
-        } else {
-            about.str() == namespace
-        };
+        let fits = if about.is_empty() { matches!(namespace, "" | "default") } else { about.str() == namespace };
         if !fits {
             errors.invalid_str(about.path(), about.str(), mismatch);
         }
@@ -327,30 +204,19 @@ fn legacy(object: &Value, errors: &mut FieldErrors) {
             errors.required(&path, "");
         }
         errors.invalid_all(&path, controller, names::is_qualified_name(controller));
-        for (name, needed, limit) in [
-            ("reportingInstance", true, 128),
-            ("action", true, 128),
-            ("reason", true, 128),
-            ("message", false, 1024),
-        ] {
+        for (name, needed, limit) in
+            [("reportingInstance", true, 128), ("action", true, 128), ("reason", true, 128), ("message", false, 1024)]
+        {
             let field = root.child(name);
             if needed && field.is_empty() {
                 errors.required(field.path(), "");
             }
             if field.len() > limit {
-                errors.invalid_str(
-                    field.path(),
-                    "",
-                    format!("can have at most {limit} characters"),
-                );
+                errors.invalid_str(field.path(), "", format!("can have at most {limit} characters"));
             }
         }
     }
-    errors.invalid_all(
-        &Path::new("namespace"),
-        namespace,
-        names::is_dns_subdomain(namespace),
-    );
+    errors.invalid_all(&Path::new("namespace"), namespace, names::is_dns_subdomain(namespace));
 }
 
 fn series(root: &Field<'_>, errors: &mut FieldErrors) {
@@ -409,11 +275,7 @@ fn strict_update(new: &Value, old: &Value, errors: &mut FieldErrors) {
         "reportingComponent",
         "reportingInstance",
     ] {
-        let told = if name == "reportingComponent" {
-            "reportingController"
-        } else {
-            name
-        };
+        let told = if name == "reportingComponent" { "reportingController" } else { name };
         let field = root.child(name).with_path(Path::new(told));
         immutable(&field, &before.child(name), errors);
     }
@@ -422,18 +284,8 @@ fn strict_update(new: &Value, old: &Value, errors: &mut FieldErrors) {
 /// One row: when, what, about what, by whom, how often.
 fn cells(object: &Value, now: i64) -> Vec<Value> {
     let root = Field::root(object);
-    let time = |field: Field<'_>| {
-        field
-            .value()
-            .filter(|_| !field.is_empty())
-            .and_then(print::seconds)
-    };
-    let since = |time: Option<i64>| {
-        time.map_or_else(
-            || "<unknown>".to_owned(),
-            |then| print::duration(now - then),
-        )
-    };
+    let time = |field: Field<'_>| field.value().filter(|_| !field.is_empty()).and_then(print::seconds);
+    let since = |time: Option<i64>| time.map_or_else(|| "<unknown>".to_owned(), |then| print::duration(now - then));
     let first = time(root.child("firstTimestamp")).or_else(|| time(root.child("eventTime")));
     let mut last = time(root.child("lastTimestamp")).or(first);
     let mut count = root.child("count").int();
@@ -450,21 +302,11 @@ fn cells(object: &Value, now: i64) -> Vec<Value> {
         target = format!("{target}/{}", about.child("name").str());
     }
     let or = |a: &str, b: &str| {
-        if a.is_empty() {
-            b.to_owned()
-        } else {
-            a.to_owned()
-        }
+        if a.is_empty() { b.to_owned() } else { a.to_owned() }
     };
     let source = root.child("source");
-    let mut by = or(
-        source.child("component").str(),
-        root.child("reportingComponent").str(),
-    );
-    let host = or(
-        source.child("host").str(),
-        root.child("reportingInstance").str(),
-    );
+    let mut by = or(source.child("component").str(), root.child("reportingComponent").str());
+    let host = or(source.child("host").str(), root.child("reportingInstance").str());
     if !host.is_empty() {
         by = format!("{by}, {host}");
     }
@@ -484,16 +326,8 @@ fn cells(object: &Value, now: i64) -> Vec<Value> {
 
 /// Who reported: the old field, or the new one where that is empty.
 fn source(object: &Value) -> String {
-    let text = |path| {
-        object
-            .pointer(path)
-            .and_then(Value::as_str)
-            .filter(|text| !text.is_empty())
-    };
-    text("/source/component")
-        .or_else(|| text("/reportingComponent"))
-        .unwrap_or_default()
-        .to_owned()
+    let text = |path| object.pointer(path).and_then(Value::as_str).filter(|text| !text.is_empty());
+    text("/source/component").or_else(|| text("/reportingComponent")).unwrap_or_default().to_owned()
 }
 
 #[cfg(test)]

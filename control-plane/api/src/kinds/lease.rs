@@ -24,20 +24,8 @@ pub static KIND: Kind = Kind {
             description: "Name must be unique within its scope. It cannot be changed.",
             priority: 0,
         },
-        Column {
-            name: "Holder",
-            kind: "string",
-            format: "",
-            description: "",
-            priority: 0,
-        },
-        Column {
-            name: "Age",
-            kind: "string",
-            format: "",
-            description: "Time since the object was made.",
-            priority: 0,
-        },
+        Column { name: "Holder", kind: "string", format: "", description: "", priority: 0 },
+        Column { name: "Age", kind: "string", format: "", description: "Time since the object was made.", priority: 0 },
     ],
     cells,
     name: names::dns_subdomain,
@@ -56,10 +44,7 @@ const STRATEGY: Strategy = Strategy {
 
 fn validate(object: &Value, errors: &mut FieldErrors) {
     let spec = Field::root(object).child("spec");
-    let (duration, transitions) = (
-        spec.child("leaseDurationSeconds"),
-        spec.child("leaseTransitions"),
-    );
+    let (duration, transitions) = (spec.child("leaseDurationSeconds"), spec.child("leaseTransitions"));
     if duration.opt_int().is_some_and(|seconds| seconds <= 0) {
         errors.invalid(&duration, "must be greater than 0");
     }
@@ -70,28 +55,17 @@ fn validate(object: &Value, errors: &mut FieldErrors) {
     if strategy.is_set() {
         let path = strategy.path().child("strategy");
         if strategy.str().contains('/') {
-            errors.invalid_all(
-                &path,
-                strategy.str(),
-                names::is_qualified_name(strategy.str()),
-            );
+            errors.invalid_all(&path, strategy.str(), names::is_qualified_name(strategy.str()));
         } else if strategy.str() != "OldestEmulationVersion" {
             errors.not_supported(&path, strategy.str(), &["OldestEmulationVersion"]);
         }
     }
     let preferred = spec.child("preferredHolder");
     if !preferred.is_empty() && strategy.is_empty() {
-        errors.forbidden(
-            preferred.path(),
-            "may only be specified if `strategy` is defined",
-        );
+        errors.forbidden(preferred.path(), "may only be specified if `strategy` is defined");
     }
 }
 
 fn cells(object: &Value, now: i64) -> Vec<Value> {
-    vec![
-        print::name(object),
-        json!(print::text(object, "/spec/holderIdentity")),
-        print::age(object, now),
-    ]
+    vec![print::name(object), json!(print::text(object, "/spec/holderIdentity")), print::age(object, now)]
 }

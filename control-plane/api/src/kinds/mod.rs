@@ -3,10 +3,7 @@
 /// A field that selectors may name, read by its path.
 macro_rules! field {
     ($path:literal) => {
-        SelectableField {
-            path: $path,
-            get: |object| crate::kinds::selectable(object, $path),
-        }
+        SelectableField { path: $path, get: |object| crate::kinds::selectable(object, $path) }
     };
 }
 
@@ -35,9 +32,7 @@ mod prelude {
 
     pub use super::print;
     pub use crate::error::FieldErrors;
-    pub use crate::kind::{
-        ALL_VERBS, Column, Kind, Scope, SelectableField, StoredAs, Strategy, Subresource,
-    };
+    pub use crate::kind::{ALL_VERBS, Column, Kind, Scope, SelectableField, StoredAs, Strategy, Subresource};
     pub use crate::validation::names;
 }
 
@@ -67,17 +62,13 @@ pub const ALL: &[&Kind] = &[
 
 /// The kind of `/apis/GROUP/VERSION/PLURAL`; the core group is the empty one.
 pub fn find(group: &str, version: &str, plural: &str) -> Option<&'static Kind> {
-    ALL.iter()
-        .copied()
-        .find(|kind| kind.plural == plural && kind.group == group && kind.version == version)
+    ALL.iter().copied().find(|kind| kind.plural == plural && kind.group == group && kind.version == version)
 }
 
 /// The kind by its name in a manifest: `apps/v1`, `Deployment`.
 pub fn find_kind(api_version: &str, name: &str) -> Option<&'static Kind> {
     let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
-    ALL.iter()
-        .copied()
-        .find(|kind| kind.kind == name && kind.group == group && kind.version == version)
+    ALL.iter().copied().find(|kind| kind.kind == name && kind.group == group && kind.version == version)
 }
 
 /// The text of a field as a selector compares it: absent fields are empty, `false` where they are flags.

@@ -5,9 +5,7 @@ use crate::kinds::edit;
 use crate::validation::field::{Field, Path};
 use crate::validation::metadata::kube_finalizer;
 
-const VERBS: &[&str] = &[
-    "create", "delete", "get", "list", "patch", "update", "watch",
-];
+const VERBS: &[&str] = &["create", "delete", "get", "list", "patch", "update", "watch"];
 
 pub static KIND: Kind = Kind {
     group: "",
@@ -20,16 +18,8 @@ pub static KIND: Kind = Kind {
     scope: Scope::Cluster,
     verbs: VERBS,
     subresources: &[
-        Subresource {
-            name: "finalize",
-            object: None,
-            verbs: &["update"],
-        },
-        Subresource {
-            name: "status",
-            object: None,
-            verbs: &["get", "patch", "update"],
-        },
+        Subresource { name: "finalize", object: None, verbs: &["update"] },
+        Subresource { name: "status", object: None, verbs: &["get", "patch", "update"] },
     ],
     schema: "io.k8s.api.core.v1.Namespace",
     selectable_fields: &[field!("status.phase")],
@@ -41,20 +31,8 @@ pub static KIND: Kind = Kind {
             description: "Name must be unique within its scope. It cannot be changed.",
             priority: 0,
         },
-        Column {
-            name: "Status",
-            kind: "string",
-            format: "",
-            description: "The state of the object.",
-            priority: 0,
-        },
-        Column {
-            name: "Age",
-            kind: "string",
-            format: "",
-            description: "Time since the object was made.",
-            priority: 0,
-        },
+        Column { name: "Status", kind: "string", format: "", description: "The state of the object.", priority: 0 },
+        Column { name: "Age", kind: "string", format: "", description: "Time since the object was made.", priority: 0 },
     ],
     cells,
     name: names::dns_label,
@@ -88,8 +66,7 @@ fn name_label(object: &mut Value) {
     if let Some(map) = object.as_object_mut()
         && !name.is_empty()
     {
-        edit::ensure(edit::ensure(map, "metadata"), "labels")
-            .insert(NAME_LABEL.to_owned(), name.into());
+        edit::ensure(edit::ensure(map, "metadata"), "labels").insert(NAME_LABEL.to_owned(), name.into());
     }
 }
 
@@ -100,9 +77,7 @@ fn prepare_create(object: &mut Value) {
     let Some(map) = object.as_object_mut() else {
         return;
     };
-    let list = edit::ensure(map, "spec")
-        .entry("finalizers")
-        .or_insert_with(|| json!([]));
+    let list = edit::ensure(map, "spec").entry("finalizers").or_insert_with(|| json!([]));
     if let Some(list) = list.as_array_mut()
         && !list.iter().any(|name| name == "kubernetes")
     {
@@ -118,11 +93,7 @@ fn prepare_update(new: &mut Value, old: &Value) {
 
 fn finalizers(object: &Value, indexed: bool, errors: &mut FieldErrors) {
     for name in Field::root(object).below(&["spec", "finalizers"]).items() {
-        let path = if indexed {
-            name.path().clone()
-        } else {
-            Path::new("spec").child("finalizers")
-        };
+        let path = if indexed { name.path().clone() } else { Path::new("spec").child("finalizers") };
         errors.invalid_all(&path, name.str(), names::is_qualified_name(name.str()));
         kube_finalizer(&path, name.str(), errors);
     }
@@ -133,24 +104,14 @@ fn validate(object: &Value, errors: &mut FieldErrors) {
 }
 
 fn validate_status_update(new: &Value, _: &Value, errors: &mut FieldErrors) {
-    let going = new
-        .pointer("/metadata/deletionTimestamp")
-        .is_some_and(|time| !time.is_null());
+    let going = new.pointer("/metadata/deletionTimestamp").is_some_and(|time| !time.is_null());
     let phase = print::text(new, "/status/phase");
     let path = Path::new("status").child("Phase");
     if !going && phase != "Active" {
-        errors.invalid_str(
-            &path,
-            phase,
-            "may only be 'Active' if `deletionTimestamp` is empty",
-        );
+        errors.invalid_str(&path, phase, "may only be 'Active' if `deletionTimestamp` is empty");
     }
     if going && phase != "Terminating" {
-        errors.invalid_str(
-            &path,
-            phase,
-            "may only be 'Terminating' if `deletionTimestamp` is not empty",
-        );
+        errors.invalid_str(&path, phase, "may only be 'Terminating' if `deletionTimestamp` is not empty");
     }
 }
 
@@ -167,9 +128,5 @@ pub fn validate_finalize(new: &Value, old: &Value) -> FieldErrors {
 }
 
 fn cells(object: &Value, now: i64) -> Vec<Value> {
-    vec![
-        print::name(object),
-        json!(print::text(object, "/status/phase")),
-        print::age(object, now),
-    ]
+    vec![print::name(object), json!(print::text(object, "/status/phase")), print::age(object, now)]
 }

@@ -23,11 +23,7 @@ pub static KIND: Kind = Kind {
             object: Some(("", "v1", "NodeProxyOptions")),
             verbs: &["create", "delete", "get", "patch", "update"],
         },
-        Subresource {
-            name: "status",
-            object: None,
-            verbs: &["get", "patch", "update"],
-        },
+        Subresource { name: "status", object: None, verbs: &["get", "patch", "update"] },
     ],
     schema: "io.k8s.api.core.v1.Node",
     selectable_fields: &[field!("spec.unschedulable")],
@@ -39,69 +35,15 @@ pub static KIND: Kind = Kind {
             description: "Name must be unique within its scope. It cannot be changed.",
             priority: 0,
         },
-        Column {
-            name: "Status",
-            kind: "string",
-            format: "",
-            description: "The state of the object.",
-            priority: 0,
-        },
-        Column {
-            name: "Roles",
-            kind: "string",
-            format: "",
-            description: "",
-            priority: 0,
-        },
-        Column {
-            name: "Age",
-            kind: "string",
-            format: "",
-            description: "Time since the object was made.",
-            priority: 0,
-        },
-        Column {
-            name: "Version",
-            kind: "string",
-            format: "",
-            description: "",
-            priority: 0,
-        },
-        Column {
-            name: "Internal-IP",
-            kind: "string",
-            format: "",
-            description: "",
-            priority: 1,
-        },
-        Column {
-            name: "External-IP",
-            kind: "string",
-            format: "",
-            description: "",
-            priority: 1,
-        },
-        Column {
-            name: "OS-Image",
-            kind: "string",
-            format: "",
-            description: "",
-            priority: 1,
-        },
-        Column {
-            name: "Kernel-Version",
-            kind: "string",
-            format: "",
-            description: "",
-            priority: 1,
-        },
-        Column {
-            name: "Container-Runtime",
-            kind: "string",
-            format: "",
-            description: "",
-            priority: 1,
-        },
+        Column { name: "Status", kind: "string", format: "", description: "The state of the object.", priority: 0 },
+        Column { name: "Roles", kind: "string", format: "", description: "", priority: 0 },
+        Column { name: "Age", kind: "string", format: "", description: "Time since the object was made.", priority: 0 },
+        Column { name: "Version", kind: "string", format: "", description: "", priority: 0 },
+        Column { name: "Internal-IP", kind: "string", format: "", description: "", priority: 1 },
+        Column { name: "External-IP", kind: "string", format: "", description: "", priority: 1 },
+        Column { name: "OS-Image", kind: "string", format: "", description: "", priority: 1 },
+        Column { name: "Kernel-Version", kind: "string", format: "", description: "", priority: 1 },
+        Column { name: "Container-Runtime", kind: "string", format: "", description: "", priority: 1 },
     ],
     cells,
     name: names::dns_subdomain,
@@ -129,11 +71,7 @@ fn default(object: &mut Value) {
     if let Some(status) = edit::object(map, "status") {
         defaults::round(status, "capacity");
         defaults::round(status, "allocatable");
-        if let Some(capacity) = status
-            .get("capacity")
-            .filter(|capacity| !capacity.is_null())
-            .cloned()
-        {
+        if let Some(capacity) = status.get("capacity").filter(|capacity| !capacity.is_null()).cloned() {
             edit::default(status, "allocatable", capacity);
         }
     }
@@ -141,11 +79,7 @@ fn default(object: &mut Value) {
         return;
     };
     let single = edit::text(spec, "podCIDR").to_owned();
-    let first = spec
-        .get("podCIDRs")
-        .and_then(|list| list.get(0))
-        .and_then(Value::as_str)
-        .map(str::to_owned);
+    let first = spec.get("podCIDRs").and_then(|list| list.get(0)).and_then(Value::as_str).map(str::to_owned);
     match first {
         Some(first) if single.is_empty() => {
             spec.insert("podCIDR".to_owned(), first.into());
@@ -161,22 +95,14 @@ fn resources(root: &Field<'_>, errors: &mut FieldErrors) {
     for name in ["capacity", "allocatable"] {
         let list = root.below(&["status", name]);
         for (resource, value) in list.entries() {
-            resource_quantity(
-                &value.with_path(list.path().named(resource)),
-                resource,
-                errors,
-            );
+            resource_quantity(&value.with_path(list.path().named(resource)), resource, errors);
         }
     }
 }
 
 fn taints(root: &Field<'_>, errors: &mut FieldErrors) {
     // The reference tells them at the metadata.
-    scheduling::taints(
-        &root.below(&["spec", "taints"]),
-        &Path::new("metadata").child("taints"),
-        errors,
-    );
+    scheduling::taints(&root.below(&["spec", "taints"]), &Path::new("metadata").child("taints"), errors);
 }
 
 fn validate(object: &Value, errors: &mut FieldErrors) {
@@ -189,10 +115,7 @@ fn validate(object: &Value, errors: &mut FieldErrors) {
     }
     if ranges.len() > 1 {
         if ranges.len() > 2 || !net::is_dual_stack(ranges.strings()) {
-            errors.invalid(
-                &ranges,
-                "may specify no more than one CIDR for each IP family",
-            );
+            errors.invalid(&ranges, "may specify no more than one CIDR for each IP family");
         }
         for (i, range) in ranges.items().enumerate() {
             if ranges.strings().take(i).any(|other| other == range.str()) {
@@ -207,17 +130,9 @@ fn validate_update(new: &Value, old: &Value, errors: &mut FieldErrors) {
     resources(&root, errors);
     let addresses = root.below(&["status", "addresses"]);
     for (i, address) in addresses.items().enumerate() {
-        if addresses
-            .items()
-            .take(i)
-            .any(|other| other.value() == address.value())
-        {
+        if addresses.items().take(i).any(|other| other.value() == address.value()) {
             let text = |name| Value::from(address.child(name).str());
-            let shown = format!(
-                "{{\"Type\":{},\"Address\":{}}}",
-                text("type"),
-                text("address")
-            );
+            let shown = format!("{{\"Type\":{},\"Address\":{}}}", text("type"), text("address"));
             errors.duplicate_shown(address.path(), &shown);
         }
     }
@@ -237,10 +152,7 @@ fn validate_update(new: &Value, old: &Value, errors: &mut FieldErrors) {
     }
     let (id, former) = (spec.child("providerID"), before.child("providerID"));
     if !former.is_empty() && id.str() != former.str() {
-        errors.forbidden(
-            id.path(),
-            "node updates may not change providerID except from \"\" to valid",
-        );
+        errors.forbidden(id.path(), "node updates may not change providerID except from \"\" to valid");
     }
     taints(&root, errors);
     let (id, former) = (spec.child("externalID"), before.child("externalID"));
@@ -256,46 +168,33 @@ fn warnings(new: &Value, _: Option<&Value>) -> Vec<String> {
         all.push("spec.configSource: the feature is no longer supported".to_owned());
     }
     if !spec.child("externalID").is_empty() {
-        all.push(
-            "spec.externalID: this field is deprecated, and is unused by Kubernetes".to_owned(),
-        );
+        all.push("spec.externalID: this field is deprecated, and is unused by Kubernetes".to_owned());
     }
     all
 }
 
 /// Roles that a node's labels tell.
 fn roles(object: &Value) -> String {
-    let labels = object
-        .pointer("/metadata/labels")
-        .and_then(Value::as_object);
+    let labels = object.pointer("/metadata/labels").and_then(Value::as_object);
     let mut roles: Vec<&str> = labels
         .into_iter()
         .flatten()
-        .filter_map(
-            |(key, value)| match key.strip_prefix("node-role.kubernetes.io/") {
-                Some(role) => Some(role),
-                None if key == "kubernetes.io/role" => value.as_str(),
-                None => None,
-            },
-        )
+        .filter_map(|(key, value)| match key.strip_prefix("node-role.kubernetes.io/") {
+            Some(role) => Some(role),
+            None if key == "kubernetes.io/role" => value.as_str(),
+            None => None,
+        })
         .filter(|role| !role.is_empty())
         .collect();
     roles.sort_unstable();
     roles.dedup();
-    if roles.is_empty() {
-        "<none>".to_owned()
-    } else {
-        roles.join(",")
-    }
+    if roles.is_empty() { "<none>".to_owned() } else { roles.join(",") }
 }
 
 fn cells(object: &Value, now: i64) -> Vec<Value> {
     let root = Field::root(object);
     let status = root.child("status");
-    let ready = status
-        .child("conditions")
-        .items()
-        .find(|condition| condition.child("type").str() == "Ready");
+    let ready = status.child("conditions").items().find(|condition| condition.child("type").str() == "Ready");
     let mut state = match ready.map(|condition| condition.child("status").str()) {
         Some("True") => "Ready".to_owned(),
         Some(_) => "NotReady".to_owned(),
@@ -305,10 +204,7 @@ fn cells(object: &Value, now: i64) -> Vec<Value> {
         state.push_str(",SchedulingDisabled");
     }
     let address = |kind: &str| {
-        let found = status
-            .child("addresses")
-            .items()
-            .find(|address| address.child("type").str() == kind);
+        let found = status.child("addresses").items().find(|address| address.child("type").str() == kind);
         found.map_or("<none>", |address| address.child("address").str())
     };
     let info = |name| {

@@ -40,13 +40,7 @@ pub static KIND: Kind = Kind {
             description: "Images of the containers in the template.",
             priority: 0,
         },
-        Column {
-            name: "Pod Labels",
-            kind: "string",
-            format: "",
-            description: "",
-            priority: 0,
-        },
+        Column { name: "Pod Labels", kind: "string", format: "", description: "", priority: 0 },
     ],
     cells,
     name: names::dns_subdomain,
@@ -70,11 +64,7 @@ const STRATEGY: Strategy = Strategy {
     validate_update: |new, _, errors| validate(new, errors),
     warnings: |new, old| {
         let unchanged = old.is_some_and(|old| edit::generation(old) == edit::generation(new));
-        if unchanged {
-            Vec::new()
-        } else {
-            warnings::warnings(&Field::root(new).child("template"))
-        }
+        if unchanged { Vec::new() } else { warnings::warnings(&Field::root(new).child("template")) }
     },
     ..Strategy::PLAIN
 };
@@ -86,10 +76,5 @@ fn validate(object: &Value, errors: &mut FieldErrors) {
 fn cells(object: &Value, _: i64) -> Vec<Value> {
     let (names, images) = print::containers(object.get("template"));
     let labels = print::labels(object.pointer("/template/metadata/labels"));
-    vec![
-        print::name(object),
-        json!(names),
-        json!(images),
-        json!(labels),
-    ]
+    vec![print::name(object), json!(names), json!(images), json!(labels)]
 }

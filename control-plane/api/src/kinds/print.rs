@@ -8,10 +8,7 @@ pub fn name_and_age(object: &Value, now: i64) -> Vec<Value> {
 }
 
 pub fn name(object: &Value) -> Value {
-    object
-        .pointer("/metadata/name")
-        .cloned()
-        .unwrap_or_else(|| json!(""))
+    object.pointer("/metadata/name").cloned().unwrap_or_else(|| json!(""))
 }
 
 pub fn age(object: &Value, now: i64) -> Value {
@@ -20,16 +17,12 @@ pub fn age(object: &Value, now: i64) -> Value {
 
 /// Seconds since 1970 of an RFC 3339 time.
 pub fn seconds(time: &Value) -> Option<i64> {
-    time.as_str()?
-        .parse::<jiff::Timestamp>()
-        .ok()
-        .map(jiff::Timestamp::as_second)
+    time.as_str()?.parse::<jiff::Timestamp>().ok().map(jiff::Timestamp::as_second)
 }
 
 /// How long ago a time was, or `<unknown>`.
 pub fn since(time: Option<&Value>, now: i64) -> String {
-    time.and_then(seconds)
-        .map_or_else(|| "<unknown>".to_owned(), |then| duration(now - then))
+    time.and_then(seconds).map_or_else(|| "<unknown>".to_owned(), |then| duration(now - then))
 }
 
 /// A duration in two units at most, the way people read it: `3m20s`, `47h`, `2y11d`.
@@ -41,11 +34,7 @@ pub fn duration(seconds: i64) -> String {
     let (minutes, hours) = (seconds / 60, seconds / 3600);
     let (days, years) = (hours / 24, hours / 24 / 365);
     let pair = |big: i64, unit: &str, small: i64, small_unit: &str| {
-        if small == 0 {
-            format!("{big}{unit}")
-        } else {
-            format!("{big}{unit}{small}{small_unit}")
-        }
+        if small == 0 { format!("{big}{unit}") } else { format!("{big}{unit}{small}{small_unit}") }
     };
     if seconds < 120 {
         format!("{seconds}s")
@@ -76,39 +65,20 @@ pub fn labels(map: Option<&Value>) -> String {
         .flatten()
         .map(|(key, value)| format!("{key}={}", value.as_str().unwrap_or_default()))
         .collect();
-    if pairs.is_empty() {
-        "<none>".to_owned()
-    } else {
-        pairs.join(",")
-    }
+    if pairs.is_empty() { "<none>".to_owned() } else { pairs.join(",") }
 }
 
 /// A label selector as `-l` would take it; empty where it selects everything.
 pub fn selector(selector: Option<&Value>) -> String {
     let mut parts: Vec<(String, String)> = Vec::new();
     let field = |name| selector.and_then(|selector| selector.get(name));
-    for (key, value) in field("matchLabels")
-        .and_then(Value::as_object)
-        .into_iter()
-        .flatten()
-    {
-        parts.push((
-            key.clone(),
-            format!("{key}={}", value.as_str().unwrap_or_default()),
-        ));
+    for (key, value) in field("matchLabels").and_then(Value::as_object).into_iter().flatten() {
+        parts.push((key.clone(), format!("{key}={}", value.as_str().unwrap_or_default())));
     }
-    for one in field("matchExpressions")
-        .and_then(Value::as_array)
-        .into_iter()
-        .flatten()
-    {
+    for one in field("matchExpressions").and_then(Value::as_array).into_iter().flatten() {
         let text = |name| one.get(name).and_then(Value::as_str).unwrap_or_default();
         let key = text("key");
-        let values = one
-            .get("values")
-            .and_then(Value::as_array)
-            .into_iter()
-            .flatten();
+        let values = one.get("values").and_then(Value::as_array).into_iter().flatten();
         let mut values: Vec<&str> = values.filter_map(Value::as_str).collect();
         values.sort_unstable();
         let values = values.join(",");
@@ -127,15 +97,10 @@ pub fn selector(selector: Option<&Value>) -> String {
 
 /// Names and images of a template's containers.
 pub fn containers(template: Option<&Value>) -> (String, String) {
-    let list = template
-        .and_then(|template| template.pointer("/spec/containers"))
-        .and_then(Value::as_array);
+    let list = template.and_then(|template| template.pointer("/spec/containers")).and_then(Value::as_array);
     let column = |key: &str| {
-        let list: Vec<&str> = list
-            .into_iter()
-            .flatten()
-            .map(|one| one.get(key).and_then(Value::as_str).unwrap_or_default())
-            .collect();
+        let list: Vec<&str> =
+            list.into_iter().flatten().map(|one| one.get(key).and_then(Value::as_str).unwrap_or_default()).collect();
         list.join(",")
     };
     (column("name"), column("image"))
@@ -143,18 +108,12 @@ pub fn containers(template: Option<&Value>) -> (String, String) {
 
 /// A number at a path, 0 where absent.
 pub fn number(object: &Value, path: &str) -> i64 {
-    object
-        .pointer(path)
-        .and_then(Value::as_i64)
-        .unwrap_or_default()
+    object.pointer(path).and_then(Value::as_i64).unwrap_or_default()
 }
 
 /// A text at a path, empty where absent.
 pub fn text<'a>(object: &'a Value, path: &str) -> &'a str {
-    object
-        .pointer(path)
-        .and_then(Value::as_str)
-        .unwrap_or_default()
+    object.pointer(path).and_then(Value::as_str).unwrap_or_default()
 }
 
 /// How many entries a list or map at a path has.
@@ -169,11 +128,7 @@ pub fn count(object: &Value, path: &str) -> usize {
 /// The first three, and how many more there are.
 pub fn first_three(all: &[String]) -> String {
     let list = all.get(..3).unwrap_or(all).join(",");
-    if all.len() > 3 {
-        format!("{list} + {} more...", all.len() - 3)
-    } else {
-        list
-    }
+    if all.len() > 3 { format!("{list} + {} more...", all.len() - 3) } else { list }
 }
 
 #[cfg(test)]

@@ -18,16 +18,8 @@ pub static KIND: Kind = Kind {
     scope: Scope::Namespaced,
     verbs: ALL_VERBS,
     subresources: &[
-        Subresource {
-            name: "scale",
-            object: Some(("autoscaling", "v1", "Scale")),
-            verbs: &["get", "patch", "update"],
-        },
-        Subresource {
-            name: "status",
-            object: None,
-            verbs: &["get", "patch", "update"],
-        },
+        Subresource { name: "scale", object: Some(("autoscaling", "v1", "Scale")), verbs: &["get", "patch", "update"] },
+        Subresource { name: "status", object: None, verbs: &["get", "patch", "update"] },
     ],
     schema: "io.k8s.api.apps.v1.ReplicaSet",
     selectable_fields: &[field!("status.replicas")],
@@ -39,34 +31,10 @@ pub static KIND: Kind = Kind {
             description: "Name must be unique within its scope. It cannot be changed.",
             priority: 0,
         },
-        Column {
-            name: "Desired",
-            kind: "integer",
-            format: "",
-            description: "",
-            priority: 0,
-        },
-        Column {
-            name: "Current",
-            kind: "integer",
-            format: "",
-            description: "",
-            priority: 0,
-        },
-        Column {
-            name: "Ready",
-            kind: "integer",
-            format: "",
-            description: "How many are ready.",
-            priority: 0,
-        },
-        Column {
-            name: "Age",
-            kind: "string",
-            format: "",
-            description: "Time since the object was made.",
-            priority: 0,
-        },
+        Column { name: "Desired", kind: "integer", format: "", description: "", priority: 0 },
+        Column { name: "Current", kind: "integer", format: "", description: "", priority: 0 },
+        Column { name: "Ready", kind: "integer", format: "", description: "How many are ready.", priority: 0 },
+        Column { name: "Age", kind: "string", format: "", description: "Time since the object was made.", priority: 0 },
         Column {
             name: "Containers",
             kind: "string",
@@ -81,13 +49,7 @@ pub static KIND: Kind = Kind {
             description: "Images of the containers in the template.",
             priority: 1,
         },
-        Column {
-            name: "Selector",
-            kind: "string",
-            format: "",
-            description: "Labels that select pods.",
-            priority: 1,
-        },
+        Column { name: "Selector", kind: "string", format: "", description: "Labels that select pods.", priority: 1 },
     ],
     cells,
     name: names::dns_subdomain,
@@ -140,21 +102,11 @@ fn validate(object: &Value, errors: &mut FieldErrors) {
 
 fn validate_status_update(new: &Value, _: &Value, errors: &mut FieldErrors) {
     let status = Field::root(new).child("status");
-    let counts = [
-        "replicas",
-        "fullyLabeledReplicas",
-        "readyReplicas",
-        "availableReplicas",
-        "observedGeneration",
-    ];
+    let counts = ["replicas", "fullyLabeledReplicas", "readyReplicas", "availableReplicas", "observedGeneration"];
     for name in counts {
         non_negative(&status.child(name), errors);
     }
-    workload::counts(
-        &status,
-        &["fullyLabeledReplicas", "readyReplicas", "availableReplicas"],
-        errors,
-    );
+    workload::counts(&status, &["fullyLabeledReplicas", "readyReplicas", "availableReplicas"], errors);
 }
 
 fn cells(object: &Value, now: i64) -> Vec<Value> {
@@ -168,10 +120,6 @@ fn cells(object: &Value, now: i64) -> Vec<Value> {
         print::age(object, now),
         json!(names),
         json!(images),
-        json!(if selector.is_empty() {
-            "<none>".to_owned()
-        } else {
-            selector
-        }),
+        json!(if selector.is_empty() { "<none>".to_owned() } else { selector }),
     ]
 }

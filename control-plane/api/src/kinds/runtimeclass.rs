@@ -28,20 +28,8 @@ pub static KIND: Kind = Kind {
             description: "Name must be unique within its scope. It cannot be changed.",
             priority: 0,
         },
-        Column {
-            name: "Handler",
-            kind: "string",
-            format: "",
-            description: "",
-            priority: 0,
-        },
-        Column {
-            name: "Age",
-            kind: "string",
-            format: "",
-            description: "Time since the object was made.",
-            priority: 0,
-        },
+        Column { name: "Handler", kind: "string", format: "", description: "", priority: 0 },
+        Column { name: "Age", kind: "string", format: "", description: "Time since the object was made.", priority: 0 },
     ],
     cells,
     name: names::dns_subdomain,
@@ -52,20 +40,13 @@ pub static KIND: Kind = Kind {
 
 const STRATEGY: Strategy = Strategy {
     default: |object| {
-        if let Some(overhead) = object
-            .as_object_mut()
-            .and_then(|map| edit::object(map, "overhead"))
-        {
+        if let Some(overhead) = object.as_object_mut().and_then(|map| edit::object(map, "overhead")) {
             defaults::round(overhead, "podFixed");
         }
     },
     validate,
     validate_update: |new, old, errors| {
-        immutable(
-            &Field::root(new).child("handler"),
-            &Field::root(old).child("handler"),
-            errors,
-        );
+        immutable(&Field::root(new).child("handler"), &Field::root(old).child("handler"), errors);
     },
     unconditional_update: false,
     ..Strategy::PLAIN
@@ -74,19 +55,10 @@ const STRATEGY: Strategy = Strategy {
 fn validate(object: &Value, errors: &mut FieldErrors) {
     let root = Field::root(object);
     let handler = root.child("handler");
-    errors.invalid_all(
-        handler.path(),
-        handler.str(),
-        names::is_dns_label(handler.str()),
-    );
+    errors.invalid_all(handler.path(), handler.str(), names::is_dns_label(handler.str()));
     let overhead = root.child("overhead");
     if overhead.is_set() {
-        spec::overhead(
-            &overhead
-                .child("podFixed")
-                .with_path(overhead.path().clone()),
-            errors,
-        );
+        spec::overhead(&overhead.child("podFixed").with_path(overhead.path().clone()), errors);
     }
     let placing = root.child("scheduling");
     metadata::labels(&placing.child("nodeSelector"), errors);
@@ -94,9 +66,5 @@ fn validate(object: &Value, errors: &mut FieldErrors) {
 }
 
 fn cells(object: &Value, now: i64) -> Vec<Value> {
-    vec![
-        print::name(object),
-        json!(print::text(object, "/handler")),
-        print::age(object, now),
-    ]
+    vec![print::name(object), json!(print::text(object, "/handler")), print::age(object, now)]
 }

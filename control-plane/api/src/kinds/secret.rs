@@ -29,27 +29,9 @@ pub static KIND: Kind = Kind {
             description: "Name must be unique within its scope. It cannot be changed.",
             priority: 0,
         },
-        Column {
-            name: "Type",
-            kind: "string",
-            format: "",
-            description: "",
-            priority: 0,
-        },
-        Column {
-            name: "Data",
-            kind: "string",
-            format: "",
-            description: "",
-            priority: 0,
-        },
-        Column {
-            name: "Age",
-            kind: "string",
-            format: "",
-            description: "Time since the object was made.",
-            priority: 0,
-        },
+        Column { name: "Type", kind: "string", format: "", description: "", priority: 0 },
+        Column { name: "Data", kind: "string", format: "", description: "", priority: 0 },
+        Column { name: "Age", kind: "string", format: "", description: "Time since the object was made.", priority: 0 },
     ],
     cells,
     name: names::dns_subdomain,
@@ -58,12 +40,7 @@ pub static KIND: Kind = Kind {
     deprecated: None,
 };
 
-const STRATEGY: Strategy = Strategy {
-    default,
-    validate,
-    validate_update,
-    ..Strategy::PLAIN
-};
+const STRATEGY: Strategy = Strategy { default, validate, validate_update, ..Strategy::PLAIN };
 
 /// Text is taken over into `data`, and the type is told.
 fn default(object: &mut Value) {
@@ -76,12 +53,7 @@ fn default(object: &mut Value) {
         let data = edit::ensure(map, "data");
         for (key, text) in texts {
             let bytes = text.as_str().unwrap_or_default();
-            data.insert(
-                key,
-                base64::engine::general_purpose::STANDARD
-                    .encode(bytes)
-                    .into(),
-            );
+            data.insert(key, base64::engine::general_purpose::STANDARD.encode(bytes).into());
         }
     }
     edit::default_zero(map, "type", "Opaque");
@@ -98,11 +70,7 @@ fn validate(object: &Value, errors: &mut FieldErrors) {
     if size > SIZE_LIMIT {
         errors.too_long(data.path(), SIZE_LIMIT);
     }
-    let entry = |key: &str| {
-        data.entries()
-            .find(|(name, _)| *name == key)
-            .map(|(_, value)| value)
-    };
+    let entry = |key: &str| data.entries().find(|(name, _)| *name == key).map(|(_, value)| value);
     let need = |key: &str, errors: &mut FieldErrors| {
         if entry(key).is_none() {
             errors.required(&data.path().key(key), "");
@@ -112,24 +80,17 @@ fn validate(object: &Value, errors: &mut FieldErrors) {
         "kubernetes.io/service-account-token" => {
             let annotations = root.below(&["metadata", "annotations"]);
             let key = "kubernetes.io/service-account.name";
-            if !annotations
-                .entries()
-                .any(|(name, value)| name == key && !value.is_empty())
-            {
+            if !annotations.entries().any(|(name, value)| name == key && !value.is_empty()) {
                 errors.required(&annotations.path().key(key), "");
             }
         }
         "kubernetes.io/dockercfg" => json_entry(&data, ".dockercfg", errors),
         "kubernetes.io/dockerconfigjson" => json_entry(&data, ".dockerconfigjson", errors),
-        "kubernetes.io/basic-auth"
-            if entry("username").is_none() && entry("password").is_none() =>
-        {
+        "kubernetes.io/basic-auth" if entry("username").is_none() && entry("password").is_none() => {
             need("username", errors);
             need("password", errors);
         }
-        "kubernetes.io/ssh-auth"
-            if entry("ssh-privatekey").is_none_or(|value| value.is_empty()) =>
-        {
+        "kubernetes.io/ssh-auth" if entry("ssh-privatekey").is_none_or(|value| value.is_empty()) => {
             errors.required(&data.path().key("ssh-privatekey"), "");
         }
         "kubernetes.io/tls" => {
@@ -147,9 +108,7 @@ fn json_entry(data: &Field<'_>, key: &str, errors: &mut FieldErrors) {
         errors.required(&path, "");
         return;
     };
-    let bytes = base64::engine::general_purpose::STANDARD
-        .decode(value.str())
-        .unwrap_or_default();
+    let bytes = base64::engine::general_purpose::STANDARD.decode(value.str()).unwrap_or_default();
     let wrong = match serde_json::from_slice::<Value>(&bytes) {
         Ok(Value::Object(_) | Value::Null) => return,
         Ok(other) => {
@@ -165,9 +124,7 @@ fn json_entry(data: &Field<'_>, key: &str, errors: &mut FieldErrors) {
         Err(error) => {
             let text = String::from_utf8_lossy(&bytes);
             let wrong = text.lines().nth(error.line().saturating_sub(1));
-            let wrong = wrong
-                .and_then(|line| line.chars().nth(error.column().saturating_sub(1)))
-                .unwrap_or_default();
+            let wrong = wrong.and_then(|line| line.chars().nth(error.column().saturating_sub(1))).unwrap_or_default();
             format!("invalid character '{wrong}' looking for beginning of value")
         }
     };
@@ -175,21 +132,12 @@ fn json_entry(data: &Field<'_>, key: &str, errors: &mut FieldErrors) {
 }
 
 fn validate_update(new: &Value, old: &Value, errors: &mut FieldErrors) {
-    immutable(
-        &Field::root(new).child("type"),
-        &Field::root(old).child("type"),
-        errors,
-    );
+    immutable(&Field::root(new).child("type"), &Field::root(old).child("type"), errors);
     validate_immutable(new, old, &["data"], errors);
     validate(new, errors);
 }
 
 fn cells(object: &Value, now: i64) -> Vec<Value> {
     let kind = print::text(object, "/type");
-    vec![
-        print::name(object),
-        json!(kind),
-        json!(print::count(object, "/data")),
-        print::age(object, now),
-    ]
+    vec![print::name(object), json!(kind), json!(print::count(object, "/data")), print::age(object, now)]
 }

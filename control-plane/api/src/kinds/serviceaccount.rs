@@ -28,13 +28,7 @@ pub static KIND: Kind = Kind {
             description: "Name must be unique within its scope. It cannot be changed.",
             priority: 0,
         },
-        Column {
-            name: "Age",
-            kind: "string",
-            format: "",
-            description: "Time since the object was made.",
-            priority: 0,
-        },
+        Column { name: "Age", kind: "string", format: "", description: "Time since the object was made.", priority: 0 },
     ],
     cells,
     name: names::dns_subdomain,
@@ -62,13 +56,7 @@ fn name_only(object: &mut Value) {
 
 fn warnings(new: &Value, old: Option<&Value>) -> Vec<String> {
     let key = "kubernetes.io/enforce-mountable-secrets";
-    let value = |object: &Value| {
-        object
-            .pointer("/metadata/annotations")?
-            .get(key)?
-            .as_str()
-            .map(str::to_owned)
-    };
+    let value = |object: &Value| object.pointer("/metadata/annotations")?.get(key)?.as_str().map(str::to_owned);
     if value(new).is_some() && old.is_none_or(|old| value(old) != value(new)) {
         return vec![format!(
             "metadata.annotations[{key}]: deprecated in v1.32+; prefer separate namespaces to isolate access to mounted secrets"

@@ -5,9 +5,7 @@ use serde_json::Value;
 use super::edit;
 use super::pod::{spec, warnings as pod_warnings};
 use crate::error::FieldErrors;
-use crate::validation::common::{
-    IMMUTABLE, label_selector, selects, selects_everything, shown_selector,
-};
+use crate::validation::common::{IMMUTABLE, label_selector, selects, selects_everything, shown_selector};
 use crate::validation::field::{Field, ordered};
 use crate::validation::names;
 
@@ -18,11 +16,7 @@ pub fn selector_and_template(spec: &Field<'_>, errors: &mut FieldErrors) {
         label_selector(&selector, errors);
         if selects_everything(&selector) {
             let shown = shown_selector(&selector);
-            errors.invalid_shown(
-                selector.path(),
-                &shown,
-                "empty selector is invalid for deployment",
-            );
+            errors.invalid_shown(selector.path(), &shown, "empty selector is invalid for deployment");
         }
     } else {
         errors.required(selector.path(), "");
@@ -30,20 +24,12 @@ pub fn selector_and_template(spec: &Field<'_>, errors: &mut FieldErrors) {
     let labels = template.below(&["metadata", "labels"]);
     match selects(&selector, &labels) {
         Err(_) => {
-            errors.invalid_shown(
-                selector.path(),
-                &shown_selector(&selector),
-                "invalid label selector",
-            );
+            errors.invalid_shown(selector.path(), &shown_selector(&selector), "invalid label selector");
             return;
         }
         Ok(false) => {
             let shown = ordered(labels.value(), &[]);
-            errors.invalid_shown(
-                labels.path(),
-                &shown,
-                "`selector` does not match template `labels`",
-            );
+            errors.invalid_shown(labels.path(), &shown, "`selector` does not match template `labels`");
         }
         Ok(true) => {}
     }
@@ -54,10 +40,7 @@ pub fn selector_and_template(spec: &Field<'_>, errors: &mut FieldErrors) {
     }
     let deadline = template.below(&["spec", "activeDeadlineSeconds"]);
     if deadline.is_set() {
-        errors.forbidden(
-            deadline.path(),
-            "activeDeadlineSeconds in ReplicaSet is not Supported",
-        );
+        errors.forbidden(deadline.path(), "activeDeadlineSeconds in ReplicaSet is not Supported");
     }
 }
 
@@ -102,9 +85,5 @@ pub fn warnings(new: &Value, old: Option<&Value>) -> Vec<String> {
         all.extend(pod_warnings::warnings(&template));
         return all;
     };
-    if edit::generation(new) == edit::generation(old) {
-        Vec::new()
-    } else {
-        pod_warnings::warnings(&template)
-    }
+    if edit::generation(new) == edit::generation(old) { Vec::new() } else { pod_warnings::warnings(&template) }
 }

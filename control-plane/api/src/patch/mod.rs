@@ -16,7 +16,9 @@ pub fn json_patch(original: &Value, patch: &[u8]) -> Result<Value, Error> {
     let patch = decode(patch)?;
     let Value::Array(operations) = &patch else {
         let found = go_kind(&patch);
-        let message = format!("error decoding patch: json: cannot unmarshal {found} into Go value of type []handlers.jsonPatchOp");
+        let message = format!(
+            "error decoding patch: json: cannot unmarshal {found} into Go value of type []handlers.jsonPatchOp"
+        );
         return Err(Error::BadRequest(message));
     };
     if operations.len() > MAX_OPERATIONS {
@@ -25,8 +27,7 @@ pub fn json_patch(original: &Value, patch: &[u8]) -> Result<Value, Error> {
             operations.len()
         )));
     }
-    let operations: json_patch::Patch =
-        serde_json::from_value(patch).map_err(|_| rejected())?;
+    let operations: json_patch::Patch = serde_json::from_value(patch).map_err(|_| rejected())?;
     let mut patched = original.clone();
     json_patch::patch(&mut patched, &operations).map_err(|_| rejected())?;
     Ok(patched)
@@ -37,7 +38,9 @@ pub fn merge_patch(original: &Value, patch: &[u8]) -> Result<Value, Error> {
     let patch = decode(patch)?;
     if !patch.is_object() {
         let found = go_kind(&patch);
-        let message = format!("error decoding patch: json: cannot unmarshal {found} into Go value of type map[string]interface {{}}");
+        let message = format!(
+            "error decoding patch: json: cannot unmarshal {found} into Go value of type map[string]interface {{}}"
+        );
         return Err(Error::BadRequest(message));
     }
     let mut patched = original.clone();
@@ -97,11 +100,16 @@ mod tests {
     }
 
     fn document() -> impl Strategy<Value = Value> {
-        let leaf = prop_oneof![any::<bool>().prop_map(Value::from), any::<u8>().prop_map(Value::from), "[a-c]{0,2}".prop_map(Value::from)];
+        let leaf = prop_oneof![
+            any::<bool>().prop_map(Value::from),
+            any::<u8>().prop_map(Value::from),
+            "[a-c]{0,2}".prop_map(Value::from)
+        ];
         leaf.prop_recursive(3, 24, 4, |inner| {
             prop_oneof![
                 prop::collection::vec(inner.clone(), 0..3).prop_map(Value::Array),
-                prop::collection::btree_map("[a-c]", inner, 0..4).prop_map(|map| Value::Object(map.into_iter().collect())),
+                prop::collection::btree_map("[a-c]", inner, 0..4)
+                    .prop_map(|map| Value::Object(map.into_iter().collect())),
             ]
         })
     }

@@ -70,7 +70,8 @@ fn merge_map(mut original: Object, mut patch: Object, level: Level<'_>) -> Resul
         let retained = list(RETAIN_KEYS, retained)?;
         original.retain(|key, _| retained.iter().any(|one| one.as_str() == Some(key)));
     }
-    let orders: Vec<String> = patch.keys().filter_map(|key| key.strip_prefix(ELEMENT_ORDER)).map(str::to_owned).collect();
+    let orders: Vec<String> =
+        patch.keys().filter_map(|key| key.strip_prefix(ELEMENT_ORDER)).map(str::to_owned).collect();
     let deletions: Vec<String> =
         patch.keys().filter_map(|key| key.strip_prefix(DELETE_PRIMITIVES)).map(str::to_owned).collect();
     for field in deletions {
@@ -319,7 +320,10 @@ mod tests {
         let spec = patched(two(), json!({ "containers": [{ "name": "z" }] })).unwrap();
         assert_eq!(names(&spec), ["z", "a", "b"]);
         let order = json!([{ "name": "b" }, { "name": "a" }]);
-        let spec = patched(two(), json!({ "$setElementOrder/containers": order, "containers": [{ "name": "a", "image": "x:3" }] }));
+        let spec = patched(
+            two(),
+            json!({ "$setElementOrder/containers": order, "containers": [{ "name": "a", "image": "x:3" }] }),
+        );
         assert_eq!(names(&spec.unwrap()), ["b", "a"]);
     }
 
@@ -330,8 +334,12 @@ mod tests {
         let replaced = patched(two(), json!({ "containers": [{ "$patch": "replace" }, { "name": "c" }] })).unwrap();
         assert_eq!(names(&replaced), ["c"]);
         let volumes = json!({ "volumes": [{ "name": "v", "emptyDir": {} }] });
-        let kept = json!({ "volumes": [{ "name": "v", "$retainKeys": ["name", "configMap"], "configMap": { "name": "c" } }] });
-        assert_eq!(patched(volumes, kept).unwrap(), json!({ "volumes": [{ "name": "v", "configMap": { "name": "c" } }] }));
+        let kept =
+            json!({ "volumes": [{ "name": "v", "$retainKeys": ["name", "configMap"], "configMap": { "name": "c" } }] });
+        assert_eq!(
+            patched(volumes, kept).unwrap(),
+            json!({ "volumes": [{ "name": "v", "configMap": { "name": "c" } }] })
+        );
         let context = json!({ "securityContext": { "runAsUser": 1, "fsGroup": 2 } });
         let replaced = patched(context, json!({ "securityContext": { "$patch": "replace", "runAsUser": 3 } })).unwrap();
         assert_eq!(replaced, json!({ "securityContext": { "runAsUser": 3 } }));
@@ -340,7 +348,8 @@ mod tests {
     #[test]
     fn lists_without_a_key_are_replaced_and_nulls_delete() {
         let original = json!({ "tolerations": [{ "key": "a" }], "nodeSelector": { "a": "b", "c": "d" } });
-        let spec = patched(original, json!({ "tolerations": [{ "key": "b" }], "nodeSelector": { "a": null } })).unwrap();
+        let spec =
+            patched(original, json!({ "tolerations": [{ "key": "b" }], "nodeSelector": { "a": null } })).unwrap();
         assert_eq!(spec, json!({ "tolerations": [{ "key": "b" }], "nodeSelector": { "c": "d" } }));
     }
 
@@ -358,7 +367,11 @@ mod tests {
 
     fn spec() -> impl Strategy<Value = Value> {
         let container = ("[a-d]", "[x-z]").prop_map(|(name, image)| (name, image));
-        (prop::collection::btree_map("[a-d]", "[x-z]", 0..4), prop::collection::btree_map("[a-d]", "[x-z]", 0..3), container)
+        (
+            prop::collection::btree_map("[a-d]", "[x-z]", 0..4),
+            prop::collection::btree_map("[a-d]", "[x-z]", 0..3),
+            container,
+        )
             .prop_map(|(containers, selector, _)| {
                 let containers: Vec<Value> =
                     containers.iter().map(|(name, image)| json!({ "name": name, "image": image })).collect();

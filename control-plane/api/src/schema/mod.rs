@@ -111,17 +111,12 @@ impl Schema {
     /// The table; built on first use.
     pub fn get() -> &'static Schema {
         static SCHEMA: OnceLock<Schema> = OnceLock::new();
-        SCHEMA.get_or_init(|| Schema {
-            types: table::load(),
-        })
+        SCHEMA.get_or_init(|| Schema { types: table::load() })
     }
 
     /// The type of that OpenAPI name.
     pub fn type_(&self, name: &str) -> Option<&TypeDef> {
-        self.types
-            .binary_search_by(|t| t.name.cmp(name))
-            .ok()
-            .and_then(|i| self.types.get(i))
+        self.types.binary_search_by(|t| t.name.cmp(name)).ok().and_then(|i| self.types.get(i))
     }
 
     /// All types, sorted by name.
@@ -135,18 +130,13 @@ impl Schema {
 
     /// The type of a kind.
     pub fn kind(&self, group: &str, version: &str, kind: &str) -> Option<&TypeDef> {
-        self.types
-            .iter()
-            .find(|t| t.kinds.contains(&(group, version, kind)))
+        self.types.iter().find(|t| t.kinds.contains(&(group, version, kind)))
     }
 }
 
 impl TypeDef {
     pub fn field(&self, name: &str) -> Option<&Field> {
-        self.fields
-            .binary_search_by(|f| f.name.cmp(name))
-            .ok()
-            .and_then(|i| self.fields.get(i))
+        self.fields.binary_search_by(|f| f.name.cmp(name)).ok().and_then(|i| self.fields.get(i))
     }
 
     /// What the API's documentation says.

@@ -13,10 +13,8 @@ fn lines() -> impl Iterator<Item = &'static str> {
 }
 
 pub(super) fn load() -> Vec<TypeDef> {
-    let names: Vec<&'static str> = lines()
-        .filter(|line| !line.starts_with('\t'))
-        .map(|line| line.split('\t').next().unwrap_or(line))
-        .collect();
+    let names: Vec<&'static str> =
+        lines().filter(|line| !line.starts_with('\t')).map(|line| line.split('\t').next().unwrap_or(line)).collect();
     let mut types: Vec<TypeDef> = Vec::with_capacity(names.len());
     for (prose, line) in (0..).zip(lines()) {
         let mut columns = line.split('\t');
@@ -33,11 +31,7 @@ pub(super) fn load() -> Vec<TypeDef> {
             types.push(TypeDef {
                 name: first,
                 fields: Vec::new(),
-                kinds: if gvk.2.is_empty() {
-                    Vec::new()
-                } else {
-                    vec![gvk]
-                },
+                kinds: if gvk.2.is_empty() { Vec::new() } else { vec![gvk] },
                 atomic,
                 prose,
                 index: u16::try_from(types.len()).unwrap_or(u16::MAX),
@@ -57,8 +51,7 @@ fn index_tags(this: &mut TypeDef) {
         if field.tags == 0 {
             continue;
         }
-        this.tags
-            .push((field.tags, u16::try_from(i).unwrap_or(u16::MAX)));
+        this.tags.push((field.tags, u16::try_from(i).unwrap_or(u16::MAX)));
         let mut outer = field.tags >> 16;
         while outer != 0 {
             this.inlined.push(outer);
@@ -70,11 +63,7 @@ fn index_tags(this: &mut TypeDef) {
     this.inlined.dedup();
 }
 
-fn field(
-    next: &mut impl FnMut() -> &'static str,
-    names: &[&'static str],
-    prose: u32,
-) -> Option<Field> {
+fn field(next: &mut impl FnMut() -> &'static str, names: &[&'static str], prose: u32) -> Option<Field> {
     let name = next();
     let kind = kind(next(), names)?;
     let mut tags = 0;
@@ -126,9 +115,7 @@ fn kind(text: &str, names: &[&'static str]) -> Option<FieldKind> {
         ("j", "") => FieldKind::Any,
         ("[", of) => FieldKind::List(Box::new(kind(of, names)?)),
         ("{", of) => FieldKind::Map(Box::new(kind(of, names)?)),
-        ("@", name) => FieldKind::Type(TypeId(
-            u16::try_from(names.binary_search(&name).ok()?).ok()?,
-        )),
+        ("@", name) => FieldKind::Type(TypeId(u16::try_from(names.binary_search(&name).ok()?).ok()?)),
         _ => return None,
     })
 }
@@ -142,11 +129,7 @@ pub(super) fn describe(line: u32) -> String {
     let mut letters = escaped.chars();
     while let Some(letter) = letters.next() {
         match letter {
-            '\\' => text.push(if letters.next() == Some('n') {
-                '\n'
-            } else {
-                '\\'
-            }),
+            '\\' => text.push(if letters.next() == Some('n') { '\n' } else { '\\' }),
             letter => text.push(letter),
         }
     }
@@ -164,10 +147,7 @@ mod tests {
         let types = super::lines().count() - fields;
         let schema = Schema::get();
         assert_eq!(schema.types().len(), types);
-        assert_eq!(
-            schema.types().iter().map(|t| t.fields.len()).sum::<usize>(),
-            fields
-        );
+        assert_eq!(schema.types().iter().map(|t| t.fields.len()).sum::<usize>(), fields);
         assert!(schema.types().is_sorted_by_key(|t| t.name));
         for this in schema.types() {
             assert!(this.fields.is_sorted_by_key(|f| f.name), "{}", this.name);
@@ -183,13 +163,7 @@ mod tests {
         let pod = schema.type_("io.k8s.api.core.v1.Pod").unwrap();
         assert_eq!(pod.go_name(), "v1.Pod");
         assert_eq!(schema.kind("", "v1", "Pod").unwrap().name, pod.name);
-        assert_eq!(
-            schema
-                .kind("apps", "v1", "DeploymentList")
-                .unwrap()
-                .short_name(),
-            "DeploymentList"
-        );
+        assert_eq!(schema.kind("apps", "v1", "DeploymentList").unwrap().short_name(), "DeploymentList");
         let spec = pod.field("spec").unwrap().item_type().unwrap();
         let containers = spec.field("containers").unwrap();
         assert!(containers.always && containers.required);
@@ -199,34 +173,15 @@ mod tests {
         let ports = container.field("ports").unwrap();
         assert_eq!(ports.list, ListType::Map(vec!["containerPort", "protocol"]));
         assert_eq!(ports.merge.unwrap().key, "containerPort");
-        assert_eq!(
-            ports
-                .item_type()
-                .unwrap()
-                .field("protocol")
-                .unwrap()
-                .default,
-            Some("\"TCP\"")
-        );
+        assert_eq!(ports.item_type().unwrap().field("protocol").unwrap().default, Some("\"TCP\""));
         let volumes = spec.field("volumes").unwrap();
         assert!(volumes.merge.unwrap().retain_keys);
         assert!(spec.field("nodeSelector").unwrap().atomic);
-        assert!(
-            schema
-                .type_("io.k8s.api.core.v1.ObjectReference")
-                .unwrap()
-                .atomic
-        );
+        assert!(schema.type_("io.k8s.api.core.v1.ObjectReference").unwrap().atomic);
         assert!(schema.type_("nothing").is_none());
-        assert!(
-            pod.description()
-                .starts_with("Pod is a collection of containers")
-        );
+        assert!(pod.description().starts_with("Pod is a collection of containers"));
         let spread = spec.field("topologySpreadConstraints").unwrap();
-        assert_eq!(
-            spread.list,
-            ListType::Map(vec!["topologyKey", "whenUnsatisfiable"])
-        );
+        assert_eq!(spread.list, ListType::Map(vec!["topologyKey", "whenUnsatisfiable"]));
         // Inlined in JSON, a message of its own in protobuf.
         let volume = volumes.item_type().unwrap();
         assert_eq!(volume.field("emptyDir").unwrap().tags, 2 << 16 | 2);
@@ -237,24 +192,13 @@ mod tests {
     fn nearly_every_field_of_a_served_type_has_a_tag() {
         let known = ["stubPKCS10Request"];
         for this in Schema::get().types().iter().filter(|t| {
-            [
-                "api.apps.v1.",
-                "api.coordination.v1.",
-                "api.discovery.v1.",
-                "api.node.v1.",
-                "api.events.v1.",
-            ]
-            .iter()
-            .any(|g| t.name.contains(g))
+            ["api.apps.v1.", "api.coordination.v1.", "api.discovery.v1.", "api.node.v1.", "api.events.v1."]
+                .iter()
+                .any(|g| t.name.contains(g))
         }) {
             for field in &this.fields {
                 let meta = matches!(field.name, "apiVersion" | "kind") && !this.kinds.is_empty();
-                assert!(
-                    field.tags != 0 || meta || known.contains(&field.name),
-                    "{} {}",
-                    this.name,
-                    field.name
-                );
+                assert!(field.tags != 0 || meta || known.contains(&field.name), "{} {}", this.name, field.name);
             }
         }
     }

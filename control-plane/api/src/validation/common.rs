@@ -26,17 +26,11 @@ pub fn shown_selector(selector: &Field<'_>) -> String {
 pub fn label_selector(selector: &Field<'_>, errors: &mut FieldErrors) {
     metadata::labels(&selector.child("matchLabels"), errors);
     for requirement in selector.child("matchExpressions").items() {
-        let (operator, values, key) = (
-            requirement.child("operator"),
-            requirement.child("values"),
-            requirement.child("key"),
-        );
+        let (operator, values, key) =
+            (requirement.child("operator"), requirement.child("values"), requirement.child("key"));
         match operator.str() {
             "In" | "NotIn" if values.is_empty() => {
-                errors.required(
-                    values.path(),
-                    "must be specified when `operator` is 'In' or 'NotIn'",
-                );
+                errors.required(values.path(), "must be specified when `operator` is 'In' or 'NotIn'");
             }
             "Exists" | "DoesNotExist" if !values.is_empty() => {
                 let detail = "may not be specified when `operator` is 'Exists' or 'DoesNotExist'";
@@ -47,11 +41,7 @@ pub fn label_selector(selector: &Field<'_>, errors: &mut FieldErrors) {
         }
         metadata::label_name(key.path(), key.str(), errors);
         for value in values.items() {
-            errors.invalid_all(
-                value.path(),
-                value.str(),
-                names::is_label_value(value.str()),
-            );
+            errors.invalid_all(value.path(), value.str(), names::is_label_value(value.str()));
         }
     }
 }
@@ -67,16 +57,8 @@ pub fn selects(selector: &Field<'_>, labels: &Field<'_>) -> Result<bool, String>
     if !selector.is_set() {
         return Ok(false);
     }
-    let label = |key: &str| {
-        labels
-            .value()
-            .and_then(|labels| labels.get(key))
-            .and_then(Value::as_str)
-    };
-    let mut matches = selector
-        .child("matchLabels")
-        .entries()
-        .all(|(key, value)| label(key) == Some(value.str()));
+    let label = |key: &str| labels.value().and_then(|labels| labels.get(key)).and_then(Value::as_str);
+    let mut matches = selector.child("matchLabels").entries().all(|(key, value)| label(key) == Some(value.str()));
     for requirement in selector.child("matchExpressions").items() {
         let key = requirement.child("key").str();
         let mut values = requirement.child("values").strings();
@@ -86,10 +68,7 @@ pub fn selects(selector: &Field<'_>, labels: &Field<'_>) -> Result<bool, String>
             "Exists" => label(key).is_some(),
             "DoesNotExist" => label(key).is_none(),
             other => {
-                return Err(format!(
-                    "{} is not a valid label selector operator",
-                    super::field::quote(other)
-                ));
+                return Err(format!("{} is not a valid label selector operator", super::field::quote(other)));
             }
         };
     }
@@ -111,12 +90,8 @@ pub fn number_or_percent(field: &Field<'_>, errors: &mut FieldErrors) {
         Some(Value::String(text)) => {
             let digits = text.strip_suffix('%').unwrap_or_default();
             if digits.is_empty() || !digits.bytes().all(|c| c.is_ascii_digit()) {
-                let message =
-                    "a valid percent string must be a numeric string followed by an ending '%'";
-                errors.invalid(
-                    field,
-                    names::regex_error(message, "[0-9]+%", &["1%", "93%"]),
-                );
+                let message = "a valid percent string must be a numeric string followed by an ending '%'";
+                errors.invalid(field, names::regex_error(message, "[0-9]+%", &["1%", "93%"]));
             }
         }
         Some(Value::Number(number)) if number.as_i64().is_some_and(|number| number < 0) => {
@@ -211,11 +186,7 @@ fn resource_name(field: &Field<'_>, name: &str, holder: Holder, errors: &mut Fie
     }
     let mut fine = true;
     if !name.contains('/') && !STANDARD.contains(&name) && !is_huge_pages(name) {
-        errors.invalid_str(
-            field.path(),
-            name,
-            "must be a standard resource type or fully qualified",
-        );
+        errors.invalid_str(field.path(), name, "must be a standard resource type or fully qualified");
         fine = false;
     }
     match holder {
@@ -226,20 +197,12 @@ fn resource_name(field: &Field<'_>, name: &str, holder: Holder, errors: &mut Fie
         }
         Holder::Container if !name.contains('/') => {
             if !matches!(name, "cpu" | "memory" | "ephemeral-storage") && !is_huge_pages(name) {
-                errors.invalid_str(
-                    field.path(),
-                    name,
-                    "must be a standard resource for containers",
-                );
+                errors.invalid_str(field.path(), name, "must be a standard resource for containers");
             }
         }
         Holder::Container => {
             if !is_native(name) && !is_extended(name) {
-                errors.invalid_str(
-                    field.path(),
-                    name,
-                    "doesn't follow extended resource name standard",
-                );
+                errors.invalid_str(field.path(), name, "doesn't follow extended resource name standard");
             }
         }
     }
@@ -258,9 +221,7 @@ pub fn resource_quantity(field: &Field<'_>, name: &str, errors: &mut FieldErrors
 
 fn huge_pages(field: &Field<'_>, name: &str, errors: &mut FieldErrors) {
     let value = quantity(field);
-    let size = name
-        .strip_prefix("hugepages-")
-        .and_then(|size| Quantity::parse(size).ok());
+    let size = name.strip_prefix("hugepages-").and_then(|size| Quantity::parse(size).ok());
     let divisible = size.as_ref().is_some_and(|size| {
         let size = size.value();
         size > 0 && value.sign() >= 0 && value.is_whole() && value.value() % size == 0
@@ -290,10 +251,7 @@ pub fn resources(field: &Field<'_>, holder: Holder, claims: &[&str], errors: &mu
     for (name, value) in requests.entries() {
         resource_name(&value, name, holder, errors);
         resource_quantity(&value, name, errors);
-        let limit = limits
-            .entries()
-            .find(|(limited, _)| *limited == name)
-            .map(|(_, limit)| quantity(&limit));
+        let limit = limits.entries().find(|(limited, _)| *limited == name).map(|(_, limit)| quantity(&limit));
         let requested = quantity(&value);
         if let Some(limit) = limit {
             if requested != limit && !overcommit_allowed(name) {
@@ -304,10 +262,7 @@ pub fn resources(field: &Field<'_>, holder: Holder, claims: &[&str], errors: &mu
                 errors.invalid_str(requests.path(), &requested.to_string(), detail);
             }
         } else if !overcommit_allowed(name) {
-            errors.required(
-                limits.path(),
-                "Limit must be set for non overcommitable resources",
-            );
+            errors.required(limits.path(), "Limit must be set for non overcommitable resources");
         }
         if is_huge_pages(name) {
             has_huge = true;
@@ -334,18 +289,12 @@ fn claim_names(field: &Field<'_>, known: &[&str], errors: &mut FieldErrors) {
         } else {
             let mut key = name.to_owned();
             if !request.is_empty() {
-                errors.invalid_all(
-                    request.path(),
-                    request.str(),
-                    names::is_dns_label(request.str()),
-                );
+                errors.invalid_all(request.path(), request.str(), names::is_dns_label(request.str()));
                 key = format!("{name}/{}", request.str());
             }
             if seen.contains(&key) {
                 errors.duplicate(claim.path(), &key);
-            } else if request.is_empty()
-                && seen.iter().any(|key| key.split('/').next() == Some(name))
-            {
+            } else if request.is_empty() && seen.iter().any(|key| key.split('/').next() == Some(name)) {
                 errors.duplicate(claim.path(), name);
             }
             seen.push(key);
@@ -353,20 +302,13 @@ fn claim_names(field: &Field<'_>, known: &[&str], errors: &mut FieldErrors) {
         if !known.contains(&name) {
             let mut sorted = known.to_vec();
             sorted.sort_unstable();
-            let list = if sorted.is_empty() {
-                " which is empty".to_owned()
-            } else {
-                format!(": {}", sorted.join(", "))
-            };
+            let list =
+                if sorted.is_empty() { " which is empty".to_owned() } else { format!(": {}", sorted.join(", ")) };
             let message = format!(
                 "Not found: {}: must be one of the names in pod.spec.resourceClaims{list}",
                 super::field::quote(name)
             );
-            errors.push(
-                crate::error::FieldReason::NotFound,
-                claim.path().to_string(),
-                message,
-            );
+            errors.push(crate::error::FieldReason::NotFound, claim.path().to_string(), message);
         }
     }
 }

@@ -35,10 +35,7 @@ impl Path {
     }
 
     fn step(&self, segment: Segment) -> Self {
-        Self(Some(Rc::new(Step {
-            parent: self.clone(),
-            segment,
-        })))
+        Self(Some(Rc::new(Step { parent: self.clone(), segment })))
     }
 
     /// A field below; several with dots between.
@@ -85,18 +82,12 @@ pub struct Field<'v> {
 
 impl<'v> Field<'v> {
     pub fn root(value: &'v Value) -> Self {
-        Self {
-            value: Some(value),
-            path: Path::root(),
-        }
+        Self { value: Some(value), path: Path::root() }
     }
 
     /// A part of an object at a path of its own.
     pub fn at(value: Option<&'v Value>, path: Path) -> Self {
-        Self {
-            value: value.filter(|value| !value.is_null()),
-            path,
-        }
+        Self { value: value.filter(|value| !value.is_null()), path }
     }
 
     pub fn path(&self) -> &Path {
@@ -109,10 +100,7 @@ impl<'v> Field<'v> {
 
     /// The same value under another path.
     pub fn with_path(&self, path: Path) -> Self {
-        Self {
-            value: self.value,
-            path,
-        }
+        Self { value: self.value, path }
     }
 
     pub fn child(&self, name: &'static str) -> Self {
@@ -122,9 +110,7 @@ impl<'v> Field<'v> {
 
     /// A field of a field of it.
     pub fn below(&self, names: &[&'static str]) -> Self {
-        names
-            .iter()
-            .fold(self.clone(), |field, name| field.child(name))
+        names.iter().fold(self.clone(), |field, name| field.child(name))
     }
 
     pub fn is_set(&self) -> bool {
@@ -180,36 +166,22 @@ impl<'v> Field<'v> {
     }
 
     /// The elements of a list.
-    pub fn items(
-        &self,
-    ) -> impl DoubleEndedIterator<Item = Field<'v>> + ExactSizeIterator + use<'v> {
-        let list = self
-            .value
-            .and_then(Value::as_array)
-            .map(Vec::as_slice)
-            .unwrap_or_default();
+    pub fn items(&self) -> impl DoubleEndedIterator<Item = Field<'v>> + ExactSizeIterator + use<'v> {
+        let list = self.value.and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
         let path = self.path.clone();
-        list.iter()
-            .enumerate()
-            .map(move |(i, value)| Field::at(Some(value), path.index(i)))
+        list.iter().enumerate().map(move |(i, value)| Field::at(Some(value), path.index(i)))
     }
 
     /// The entries of a map, each at `path[key]`.
     pub fn entries(&self) -> impl Iterator<Item = (&'v str, Field<'v>)> + use<'v> {
         let path = self.path.clone();
         let map = self.value.and_then(Value::as_object);
-        map.into_iter()
-            .flatten()
-            .map(move |(key, value)| (key.as_str(), Field::at(Some(value), path.key(key))))
+        map.into_iter().flatten().map(move |(key, value)| (key.as_str(), Field::at(Some(value), path.key(key))))
     }
 
     /// The strings of a list.
     pub fn strings(&self) -> impl Iterator<Item = &'v str> + use<'v> {
-        self.value
-            .and_then(Value::as_array)
-            .into_iter()
-            .flatten()
-            .filter_map(Value::as_str)
+        self.value.and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str)
     }
 }
 
@@ -228,9 +200,7 @@ pub fn quote(text: &str) -> String {
             '\x08' => out.push_str("\\b"),
             '\x0b' => out.push_str("\\v"),
             '\x0c' => out.push_str("\\f"),
-            c if (c as u32) < 0x20 || c as u32 == 0x7f => {
-                out.push_str(&format!("\\x{:02x}", c as u32))
-            }
+            c if (c as u32) < 0x20 || c as u32 == 0x7f => out.push_str(&format!("\\x{:02x}", c as u32)),
             c if c.is_control() || (c.is_whitespace() && c != ' ') || c == '\u{feff}' => {
                 out.push_str(&format!("\\u{:04x}", c as u32));
             }
@@ -251,28 +221,16 @@ fn shown(value: Option<&Value>) -> String {
 }
 
 fn with_detail(words: String, detail: &str) -> String {
-    if detail.is_empty() {
-        words
-    } else {
-        format!("{words}: {detail}")
-    }
+    if detail.is_empty() { words } else { format!("{words}: {detail}") }
 }
 
 impl FieldErrors {
     pub fn required(&mut self, path: &Path, detail: &str) {
-        self.push(
-            FieldReason::Required,
-            path.to_string(),
-            with_detail("Required value".to_owned(), detail),
-        );
+        self.push(FieldReason::Required, path.to_string(), with_detail("Required value".to_owned(), detail));
     }
 
     pub fn forbidden(&mut self, path: &Path, detail: impl AsRef<str>) {
-        self.push(
-            FieldReason::Forbidden,
-            path.to_string(),
-            with_detail("Forbidden".to_owned(), detail.as_ref()),
-        );
+        self.push(FieldReason::Forbidden, path.to_string(), with_detail("Forbidden".to_owned(), detail.as_ref()));
     }
 
     /// The field's own value is wrong.
@@ -308,10 +266,7 @@ impl FieldErrors {
 
     pub fn not_supported_shown(&mut self, path: &Path, value: &str, supported: &[&str]) {
         let list: Vec<String> = supported.iter().map(|text| quote(text)).collect();
-        let message = format!(
-            "Unsupported value: {value}: supported values: {}",
-            list.join(", ")
-        );
+        let message = format!("Unsupported value: {value}: supported values: {}", list.join(", "));
         self.push(FieldReason::NotSupported, path.to_string(), message);
     }
 
@@ -320,19 +275,11 @@ impl FieldErrors {
     }
 
     pub fn duplicate_shown(&mut self, path: &Path, value: &str) {
-        self.push(
-            FieldReason::Duplicate,
-            path.to_string(),
-            format!("Duplicate value: {value}"),
-        );
+        self.push(FieldReason::Duplicate, path.to_string(), format!("Duplicate value: {value}"));
     }
 
     pub fn not_found(&mut self, path: &Path, text: &str) {
-        self.push(
-            FieldReason::NotFound,
-            path.to_string(),
-            format!("Not found: {}", quote(text)),
-        );
+        self.push(FieldReason::NotFound, path.to_string(), format!("Not found: {}", quote(text)));
     }
 
     pub fn too_long(&mut self, path: &Path, limit: usize) {
@@ -348,11 +295,7 @@ impl FieldErrors {
     }
 
     pub fn internal(&mut self, path: &Path, detail: &str) {
-        self.push(
-            FieldReason::InternalError,
-            path.to_string(),
-            format!("Internal error: {detail}"),
-        );
+        self.push(FieldReason::InternalError, path.to_string(), format!("Internal error: {detail}"));
     }
 
     pub fn extend(&mut self, other: FieldErrors) {
@@ -367,10 +310,8 @@ pub fn ordered(value: Option<&Value>, keys: &[&str]) -> String {
     };
     let known = keys.iter().filter_map(|key| map.get_key_value(*key));
     let rest = map.iter().filter(|(key, _)| !keys.contains(&key.as_str()));
-    let parts: Vec<String> = known
-        .chain(rest)
-        .map(|(key, value)| format!("{}:{value}", Value::from(key.as_str())))
-        .collect();
+    let parts: Vec<String> =
+        known.chain(rest).map(|(key, value)| format!("{}:{value}", Value::from(key.as_str()))).collect();
     format!("{{{}}}", parts.join(","))
 }
 
@@ -384,17 +325,9 @@ mod tests {
     fn paths_and_values() {
         let value = json!({"spec": {"list": [{"name": "x"}], "map": {"a/b": 1}, "none": null}});
         let spec = Field::root(&value).child("spec");
-        let paths: Vec<String> = spec
-            .child("list")
-            .items()
-            .map(|item| item.child("name").path().to_string())
-            .collect();
+        let paths: Vec<String> = spec.child("list").items().map(|item| item.child("name").path().to_string()).collect();
         assert_eq!(paths, ["spec.list[0].name"]);
-        let paths: Vec<String> = spec
-            .child("map")
-            .entries()
-            .map(|(_, field)| field.path().to_string())
-            .collect();
+        let paths: Vec<String> = spec.child("map").entries().map(|(_, field)| field.path().to_string()).collect();
         assert_eq!(paths, ["spec.map[a/b]"]);
         assert!(!spec.child("none").is_set());
         assert_eq!(Path::new("").to_string(), "[]");
@@ -408,11 +341,7 @@ mod tests {
         errors.invalid(&root.child("a"), "no");
         errors.invalid(&root.child("b"), "no");
         errors.too_many(root.path(), 2, 1);
-        let messages: Vec<&str> = errors
-            .0
-            .iter()
-            .map(|error| error.message.as_str())
-            .collect();
+        let messages: Vec<&str> = errors.0.iter().map(|error| error.message.as_str()).collect();
         assert_eq!(messages[0], "Invalid value: [1]: no");
         assert_eq!(messages[1], "Invalid value: null: no");
         assert_eq!(messages[2], "Too many: 2: must have at most 1 item");

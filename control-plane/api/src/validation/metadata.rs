@@ -24,11 +24,7 @@ pub fn validate(kind: &Kind, object: &Value, errors: &mut FieldErrors) {
         if namespace.is_empty() {
             errors.required(namespace.path(), "");
         } else {
-            errors.invalid_all(
-                namespace.path(),
-                namespace.str(),
-                names::dns_label(namespace.str(), false),
-            );
+            errors.invalid_all(namespace.path(), namespace.str(), names::dns_label(namespace.str(), false));
         }
     } else if !namespace.is_empty() {
         errors.forbidden(namespace.path(), "not allowed on this type");
@@ -43,11 +39,7 @@ pub fn validate(kind: &Kind, object: &Value, errors: &mut FieldErrors) {
 fn name(kind: &Kind, meta: &Field<'_>, errors: &mut FieldErrors) {
     let (name, generated) = (meta.child("name"), meta.child("generateName"));
     if !generated.is_empty() {
-        errors.invalid_all(
-            generated.path(),
-            generated.str(),
-            (kind.name)(generated.str(), true),
-        );
+        errors.invalid_all(generated.path(), generated.str(), (kind.name)(generated.str(), true));
     }
     if name.is_empty() {
         errors.required(name.path(), "name or generateName is required");
@@ -67,17 +59,11 @@ fn common(meta: &Field<'_>, errors: &mut FieldErrors) {
 
 /// Validates changed metadata against the stored.
 pub fn validate_update(kind: &Kind, new: &Value, old: &Value, errors: &mut FieldErrors) {
-    let (meta, before) = (
-        Field::root(new).child("metadata"),
-        Field::root(old).child("metadata"),
-    );
+    let (meta, before) = (Field::root(new).child("metadata"), Field::root(old).child("metadata"));
     if before.child("deletionTimestamp").is_set() {
         let known: Vec<&str> = before.child("finalizers").strings().collect();
         let field = meta.child("finalizers");
-        let mut extra: Vec<&str> = field
-            .strings()
-            .filter(|name| !known.contains(name))
-            .collect();
+        let mut extra: Vec<&str> = field.strings().filter(|name| !known.contains(name)).collect();
         extra.sort_unstable();
         extra.dedup();
         if !extra.is_empty() {
@@ -91,26 +77,13 @@ pub fn validate_update(kind: &Kind, new: &Value, old: &Value, errors: &mut Field
     }
     let generation = meta.child("generation");
     if generation.int() < before.child("generation").int() {
-        errors.invalid_int(
-            generation.path(),
-            generation.int(),
-            "must not be decremented",
-        );
+        errors.invalid_int(generation.path(), generation.int(), "must not be decremented");
     }
-    for key in [
-        "name",
-        "namespace",
-        "uid",
-        "creationTimestamp",
-        "deletionTimestamp",
-        "deletionGracePeriodSeconds",
-    ] {
+    for key in ["name", "namespace", "uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds"] {
         let field = meta.child(key);
         if field.value() != before.child(key).value() {
             match key {
-                "name" | "namespace" | "uid" => {
-                    errors.invalid_str(field.path(), field.str(), IMMUTABLE)
-                }
+                "name" | "namespace" | "uid" => errors.invalid_str(field.path(), field.str(), IMMUTABLE),
                 _ => errors.invalid(&field, IMMUTABLE),
             }
         }
@@ -125,11 +98,7 @@ pub fn validate_update(kind: &Kind, new: &Value, old: &Value, errors: &mut Field
 pub fn labels(field: &Field<'_>, errors: &mut FieldErrors) {
     for (key, value) in field.entries() {
         errors.invalid_all(field.path(), key, names::is_qualified_name(key));
-        errors.invalid_all(
-            field.path(),
-            value.str(),
-            names::is_label_value(value.str()),
-        );
+        errors.invalid_all(field.path(), value.str(), names::is_label_value(value.str()));
     }
 }
 
@@ -141,11 +110,7 @@ pub fn label_name(path: &Path, name: &str, errors: &mut FieldErrors) {
 pub fn annotations(field: &Field<'_>, errors: &mut FieldErrors) {
     let mut size = 0;
     for (key, value) in field.entries() {
-        errors.invalid_all(
-            field.path(),
-            key,
-            names::is_qualified_name(&key.to_lowercase()),
-        );
+        errors.invalid_all(field.path(), key, names::is_qualified_name(&key.to_lowercase()));
         size += key.len() + value.len();
     }
     if size > ANNOTATIONS_LIMIT {
@@ -159,9 +124,7 @@ fn owners(field: &Field<'_>, errors: &mut FieldErrors) {
         // The reference tells all owners' errors at the list.
         let at = |name| field.path().child(name);
         let (api_version, kind) = (owner.child("apiVersion").str(), owner.child("kind").str());
-        let version = api_version
-            .split_once('/')
-            .map_or(api_version, |(_, version)| version);
+        let version = api_version.split_once('/').map_or(api_version, |(_, version)| version);
         if version.is_empty() || api_version.matches('/').count() > 1 {
             errors.invalid_str(&at("apiVersion"), api_version, "version must not be empty");
         }
@@ -171,13 +134,8 @@ fn owners(field: &Field<'_>, errors: &mut FieldErrors) {
             }
         }
         if api_version == "v1" && kind == "Event" {
-            let shown =
-                super::field::ordered(owner.value(), &["apiVersion", "kind", "name", "uid"]);
-            errors.invalid_shown(
-                field.path(),
-                &shown,
-                "/v1, Kind=Event is disallowed from being an owner",
-            );
+            let shown = super::field::ordered(owner.value(), &["apiVersion", "kind", "name", "uid"]);
+            errors.invalid_shown(field.path(), &shown, "/v1, Kind=Event is disallowed from being an owner");
         }
         if owner.child("controller").bool() {
             let this = format!("{kind}/{}", owner.child("name").str());
@@ -186,9 +144,7 @@ fn owners(field: &Field<'_>, errors: &mut FieldErrors) {
             } else {
                 let all: Vec<String> = field
                     .items()
-                    .map(|owner| {
-                        super::field::ordered(owner.value(), &["apiVersion", "kind", "name", "uid"])
-                    })
+                    .map(|owner| super::field::ordered(owner.value(), &["apiVersion", "kind", "name", "uid"]))
                     .collect();
                 let detail = format!(
                     "Only one reference can have Controller set to true. Found \"true\" in references for {controller} and \
@@ -206,10 +162,7 @@ fn finalizers(field: &Field<'_>, errors: &mut FieldErrors) {
     }
     let has = |wanted| field.strings().any(|name| name == wanted);
     if has("orphan") && has("foregroundDeletion") {
-        errors.invalid(
-            field,
-            "finalizer orphan and foregroundDeletion cannot be both set",
-        );
+        errors.invalid(field, "finalizer orphan and foregroundDeletion cannot be both set");
     }
 }
 
@@ -223,11 +176,7 @@ fn kube_finalizers(meta: &Field<'_>, errors: &mut FieldErrors) {
 /// A finalizer without a domain must be one of the well-known.
 pub fn kube_finalizer(path: &Path, name: &str, errors: &mut FieldErrors) {
     if !name.contains('/') && !matches!(name, "kubernetes" | "orphan" | "foregroundDeletion") {
-        errors.invalid_str(
-            path,
-            name,
-            "name is neither a standard finalizer name nor is it fully qualified",
-        );
+        errors.invalid_str(path, name, "name is neither a standard finalizer name nor is it fully qualified");
     }
 }
 
@@ -235,11 +184,7 @@ fn managed_fields(field: &Field<'_>, errors: &mut FieldErrors) {
     for entry in field.items() {
         let operation = entry.child("operation");
         if !matches!(operation.str(), "Apply" | "Update") {
-            errors.invalid_str(
-                operation.path(),
-                operation.str(),
-                "must be `Apply` or `Update`",
-            );
+            errors.invalid_str(operation.path(), operation.str(), "must be `Apply` or `Update`");
         }
         let kind = entry.child("fieldsType");
         if !matches!(kind.str(), "" | "FieldsV1") {
@@ -261,10 +206,7 @@ pub fn field_manager(path: &Path, manager: &str, errors: &mut FieldErrors) {
     }
     for (position, c) in manager.char_indices() {
         if c.is_control() || (c.is_whitespace() && c != ' ') {
-            let detail = format!(
-                "invalid character U+{:04X} (at position {position})",
-                c as u32
-            );
+            let detail = format!("invalid character U+{:04X} (at position {position})", c as u32);
             errors.invalid_str(path, manager, detail);
         }
     }

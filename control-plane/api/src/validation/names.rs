@@ -29,9 +29,7 @@ fn is_label(text: &str) -> bool {
     let (Some(&first), Some(&last)) = (bytes.first(), bytes.last()) else {
         return false;
     };
-    lower_or_digit(first)
-        && lower_or_digit(last)
-        && bytes.iter().all(|&c| lower_or_digit(c) || c == b'-')
+    lower_or_digit(first) && lower_or_digit(last) && bytes.iter().all(|&c| lower_or_digit(c) || c == b'-')
 }
 
 /// The prefix of a generated name ends where the random part begins: a dash there is fine.
@@ -43,11 +41,7 @@ fn mask_trailing_dash(name: &str) -> String {
 }
 
 fn masked(name: &str, prefix: bool, check: impl Fn(&str) -> Vec<String>) -> Vec<String> {
-    if prefix {
-        check(&mask_trailing_dash(name))
-    } else {
-        check(name)
-    }
+    if prefix { check(&mask_trailing_dash(name)) } else { check(name) }
 }
 
 /// RFC 1123 label: namespaces, services.
@@ -119,9 +113,7 @@ fn is_qualified_part(text: &str) -> bool {
     };
     first.is_ascii_alphanumeric()
         && last.is_ascii_alphanumeric()
-        && bytes
-            .iter()
-            .all(|c| c.is_ascii_alphanumeric() || matches!(c, b'-' | b'_' | b'.'))
+        && bytes.iter().all(|c| c.is_ascii_alphanumeric() || matches!(c, b'-' | b'_' | b'.'))
 }
 
 /// `name` or `prefix.example/name`: keys of labels, annotations, finalizers, resources.
@@ -134,11 +126,7 @@ pub fn is_qualified_name(text: &str) -> Vec<String> {
             if prefix.is_empty() {
                 errors.push("prefix part must be non-empty".to_owned());
             } else {
-                errors.extend(
-                    is_dns_subdomain(prefix)
-                        .into_iter()
-                        .map(|message| format!("prefix part {message}")),
-                );
+                errors.extend(is_dns_subdomain(prefix).into_iter().map(|message| format!("prefix part {message}")));
             }
             *name
         }
@@ -146,9 +134,7 @@ pub fn is_qualified_name(text: &str) -> Vec<String> {
             let message = "a qualified name must consist of alphanumeric characters, '-', '_' or '.', and must start and end \
                            with an alphanumeric character";
             let error = regex_error(message, QUALIFIED, &["MyName", "my.name", "123-abc"]);
-            return vec![format!(
-                "{error} with an optional DNS subdomain prefix and '/' (e.g. 'example.com/MyName')"
-            )];
+            return vec![format!("{error} with an optional DNS subdomain prefix and '/' (e.g. 'example.com/MyName')")];
         }
     };
     if name.is_empty() {
@@ -159,11 +145,7 @@ pub fn is_qualified_name(text: &str) -> Vec<String> {
     if !is_qualified_part(name) {
         let message = "name part must consist of alphanumeric characters, '-', '_' or '.', and must start and end with an \
                        alphanumeric character";
-        errors.push(regex_error(
-            message,
-            QUALIFIED,
-            &["MyName", "my.name", "123-abc"],
-        ));
+        errors.push(regex_error(message, QUALIFIED, &["MyName", "my.name", "123-abc"]));
     }
     errors
 }
@@ -176,11 +158,7 @@ pub fn is_label_value(text: &str) -> Vec<String> {
     if !text.is_empty() && !is_qualified_part(text) {
         let message = "a valid label must be an empty string or consist of alphanumeric characters, '-', '_' or '.', and must \
                        start and end with an alphanumeric character";
-        errors.push(regex_error(
-            message,
-            LABEL_VALUE,
-            &["MyValue", "my_value", "12345"],
-        ));
+        errors.push(regex_error(message, LABEL_VALUE, &["MyValue", "my_value", "12345"]));
     }
     errors
 }
@@ -205,17 +183,9 @@ pub fn is_config_key(key: &str) -> Vec<String> {
     if key.len() > 253 {
         errors.push(max_length(253));
     }
-    if key.is_empty()
-        || !key
-            .bytes()
-            .all(|c| c.is_ascii_alphanumeric() || matches!(c, b'-' | b'.' | b'_'))
-    {
+    if key.is_empty() || !key.bytes().all(|c| c.is_ascii_alphanumeric() || matches!(c, b'-' | b'.' | b'_')) {
         let message = "a valid config key must consist of alphanumeric characters, '-', '_' or '.'";
-        errors.push(regex_error(
-            message,
-            "[-._a-zA-Z0-9]+",
-            &["key.name", "KEY_NAME", "key-name"],
-        ));
+        errors.push(regex_error(message, "[-._a-zA-Z0-9]+", &["key.name", "KEY_NAME", "key-name"]));
     }
     match key {
         "." => errors.push("must not be '.'".to_owned()),
@@ -258,9 +228,7 @@ pub fn is_dns_subdomain_with_underscore(text: &str) -> Vec<String> {
         };
         lower_or_digit(first)
             && lower_or_digit(last)
-            && label
-                .iter()
-                .all(|&c| lower_or_digit(c) || matches!(c, b'-' | b'_'))
+            && label.iter().all(|&c| lower_or_digit(c) || matches!(c, b'-' | b'_'))
     };
     if !text.split('.').all(label) {
         let message = "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '_', '-' or '.', \
@@ -297,17 +265,11 @@ mod tests {
 
     #[test]
     fn lengths_and_prefixes() {
-        assert_eq!(
-            is_dns_label(&"a".repeat(64)),
-            ["must be no more than 63 bytes"]
-        );
+        assert_eq!(is_dns_label(&"a".repeat(64)), ["must be no more than 63 bytes"]);
         assert_eq!(is_dns_label("a.b"), ["must not contain dots"]);
         assert!(dns_subdomain("web-", true).is_empty());
         assert!(!dns_subdomain("web-", false).is_empty());
         assert_eq!(is_qualified_name("/x"), ["prefix part must be non-empty"]);
-        assert_eq!(
-            path_segment("a/b%", false),
-            ["may not contain '/'", "may not contain '%'"]
-        );
+        assert_eq!(path_segment("a/b%", false), ["may not contain '/'", "may not contain '%'"]);
     }
 }

@@ -12,9 +12,7 @@ static LOOPBACK_RANGES: RwLock<Vec<(u32, u32)>> = RwLock::new(Vec::new());
 
 /// Takes endpoints within a loopback range that the cluster uses for its pods.
 pub fn allow_loopback(network: Ipv4Addr, prefix: u8) {
-    let mask = u32::MAX
-        .checked_shl(32 - u32::from(prefix.min(32)))
-        .unwrap_or(0);
+    let mask = u32::MAX.checked_shl(32 - u32::from(prefix.min(32))).unwrap_or(0);
     let entry = (u32::from(network) & mask, mask);
     if let Ok(mut ranges) = LOOPBACK_RANGES.write()
         && !ranges.contains(&entry)
@@ -28,9 +26,7 @@ fn is_clusters_own(ip: IpAddr) -> bool {
     let Ok(ranges) = LOOPBACK_RANGES.read() else {
         return false;
     };
-    ranges
-        .iter()
-        .any(|(network, mask)| u32::from(ip) & mask == *network)
+    ranges.iter().any(|(network, mask)| u32::from(ip) & mask == *network)
 }
 
 /// An address; leading zeros in IPv4 are borne with, as the reference does.
@@ -41,20 +37,11 @@ pub fn parse_ip(text: &str) -> Option<IpAddr> {
     let mut octets = [0; 4];
     let mut parts = text.split('.');
     for octet in &mut octets {
-        let part = parts
-            .next()
-            .filter(|part| !part.is_empty() && part.bytes().all(|c| c.is_ascii_digit()))?;
+        let part = parts.next().filter(|part| !part.is_empty() && part.bytes().all(|c| c.is_ascii_digit()))?;
         let digits = part.trim_start_matches('0');
-        *octet = if digits.is_empty() {
-            0
-        } else {
-            digits.parse().ok()?
-        };
+        *octet = if digits.is_empty() { 0 } else { digits.parse().ok()? };
     }
-    parts
-        .next()
-        .is_none()
-        .then(|| IpAddr::V4(Ipv4Addr::from(octets)))
+    parts.next().is_none().then(|| IpAddr::V4(Ipv4Addr::from(octets)))
 }
 
 pub fn is_ipv6(text: &str) -> bool {
@@ -74,11 +61,7 @@ pub fn parse_cidr(text: &str) -> Option<(IpAddr, u8)> {
 pub fn valid_ip(path: &Path, text: &str, errors: &mut FieldErrors) -> bool {
     let valid = parse_ip(text).is_some();
     if !valid {
-        errors.invalid_str(
-            path,
-            text,
-            "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)",
-        );
+        errors.invalid_str(path, text, "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)");
     }
     valid
 }
@@ -86,11 +69,7 @@ pub fn valid_ip(path: &Path, text: &str, errors: &mut FieldErrors) -> bool {
 pub fn valid_cidr(path: &Path, text: &str, errors: &mut FieldErrors) -> bool {
     let valid = parse_cidr(text).is_some();
     if !valid {
-        errors.invalid_str(
-            path,
-            text,
-            "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)",
-        );
+        errors.invalid_str(path, text, "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)");
     }
     valid
 }
@@ -105,32 +84,17 @@ pub fn not_special(path: &Path, text: &str, errors: &mut FieldErrors) {
         errors.invalid_str(path, text, format!("may not be unspecified ({text})"));
     }
     if ip.is_loopback() && !is_clusters_own(ip) {
-        errors.invalid_str(
-            path,
-            text,
-            "may not be in the loopback range (127.0.0.0/8, ::1/128)",
-        );
+        errors.invalid_str(path, text, "may not be in the loopback range (127.0.0.0/8, ::1/128)");
     }
     let (local, multicast) = match ip {
         IpAddr::V4(ip) => (ip.is_link_local(), matches!(ip.octets(), [224, 0, 0, _])),
-        IpAddr::V6(ip) => (
-            ip.segments()[0] & 0xffc0 == 0xfe80,
-            ip.segments()[0] & 0xff0f == 0xff02,
-        ),
+        IpAddr::V6(ip) => (ip.segments()[0] & 0xffc0 == 0xfe80, ip.segments()[0] & 0xff0f == 0xff02),
     };
     if local {
-        errors.invalid_str(
-            path,
-            text,
-            "may not be in the link-local range (169.254.0.0/16, fe80::/10)",
-        );
+        errors.invalid_str(path, text, "may not be in the link-local range (169.254.0.0/16, fe80::/10)");
     }
     if multicast {
-        errors.invalid_str(
-            path,
-            text,
-            "may not be in the link-local multicast range (224.0.0.0/24, ff02::/10)",
-        );
+        errors.invalid_str(path, text, "may not be in the link-local multicast range (224.0.0.0/24, ff02::/10)");
     }
 }
 
@@ -180,14 +144,8 @@ pub fn is_port_name(name: &str) -> Vec<String> {
     if name.len() > 15 {
         errors.push(max_length(15));
     }
-    if name.is_empty()
-        || !name
-            .bytes()
-            .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'-')
-    {
-        errors.push(
-            "must contain only alpha-numeric characters (a-z, 0-9), and hyphens (-)".to_owned(),
-        );
+    if name.is_empty() || !name.bytes().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'-') {
+        errors.push("must contain only alpha-numeric characters (a-z, 0-9), and hyphens (-)".to_owned());
     }
     if !name.bytes().any(|c| c.is_ascii_lowercase()) {
         errors.push("must contain at least one letter (a-z)".to_owned());
@@ -211,11 +169,7 @@ pub fn is_fully_qualified(path: &Path, name: &str, errors: &mut FieldErrors) {
     if !wrong.is_empty() {
         errors.invalid_all(path, name, wrong);
     } else if !name.contains('.') {
-        errors.invalid_str(
-            path,
-            name,
-            "should be a domain with at least two segments separated by dots",
-        );
+        errors.invalid_str(path, name, "should be a domain with at least two segments separated by dots");
     } else {
         for label in name.split('.').filter(|label| label.len() > 63) {
             errors.invalid_str(path, label, max_length(63));
@@ -244,15 +198,7 @@ mod tests {
             not_special(&Path::new("ip"), ip, &mut errors);
             errors.0.len()
         };
-        for ip in [
-            "0.0.0.0",
-            "127.9.0.1",
-            "169.254.1.1",
-            "224.0.0.1",
-            "fe80::1",
-            "::1",
-            "x",
-        ] {
+        for ip in ["0.0.0.0", "127.9.0.1", "169.254.1.1", "224.0.0.1", "fe80::1", "::1", "x"] {
             assert_eq!(wrong(ip), 1, "{ip}");
         }
         assert_eq!(wrong("10.1.2.3"), 0);

@@ -17,11 +17,7 @@ pub fn object_error(kind: &str, name: &str, errors: FieldErrors) -> Result<(), E
     if errors.is_empty() {
         return Ok(());
     }
-    Err(Error::Invalid {
-        kind: kind.to_owned(),
-        name: name.to_owned(),
-        errors,
-    })
+    Err(Error::Invalid { kind: kind.to_owned(), name: name.to_owned(), errors })
 }
 
 fn dry_run(values: &Field<'_>, errors: &mut FieldErrors) {
@@ -37,17 +33,10 @@ pub fn delete_options(options: &Value) -> Result<(), Error> {
     let mut errors = FieldErrors::default();
     let policy = options.child("propagationPolicy");
     if policy.is_set() && options.child("orphanDependents").is_set() {
-        errors.invalid(
-            &policy,
-            "orphanDependents and deletionPropagation cannot be both set",
-        );
+        errors.invalid(&policy, "orphanDependents and deletionPropagation cannot be both set");
     }
     if policy.is_set() && !matches!(policy.str(), "Foreground" | "Background" | "Orphan") {
-        errors.not_supported(
-            policy.path(),
-            policy.str(),
-            &["Foreground", "Background", "Orphan", "nil"],
-        );
+        errors.not_supported(policy.path(), policy.str(), &["Foreground", "Background", "Orphan", "nil"]);
     }
     dry_run(&options.child("dryRun"), &mut errors);
     options_error("DeleteOptions", errors)
@@ -68,11 +57,7 @@ impl WriteOptions<'_> {
         dry_run(&Field::at(Some(&values), Path::new("dryRun")), errors);
         if !matches!(self.field_validation, "" | "Ignore" | "Warn" | "Strict") {
             let supported = ["", "Ignore", "Strict", "Warn"];
-            errors.not_supported(
-                &Path::new("fieldValidation"),
-                self.field_validation,
-                &supported,
-            );
+            errors.not_supported(&Path::new("fieldValidation"), self.field_validation, &supported);
         }
     }
 
@@ -90,10 +75,7 @@ impl WriteOptions<'_> {
             errors.required(&Path::new("fieldManager"), "is required for apply patch");
         }
         if !apply && force.is_some() {
-            errors.forbidden(
-                &Path::new("force"),
-                "may not be specified for non-apply patch",
-            );
+            errors.forbidden(&Path::new("force"), "may not be specified for non-apply patch");
         }
         self.check(&mut errors);
         options_error("PatchOptions", errors)
@@ -118,20 +100,14 @@ impl ListOptions<'_> {
         let initial = Path::new("sendInitialEvents");
         if self.watch {
             if self.send_initial_events.is_some() && version_match != "NotOlderThan" {
-                errors.forbidden(
-                    &path,
-                    "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan",
-                );
+                errors.forbidden(&path, "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan");
             }
             if self.send_initial_events.is_none() && !version_match.is_empty() {
                 let detail = "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided";
                 errors.forbidden(&path, detail);
             }
             if self.send_initial_events.is_some() && !self.continue_token.is_empty() {
-                errors.forbidden(
-                    &path,
-                    "continue is forbidden for watch with sendInitialEvents",
-                );
+                errors.forbidden(&path, "continue is forbidden for watch with sendInitialEvents");
             }
             return options_error("ListOptions", errors);
         }
@@ -140,25 +116,16 @@ impl ListOptions<'_> {
         }
         if !version_match.is_empty() {
             if version.is_empty() {
-                errors.forbidden(
-                    &path,
-                    "resourceVersionMatch is forbidden unless resourceVersion is provided",
-                );
+                errors.forbidden(&path, "resourceVersionMatch is forbidden unless resourceVersion is provided");
             }
             if !self.continue_token.is_empty() {
-                errors.forbidden(
-                    &path,
-                    "resourceVersionMatch is forbidden when continue is provided",
-                );
+                errors.forbidden(&path, "resourceVersionMatch is forbidden when continue is provided");
             }
             if !matches!(version_match, "Exact" | "NotOlderThan") {
                 errors.not_supported(&path, version_match, &["Exact", "NotOlderThan", ""]);
             }
             if version_match == "Exact" && version == "0" {
-                errors.forbidden(
-                    &path,
-                    "resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\"",
-                );
+                errors.forbidden(&path, "resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\"");
             }
         }
         options_error("ListOptions", errors)
@@ -198,18 +165,10 @@ pub fn token_request(request: &Value) -> Result<(), Error> {
     let seconds = Field::root(request).below(&["spec", "expirationSeconds"]);
     let mut errors = FieldErrors::default();
     if seconds.int() < 600 {
-        errors.invalid_int(
-            seconds.path(),
-            seconds.int(),
-            "may not specify a duration less than 10 minutes",
-        );
+        errors.invalid_int(seconds.path(), seconds.int(), "may not specify a duration less than 10 minutes");
     }
     if seconds.int() > 1 << 32 {
-        errors.invalid_int(
-            seconds.path(),
-            seconds.int(),
-            "may not specify a duration larger than 2^32 seconds",
-        );
+        errors.invalid_int(seconds.path(), seconds.int(), "may not specify a duration larger than 2^32 seconds");
     }
     object_error("TokenRequest.authentication.k8s.io", "", errors)
 }
@@ -246,16 +205,9 @@ impl LogOptions<'_> {
             errors.invalid_int(&Path::new("limitBytes"), bytes, "must be greater than 0");
         }
         if self.since_seconds.is_some() && self.since_time.is_some() {
-            errors.forbidden(
-                &Path::new(""),
-                "at most one of `sinceTime` or `sinceSeconds` may be specified",
-            );
+            errors.forbidden(&Path::new(""), "at most one of `sinceTime` or `sinceSeconds` may be specified");
         } else if let Some(seconds) = self.since_seconds.filter(|seconds| *seconds < 1) {
-            errors.invalid_int(
-                &Path::new("sinceSeconds"),
-                seconds,
-                "must be greater than 0",
-            );
+            errors.invalid_int(&Path::new("sinceSeconds"), seconds, "must be greater than 0");
         }
         if let Some(stream) = self.stream {
             if !matches!(stream, "Stdout" | "Stderr" | "All") {

@@ -79,9 +79,7 @@ fn append(history: &str, revision: &str) -> String {
 
 /// Sizes, as they are noted with each scaling.
 pub fn sizes(bounds: &Bounds) -> Annotations {
-    [(DESIRED, bounds.replicas), (MAX, bounds.most())]
-        .map(|(name, value)| (name.to_owned(), value.to_string()))
-        .into()
+    [(DESIRED, bounds.replicas), (MAX, bounds.most())].map(|(name, value)| (name.to_owned(), value.to_string())).into()
 }
 
 #[cfg(test)]

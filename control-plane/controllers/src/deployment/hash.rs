@@ -133,11 +133,13 @@ mod tests {
             any::<i64>().prop_map(Value::from),
             "[a-z]{0,4}".prop_map(Value::from),
         ];
-        leaf.prop_recursive(3, 24, 4, |inner| prop_oneof![
-            prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
-            prop::collection::btree_map("[a-z]{0,3}", inner, 0..4)
-                .prop_map(|fields| Value::Object(fields.into_iter().collect())),
-        ])
+        leaf.prop_recursive(3, 24, 4, |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+                prop::collection::btree_map("[a-z]{0,3}", inner, 0..4)
+                    .prop_map(|fields| Value::Object(fields.into_iter().collect())),
+            ]
+        })
     }
 
     fn digest(value: &Value) -> Vec<u8> {

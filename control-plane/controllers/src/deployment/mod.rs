@@ -98,11 +98,7 @@ fn touched(change: &Change<ReplicaSet>, deployments: &Informer<Deployment>) -> B
 }
 
 /// The Deployment that waits for this pod to be gone before it makes new ones.
-fn recreating(
-    change: &Change<Pod>,
-    sets: &Informer<ReplicaSet>,
-    deployments: &Informer<Deployment>,
-) -> Option<Key> {
+fn recreating(change: &Change<Pod>, sets: &Informer<ReplicaSet>, deployments: &Informer<Deployment>) -> Option<Key> {
     let pod = change.object();
     if !matches!(change, Change::Deleted(_)) && !pod::is_finished(pod) {
         return None;
@@ -166,8 +162,7 @@ impl Controller for Deployments {
         let uid = deployment.metadata.uid.clone().unwrap_or_default();
         let mut candidates = self.sets_by_owner.get(&uid);
         candidates.extend(self.sets_by_owner.get(&owner::orphans(&key.0)));
-        let owned =
-            owner::claim(&self.context.client, &deployment, &selector, candidates, |_| true).await?;
+        let owned = owner::claim(&self.context.client, &deployment, &selector, candidates, |_| true).await?;
         let (new, old) = sets::sort(&deployment, &owned);
         let conditions = deployment.status.as_mut().and_then(|it| it.conditions.take());
         let mut sync = Sync {
@@ -200,8 +195,7 @@ impl Deployments {
         }
         status::note_pause(&sync.deployment, &mut sync.conditions, &self.context.clock.time());
         let scaled = sync.all().into_iter().any(|set| {
-            status::wanted(set) > 0
-                && annotations::desired(set).is_some_and(|desired| desired != sync.bounds.replicas)
+            status::wanted(set) > 0 && annotations::desired(set).is_some_and(|desired| desired != sync.bounds.replicas)
         });
         if status::is_paused(&sync.deployment) || scaled {
             self.adopt_template(sync).await?;
@@ -220,17 +214,11 @@ impl Deployments {
     }
 
     /// Writes what there is to say. `acted`: `None` after a failure.
-    async fn tell(
-        &self,
-        cached: &Deployment,
-        sync: Sync,
-        acted: Option<Acted>,
-    ) -> Result<Option<Duration>, Error> {
+    async fn tell(&self, cached: &Deployment, sync: Sync, acted: Option<Acted>) -> Result<Option<Duration>, Error> {
         let now = self.context.clock.time();
         let all = sync.all();
         let before = cached.status.clone().unwrap_or_default();
-        let mut status =
-            status::count(&sync.deployment, sync.conditions.clone(), &all, sync.new.as_ref(), &now);
+        let mut status = status::count(&sync.deployment, sync.conditions.clone(), &all, sync.new.as_ref(), &now);
         if acted == Some(Acted::Rollout) {
             let new = sync.new.as_ref();
             status::note_progress(&sync.deployment, &before, &mut status, &all, new, &now);
@@ -269,8 +257,7 @@ impl Deployments {
         }});
         let name = sync.deployment.name_any();
         let params = PatchParams::default();
-        let written =
-            self.api(&sync.deployment.metadata).patch(&name, &params, &Patch::Merge(patch)).await?;
+        let written = self.api(&sync.deployment.metadata).patch(&name, &params, &Patch::Merge(patch)).await?;
         // Of what is written later only the status counts; a newer specification is for the next run.
         if written.metadata.generation == sync.deployment.metadata.generation {
             sync.deployment.metadata = written.metadata;

@@ -141,8 +141,7 @@ impl Deployments {
             return Ok(());
         }
         let mut active = active(sync);
-        let total: i32 =
-            active.iter().filter_map(|which| sync.set(*which)).map(status::wanted).sum();
+        let total: i32 = active.iter().filter_map(|which| sync.set(*which)).map(status::wanted).sum();
         let growing = sync.bounds.replicas > 0 && sync.bounds.most() > total;
         // Oldest first as they come; the sort keeps that order among equals.
         if growing {
@@ -183,18 +182,13 @@ impl Deployments {
         let sets: Api<ReplicaSet> = Api::namespaced(self.context.client.clone(), &sync.key.0);
         for set in old.into_iter().take(excess) {
             let status = set.status.clone().unwrap_or_default();
-            if status.replicas != 0
-                || status::wanted(set) != 0
-                || set.metadata.generation > status.observed_generation
+            if status.replicas != 0 || status::wanted(set) != 0 || set.metadata.generation > status.observed_generation
             {
                 continue;
             }
             tracing::debug!(key = ?sync.key, set = set.name_any(), "beyond the history limit");
             let params = DeleteParams {
-                preconditions: Some(Preconditions {
-                    uid: set.metadata.uid.clone(),
-                    resource_version: None,
-                }),
+                preconditions: Some(Preconditions { uid: set.metadata.uid.clone(), resource_version: None }),
                 ..DeleteParams::background()
             };
             found(sets.delete(&set.name_any(), &params).await)?;
@@ -221,7 +215,5 @@ fn active_or_latest(sync: &Sync) -> Option<Which> {
 
 /// Whether a set is all that its Deployment wants.
 fn is_saturated(set: &ReplicaSet, replicas: i32) -> bool {
-    status::wanted(set) == replicas
-        && annotations::desired(set) == Some(replicas)
-        && status::available(set) == replicas
+    status::wanted(set) == replicas && annotations::desired(set) == Some(replicas) && status::available(set) == replicas
 }

@@ -18,9 +18,7 @@ use crate::owner;
 pub fn sort(deployment: &Deployment, sets: &[Arc<ReplicaSet>]) -> (Option<ReplicaSet>, Vec<ReplicaSet>) {
     let mut sets: Vec<ReplicaSet> = sets.iter().map(|set| (**set).clone()).collect();
     sets.sort_by(|a, b| age(a).cmp(&age(b)));
-    let at = deployment.spec.as_ref().and_then(|spec| {
-        sets.iter().position(|set| is_of(set, &spec.template))
-    });
+    let at = deployment.spec.as_ref().and_then(|spec| sets.iter().position(|set| is_of(set, &spec.template)));
     let new = at.map(|at| sets.remove(at));
     (new, sets)
 }
@@ -89,8 +87,7 @@ impl Deployments {
             set
         };
         let revision = annotations::revision(&set);
-        if status::deadline(&sync.deployment).is_some()
-            && status::get(&sync.conditions, status::PROGRESSING).is_none()
+        if status::deadline(&sync.deployment).is_some() && status::get(&sync.conditions, status::PROGRESSING).is_none()
         {
             let text = format!("Found new replica set \"{}\"", set.name_any());
             let now = self.context.clock.time();

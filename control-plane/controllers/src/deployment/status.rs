@@ -33,14 +33,7 @@ pub fn remove(conditions: &mut Conditions, kind: &str) {
 
 /// Sets a condition unless it says the same for the same reason already; the transition time moves
 /// only with the status.
-pub fn set(
-    conditions: &mut Conditions,
-    kind: &str,
-    status: &str,
-    reason: &str,
-    message: String,
-    now: &Time,
-) {
+pub fn set(conditions: &mut Conditions, kind: &str, status: &str, reason: &str, message: String, now: &Time) {
     let mut transition = Some(now.clone());
     if let Some(current) = get(conditions, kind)
         && current.status == status
@@ -157,9 +150,8 @@ pub fn is_complete(deployment: &Deployment, status: &DeploymentStatus) -> bool {
 }
 
 fn is_progressing(old: &DeploymentStatus, new: &DeploymentStatus) -> bool {
-    let old_ones = |status: &DeploymentStatus| {
-        status.replicas.unwrap_or_default() - status.updated_replicas.unwrap_or_default()
-    };
+    let old_ones =
+        |status: &DeploymentStatus| status.replicas.unwrap_or_default() - status.updated_replicas.unwrap_or_default();
     new.updated_replicas > old.updated_replicas
         || old_ones(new) < old_ones(old)
         || new.ready_replicas > old.ready_replicas

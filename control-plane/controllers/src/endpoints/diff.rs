@@ -67,11 +67,8 @@ pub fn plan(
     }
     let mut plan = Plan::default();
     // One slice is there even when there are no endpoints: it says that there are none.
-    let wanted = if wanted.iter().all(|(_, endpoints)| endpoints.is_empty()) {
-        vec![(Vec::new(), Vec::new())]
-    } else {
-        wanted
-    };
+    let wanted =
+        if wanted.iter().all(|(_, endpoints)| endpoints.is_empty()) { vec![(Vec::new(), Vec::new())] } else { wanted };
     for (ports, endpoints) in wanted {
         let slices = by_ports.remove(&port_key(&ports)).unwrap_or_default();
         of_ports(&mut plan, slices, ports, endpoints, &refresh);
@@ -170,7 +167,12 @@ mod tests {
     use super::*;
 
     fn ports(number: i32) -> Vec<EndpointPort> {
-        vec![EndpointPort { name: Some(String::new()), port: Some(number), protocol: Some("TCP".into()), ..Default::default() }]
+        vec![EndpointPort {
+            name: Some(String::new()),
+            port: Some(number),
+            protocol: Some("TCP".into()),
+            ..Default::default()
+        }]
     }
 
     fn endpoint(number: u16, ready: bool) -> Endpoint {
@@ -232,9 +234,7 @@ mod tests {
     #[test]
     fn one_change_among_a_thousand_is_one_write() {
         let (mut slices, mut names) = (Vec::new(), 0);
-        let wanted = |unready: u16| {
-            vec![(ports(80), (0..1000).map(|n| endpoint(n, n != unready)).collect::<Vec<_>>())]
-        };
+        let wanted = |unready: u16| vec![(ports(80), (0..1000).map(|n| endpoint(n, n != unready)).collect::<Vec<_>>())];
         assert_eq!(apply(&mut slices, plan(&[], wanted(5), |_| false), &mut names), 10);
         let second = plan(&slices, wanted(6), |_| false);
         assert!(apply(&mut slices, second, &mut names) <= 2);

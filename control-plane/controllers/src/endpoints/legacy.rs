@@ -4,9 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::{
-    EndpointAddress, EndpointPort, EndpointSubset, Endpoints, Pod, Service,
-};
+use k8s_openapi::api::core::v1::{EndpointAddress, EndpointPort, EndpointSubset, Endpoints, Pod, Service};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::ResourceExt;
 use kube::api::{Api, DeleteParams, PostParams, Preconditions};
@@ -77,10 +75,7 @@ impl Controller for Legacy {
             // They have no owner: they go with the Service of their name.
             if let Some(current) = current.filter(|it| it.labels().contains_key(MANAGED_BY)) {
                 let params = DeleteParams {
-                    preconditions: Some(Preconditions {
-                        uid: current.metadata.uid.clone(),
-                        resource_version: None,
-                    }),
+                    preconditions: Some(Preconditions { uid: current.metadata.uid.clone(), resource_version: None }),
                     ..Default::default()
                 };
                 found(api.delete(&key.1, &params).await)?;
@@ -106,8 +101,7 @@ impl Controller for Legacy {
             Err(error) => {
                 let error = Error::from(error);
                 if !error.is_passing() {
-                    let text =
-                        format!("Failed to update endpoint {}/{}: {}", key.0, key.1, error.text());
+                    let text = format!("Failed to update endpoint {}/{}: {}", key.0, key.1, error.text());
                     let reason = "FailedToUpdateEndpoint";
                     self.events.record(&wanted, EventKind::Warning, reason, text);
                 }
@@ -164,8 +158,7 @@ fn subsets(service: &Service, pods: &[Arc<Pod>]) -> (Vec<EndpointSubset>, bool) 
     let family = select::families(service).first().copied().unwrap_or(Family::V4);
     let eager = select::publishes_not_ready(service);
     let portless = service.spec.as_ref().and_then(|it| it.ports.as_ref()).is_none_or(Vec::is_empty);
-    let mut pods: Vec<(&Arc<Pod>, bool)> =
-        pods.iter().map(|pod| (pod, eager || pod::is_ready(pod))).collect();
+    let mut pods: Vec<(&Arc<Pod>, bool)> = pods.iter().map(|pod| (pod, eager || pod::is_ready(pod))).collect();
     // Who does not fit: those that are not ready first.
     pods.sort_by_key(|(_, ready)| !ready);
     let truncated = pods.len() > CAPACITY;
@@ -208,9 +201,8 @@ fn subsets(service: &Service, pods: &[Arc<Pod>]) -> (Vec<EndpointSubset>, bool) 
             app_protocol,
         }));
     }
-    let list = |of: BTreeMap<AddressKey, EndpointAddress>| {
-        (!of.is_empty()).then(|| of.into_values().collect::<Vec<_>>())
-    };
+    let list =
+        |of: BTreeMap<AddressKey, EndpointAddress>| (!of.is_empty()).then(|| of.into_values().collect::<Vec<_>>());
     let subsets = subsets
         .into_values()
         .map(|(ports, addresses)| EndpointSubset {
@@ -244,20 +236,29 @@ mod tests {
     fn pod(n: usize, ready: bool, ports: &[(&str, i32)]) -> Arc<Pod> {
         let ports: Vec<_> = ports.iter().map(|(name, port)| json!({ "name": name, "containerPort": port })).collect();
         let status = if ready { "True" } else { "False" };
-        Arc::new(serde_json::from_value(json!({
-            "metadata": { "name": format!("p{n}"), "namespace": "n", "uid": format!("u{n}") },
-            "spec": { "containers": [{ "name": "c", "ports": ports }] },
-            "status": { "podIP": format!("10.0.{}.{}", n / 256, n % 256), "phase": "Running",
-                        "conditions": [{ "type": "Ready", "status": status }] },
-        })).unwrap())
+        Arc::new(
+            serde_json::from_value(json!({
+                "metadata": { "name": format!("p{n}"), "namespace": "n", "uid": format!("u{n}") },
+                "spec": { "containers": [{ "name": "c", "ports": ports }] },
+                "status": { "podIP": format!("10.0.{}.{}", n / 256, n % 256), "phase": "Running",
+                            "conditions": [{ "type": "Ready", "status": status }] },
+            }))
+            .unwrap(),
+        )
     }
 
     fn summary(subsets: &[EndpointSubset]) -> Vec<(usize, usize, Vec<i32>)> {
         let count = |of: &Option<Vec<EndpointAddress>>| of.as_ref().map_or(0, Vec::len);
-        subsets.iter().map(|it| (
-            count(&it.addresses), count(&it.not_ready_addresses),
-            it.ports.iter().flatten().map(|port| port.port).collect(),
-        )).collect()
+        subsets
+            .iter()
+            .map(|it| {
+                (
+                    count(&it.addresses),
+                    count(&it.not_ready_addresses),
+                    it.ports.iter().flatten().map(|port| port.port).collect(),
+                )
+            })
+            .collect()
     }
 
     #[test]

@@ -21,11 +21,8 @@ const MANAGER: &str = "endpointslicemirroring-controller.k8s.io";
 const SKIP: &str = "endpointslice.kubernetes.io/skip-mirror";
 const LEADER: &str = "control-plane.alpha.kubernetes.io/leader";
 /// Annotations that are about the Endpoints object itself.
-const OWN: [&str; 3] = [
-    "kubectl.kubernetes.io/last-applied-configuration",
-    "endpoints.kubernetes.io/last-change-trigger-time",
-    LEADER,
-];
+const OWN: [&str; 3] =
+    ["kubectl.kubernetes.io/last-applied-configuration", "endpoints.kubernetes.io/last-change-trigger-time", LEADER];
 /// How many addresses of a subset are mirrored.
 const CAPACITY: usize = 1000;
 
@@ -91,11 +88,8 @@ impl Controller for Mirror {
         let labels = labels(source);
         let annotations = annotations(source);
         for family in [Family::V4, Family::V6] {
-            let of_family: Vec<_> = existing
-                .iter()
-                .filter(|slice| slice.address_type == family.name())
-                .cloned()
-                .collect();
+            let of_family: Vec<_> =
+                existing.iter().filter(|slice| slice.address_type == family.name()).cloned().collect();
             let wanted = wanted(source, family);
             let plan = if wanted.is_empty() {
                 diff::Plan { delete: of_family, ..Default::default() }
@@ -126,11 +120,8 @@ impl Controller for Mirror {
 }
 
 fn is_mirrored(endpoints: &Endpoints, service: &Service) -> bool {
-    let selects = service
-        .spec
-        .as_ref()
-        .and_then(|spec| spec.selector.as_ref())
-        .is_some_and(|selector| !selector.is_empty());
+    let selects =
+        service.spec.as_ref().and_then(|spec| spec.selector.as_ref()).is_some_and(|selector| !selector.is_empty());
     !selects
         && endpoints.metadata.deletion_timestamp.is_none()
         && endpoints.labels().get(SKIP).is_none_or(|skip| skip != "true")

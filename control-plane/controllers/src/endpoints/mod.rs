@@ -28,11 +28,7 @@ const CONCURRENCY: usize = 8;
 type Key = (String, String);
 
 pub(crate) async fn run(context: Context) {
-    tokio::join!(
-        slices::run(context.clone()),
-        legacy::run(context.clone()),
-        mirror::run(context),
-    );
+    tokio::join!(slices::run(context.clone()), legacy::run(context.clone()), mirror::run(context),);
 }
 
 fn key(meta: &ObjectMeta) -> Key {
@@ -86,8 +82,7 @@ async fn carry_out(
 ) -> Result<(), Error> {
     let slices: Api<EndpointSlice> = Api::namespaced(client.clone(), &key.0);
     for (ports, endpoints) in plan.create {
-        let slice =
-            EndpointSlice { ports: Some(ports), endpoints: Some(endpoints), ..new.clone() };
+        let slice = EndpointSlice { ports: Some(ports), endpoints: Some(endpoints), ..new.clone() };
         let created = slices.create(&PostParams::default(), &slice).await;
         match created {
             Ok(created) => written.note(key, &created.metadata),
@@ -102,10 +97,7 @@ async fn carry_out(
     }
     for slice in plan.delete {
         let params = DeleteParams {
-            preconditions: Some(Preconditions {
-                uid: slice.metadata.uid.clone(),
-                resource_version: None,
-            }),
+            preconditions: Some(Preconditions { uid: slice.metadata.uid.clone(), resource_version: None }),
             ..Default::default()
         };
         found(slices.delete(&slice.name_any(), &params).await)?;

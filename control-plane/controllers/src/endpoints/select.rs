@@ -78,11 +78,8 @@ pub fn selects(selector: &BTreeMap<String, String>, pod: &Pod) -> bool {
 
 /// Whether a pod may be an endpoint: it has an address and has not ended.
 pub fn belongs(pod: &Pod, with_terminating: bool) -> bool {
-    let has_address = pod
-        .status
-        .as_ref()
-        .and_then(|status| status.pod_ip.as_deref())
-        .is_some_and(|address| !address.is_empty());
+    let has_address =
+        pod.status.as_ref().and_then(|status| status.pod_ip.as_deref()).is_some_and(|address| !address.is_empty());
     has_address && !pod::is_finished(pod) && (with_terminating || !pod::is_terminating(pod))
 }
 
@@ -143,11 +140,8 @@ fn number(port: &ServicePort, pod: &Pod) -> Option<i32> {
         Some(IntOrString::String(name)) => name,
     };
     let spec = pod.spec.as_ref()?;
-    let sidecars = spec
-        .init_containers
-        .iter()
-        .flatten()
-        .filter(|container| container.restart_policy.as_deref() == Some("Always"));
+    let sidecars =
+        spec.init_containers.iter().flatten().filter(|container| container.restart_policy.as_deref() == Some("Always"));
     let named = |container: &Container| {
         container.ports.iter().flatten().find_map(|it| {
             let fits = it.name.as_deref() == Some(name)
@@ -180,13 +174,9 @@ pub fn endpoint(service: &Service, pod: &Pod, node: Option<&Node>, family: Famil
 
 /// What of a pod an endpoint depends on: whether a change of it concerns its Services.
 pub fn differs(old: &Pod, new: &Pod) -> bool {
-    let ips = |pod: &Pod| {
-        pod.status.as_ref().map(|status| (status.pod_ip.clone(), status.pod_ips.clone()))
-    };
+    let ips = |pod: &Pod| pod.status.as_ref().map(|status| (status.pod_ip.clone(), status.pod_ips.clone()));
     let place = |pod: &Pod| {
-        pod.spec.as_ref().map(|spec| {
-            (spec.node_name.clone(), spec.hostname.clone(), spec.subdomain.clone())
-        })
+        pod.spec.as_ref().map(|spec| (spec.node_name.clone(), spec.hostname.clone(), spec.subdomain.clone()))
     };
     old.metadata.labels != new.metadata.labels
         || old.metadata.deletion_timestamp.is_some() != new.metadata.deletion_timestamp.is_some()
@@ -235,7 +225,9 @@ mod tests {
             { "name": "none", "port": 9, "targetPort": "absent" },
         ]}));
         let ports: Vec<_> = ports(&service, &pod(json!({})))
-            .into_iter().map(|it| (it.name.unwrap(), it.port.unwrap(), it.protocol.unwrap())).collect();
+            .into_iter()
+            .map(|it| (it.name.unwrap(), it.port.unwrap(), it.protocol.unwrap()))
+            .collect();
         let expected = [("web", 8080, "TCP"), ("dns", 9090, "UDP"), ("same", 7, "TCP"), ("other", 88, "TCP")];
         assert_eq!(ports, expected.map(|(name, port, protocol)| (name.to_owned(), port, protocol.to_owned())));
     }

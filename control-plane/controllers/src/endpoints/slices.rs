@@ -92,30 +92,23 @@ impl Controller for Slices {
         let types: HashSet<&str> = families.iter().map(|family| family.name()).collect();
         let mut failed = None;
         let foreign = existing.iter().filter(|slice| !types.contains(slice.address_type.as_str()));
-        let mut plans = vec![(
-            diff::Plan { delete: foreign.cloned().collect(), ..Default::default() },
-            EndpointSlice::default(),
-        )];
+        let mut plans =
+            vec![(diff::Plan { delete: foreign.cloned().collect(), ..Default::default() }, EndpointSlice::default())];
         let labels = labels(&service);
         for family in families {
             let wanted = self.wanted(&service, &pods, family);
-            let of_family: Vec<_> = existing
-                .iter()
-                .filter(|slice| slice.address_type == family.name())
-                .cloned()
-                .collect();
+            let of_family: Vec<_> =
+                existing.iter().filter(|slice| slice.address_type == family.name()).cloned().collect();
             let plan = diff::plan(&of_family, wanted, |slice| refresh(slice, &labels, &service));
             plans.push((plan, new_slice(&service, &labels, family)));
         }
         for (plan, new) in plans {
-            let done =
-                super::carry_out(&self.context.client, key, &self.written, plan, &new).await;
+            let done = super::carry_out(&self.context.client, key, &self.written, plan, &new).await;
             failed = failed.or(done.err());
         }
         let Some(error) = failed else { return Ok(None) };
         if !error.is_passing() {
-            let text =
-                format!("Error updating Endpoint Slices for Service {}/{}: {}", key.0, key.1, error.text());
+            let text = format!("Error updating Endpoint Slices for Service {}/{}: {}", key.0, key.1, error.text());
             self.events.record(&*service, EventKind::Warning, "FailedToUpdateEndpointSlices", text);
         }
         Err(error)
@@ -158,8 +151,8 @@ fn refresh(slice: &mut EndpointSlice, labels: &BTreeMap<String, String>, service
         slice.metadata.labels = Some(labels.clone());
         changed = true;
     }
-    let owned = owner::controller(&slice.metadata)
-        .is_some_and(|owner| Some(&owner.uid) == service.metadata.uid.as_ref());
+    let owned =
+        owner::controller(&slice.metadata).is_some_and(|owner| Some(&owner.uid) == service.metadata.uid.as_ref());
     if !owned {
         slice.metadata.owner_references = Some(vec![owner::reference(service)]);
         changed = true;

@@ -103,9 +103,8 @@ impl Graph {
     pub fn is_solid(&self, node: &Node, owner: &Owner) -> bool {
         self.nodes.get(&owner.uid).is_some_and(|of| {
             let reachable = of.namespace.is_none() || of.namespace == node.namespace;
-            let same = of.kind.resource.kind == owner.kind
-                && of.kind.resource.group == owner.group
-                && of.name == owner.name;
+            let same =
+                of.kind.resource.kind == owner.kind && of.kind.resource.group == owner.group && of.name == owner.name;
             reachable && same && !of.foreground
         })
     }
@@ -194,14 +193,20 @@ mod tests {
     }
 
     fn meta(uid: &str, owners: &[(&str, bool)], finalizer: Option<&str>) -> ObjectMeta {
-        let owners: Vec<_> = owners.iter().map(|(owner, blocks)| json!({
-            "apiVersion": "v1", "kind": "ConfigMap", "name": owner, "uid": owner, "blockOwnerDeletion": blocks,
-        })).collect();
+        let owners: Vec<_> = owners
+            .iter()
+            .map(|(owner, blocks)| {
+                json!({
+                    "apiVersion": "v1", "kind": "ConfigMap", "name": owner, "uid": owner, "blockOwnerDeletion": blocks,
+                })
+            })
+            .collect();
         let deleted = finalizer.map(|_| "2026-01-01T00:00:00Z");
         serde_json::from_value(json!({
             "name": uid, "namespace": "n", "uid": uid, "ownerReferences": owners,
             "deletionTimestamp": deleted, "finalizers": finalizer.map(|it| vec![it]),
-        })).unwrap()
+        }))
+        .unwrap()
     }
 
     fn delete(uid: &str) -> Work {

@@ -56,10 +56,7 @@ pub(crate) async fn run(context: Context) {
             collector.discover_once().await;
         }
     };
-    tokio::join!(
-        queue::work(collector.clone(), queue, CONCURRENCY, context.shutdown.clone()),
-        rediscovery
-    );
+    tokio::join!(queue::work(collector.clone(), queue, CONCURRENCY, context.shutdown.clone()), rediscovery);
 }
 
 /// Group and kind.
@@ -323,7 +320,13 @@ impl Collector {
         } else {
             PropagationPolicy::Background
         };
-        tracing::debug!(kind = node.kind.resource.kind, namespace = node.namespace, name = node.name, ?policy, "its owners are gone");
+        tracing::debug!(
+            kind = node.kind.resource.kind,
+            namespace = node.namespace,
+            name = node.name,
+            ?policy,
+            "its owners are gone"
+        );
         let params = DeleteParams {
             propagation_policy: Some(policy),
             // Exactly what was judged: owners may have changed since.
@@ -362,8 +365,12 @@ impl Collector {
                 lock(&self.absent).insert(owner.uid);
                 Standing::Gone
             }
-            Some(live) if live.metadata.deletion_timestamp.is_some()
-                && live.finalizers().iter().any(|it| it == FOREGROUND) => Standing::Waiting,
+            Some(live)
+                if live.metadata.deletion_timestamp.is_some()
+                    && live.finalizers().iter().any(|it| it == FOREGROUND) =>
+            {
+                Standing::Waiting
+            }
             Some(_) => Standing::Solid,
         })
     }

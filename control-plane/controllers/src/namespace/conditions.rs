@@ -14,7 +14,8 @@ struct Said {
 /// Brings the conditions up to date; true if one changed.
 pub fn update(conditions: &mut Vec<NamespaceCondition>, cleared: &Cleared, now: &Time) -> bool {
     let counts = |what: &std::collections::BTreeMap<String, usize>, words: &str| {
-        let all: Vec<_> = what.iter().map(|(name, count)| format!("{name} {words} {count} resource instances")).collect();
+        let all: Vec<_> =
+            what.iter().map(|(name, count)| format!("{name} {words} {count} resource instances")).collect();
         all.join(", ")
     };
     let failures: Vec<String> = cleared.errors.iter().map(|error| error.text()).collect();
@@ -22,9 +23,10 @@ pub fn update(conditions: &mut Vec<NamespaceCondition>, cleared: &Cleared, now: 
         Said {
             kind: "NamespaceDeletionDiscoveryFailure",
             good: ("ResourcesDiscovered", "All resources successfully discovered"),
-            bad: cleared.discovery.as_ref().map(|error| {
-                ("DiscoveryFailed", format!("Discovery failed for some groups, 1 failing: {error}"))
-            }),
+            bad: cleared
+                .discovery
+                .as_ref()
+                .map(|error| ("DiscoveryFailed", format!("Discovery failed for some groups, 1 failing: {error}"))),
         },
         Said {
             kind: "NamespaceDeletionGroupVersionParsingFailure",
@@ -33,10 +35,7 @@ pub fn update(conditions: &mut Vec<NamespaceCondition>, cleared: &Cleared, now: 
         },
         Said {
             kind: "NamespaceDeletionContentFailure",
-            good: (
-                "ContentDeleted",
-                "All content successfully deleted, may be waiting on finalization",
-            ),
+            good: ("ContentDeleted", "All content successfully deleted, may be waiting on finalization"),
             bad: (!failures.is_empty() && cleared.discovery.is_none()).then(|| {
                 let text = format!(
                     "Failed to delete all resource types, {} remaining: {}",

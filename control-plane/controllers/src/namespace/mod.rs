@@ -27,8 +27,7 @@ const AGAIN: Duration = Duration::from_secs(2);
 pub(crate) async fn run(context: Context) {
     let namespaces = context.informers.all::<Namespace>();
     let pods = context.informers.all::<Pod>();
-    let controller =
-        Arc::new(Namespaces { namespaces: namespaces.clone(), context: context.clone() });
+    let controller = Arc::new(Namespaces { namespaces: namespaces.clone(), context: context.clone() });
     let queue = Queue::new();
     namespaces.synced().await;
     pods.synced().await;
@@ -169,8 +168,7 @@ async fn clear_kind(
     namespace: &str,
     kind: &Kind,
 ) -> Result<Vec<PartialObjectMeta<DynamicObject>>, Error> {
-    let api: Api<DynamicObject> =
-        Api::namespaced_with(client.clone(), namespace, &kind.resource);
+    let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), namespace, &kind.resource);
     let everything = ListParams::default();
     // Most kinds have nothing there.
     if api.list_metadata(&everything.clone().limit(1)).await?.items.is_empty() {

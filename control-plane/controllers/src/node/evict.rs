@@ -105,10 +105,7 @@ impl Controller for Evict {
         }));
         found(pods.patch_status(&key.1, &PatchParams::default(), &patch).await)?;
         let params = DeleteParams {
-            preconditions: Some(Preconditions {
-                uid: pod.metadata.uid.clone(),
-                resource_version: None,
-            }),
+            preconditions: Some(Preconditions { uid: pod.metadata.uid.clone(), resource_version: None }),
             ..Default::default()
         };
         found(pods.delete(&key.1, &params).await)?;

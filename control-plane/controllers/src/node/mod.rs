@@ -258,8 +258,7 @@ impl Health {
 
     async fn mark_not_ready(&self, pod: &Pod) -> Result<(), Error> {
         self.events.record(pod, EventKind::Warning, "NodeNotReady", "Node is not ready");
-        let pods: Api<Pod> =
-            Api::namespaced(self.context.client.clone(), &pod.namespace().unwrap_or_default());
+        let pods: Api<Pod> = Api::namespaced(self.context.client.clone(), &pod.namespace().unwrap_or_default());
         let patch = Patch::Strategic(json!({
             "metadata": { "uid": pod.metadata.uid },
             "status": { "conditions": [{

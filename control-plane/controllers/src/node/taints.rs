@@ -73,9 +73,7 @@ pub fn wanted(node: &Node, evict: bool, now: &Time) -> Option<Vec<Taint>> {
     };
     let mut taints: Vec<Taint> = all(node).cloned().collect();
     let before = taints.len();
-    taints.retain(|taint| {
-        !is_ours(taint) || keys.contains(&(taint.key.as_str(), taint.effect.as_str()))
-    });
+    taints.retain(|taint| !is_ours(taint) || keys.contains(&(taint.key.as_str(), taint.effect.as_str())));
     let mut changed = taints.len() != before;
     for (key, effect) in keys {
         if !taints.iter().any(|taint| taint.key == key && taint.effect == effect) {
@@ -98,9 +96,7 @@ fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
     }
     match toleration.operator.as_deref().unwrap_or_default() {
         "Exists" => true,
-        "" | "Equal" => {
-            toleration.value.as_deref().unwrap_or_default() == taint.value.as_deref().unwrap_or_default()
-        }
+        "" | "Equal" => toleration.value.as_deref().unwrap_or_default() == taint.value.as_deref().unwrap_or_default(),
         _ => false,
     }
 }
@@ -224,9 +220,11 @@ mod tests {
         ]);
         let lost = node("Unknown", taints, false);
         let now = at(120);
-        let for_seconds = |seconds: Value| json!([
-            { "key": UNREACHABLE, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": seconds }
-        ]);
+        let for_seconds = |seconds: Value| {
+            json!([
+                { "key": UNREACHABLE, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": seconds }
+            ])
+        };
         assert_eq!(stay(&pod(json!([]), 0), &lost, now), Stay::Until(now));
         assert_eq!(stay(&pod(for_seconds(json!(300)), 0), &lost, now), Stay::Until(at(400)));
         assert_eq!(stay(&pod(for_seconds(json!(300)), 110), &lost, now), Stay::Until(at(410)));

@@ -124,19 +124,15 @@ impl Controller for ReplicaSets {
         let uid = set.metadata.uid.clone().unwrap_or_default();
         let mut candidates = self.pods_by_owner.get(&uid);
         candidates.extend(self.pods_by_owner.get(&owner::orphans(&key.0)));
-        let owned =
-            owner::claim(&self.context.client, &*set, &selector, candidates, pod::is_active).await?;
+        let owned = owner::claim(&self.context.client, &*set, &selector, candidates, pod::is_active).await?;
         let going = self.going(key, &owned);
-        let (active, rest): (Vec<_>, Vec<_>) = owned.into_iter().partition(|pod| {
-            pod::is_active(pod) && !going.contains(pod.metadata.uid.as_deref().unwrap_or_default())
-        });
+        let (active, rest): (Vec<_>, Vec<_>) = owned
+            .into_iter()
+            .partition(|pod| pod::is_active(pod) && !going.contains(pod.metadata.uid.as_deref().unwrap_or_default()));
         let terminating = rest.iter().filter(|pod| !pod::is_finished(pod)).count();
 
-        let managed = if set.metadata.deletion_timestamp.is_none() {
-            self.manage(key, &set, &active).await
-        } else {
-            Ok(())
-        };
+        let managed =
+            if set.metadata.deletion_timestamp.is_none() { self.manage(key, &set, &active).await } else { Ok(()) };
         let now = self.context.clock.now();
         let counted = status::Counted::new(&set, &active, terminating, now);
         let status = status::status(&set, &counted, managed.as_ref().err(), &self.context.clock.time());
@@ -260,11 +256,8 @@ impl ReplicaSets {
                 }
             }
         });
-        let failed: Vec<Error> = deletions
-            .buffer_unordered(IN_FLIGHT)
-            .filter_map(|result| std::future::ready(result.err()))
-            .collect()
-            .await;
+        let failed: Vec<Error> =
+            deletions.buffer_unordered(IN_FLIGHT).filter_map(|result| std::future::ready(result.err())).collect().await;
         several(failed, tried)
     }
 
@@ -302,11 +295,8 @@ async fn slow_start<F: Future<Output = Result<(), Option<Error>>>>(
     let (mut left, mut batch, mut tried) = (count, 1, 0);
     while left > 0 {
         let size = left.min(batch);
-        let results: Vec<_> = futures::stream::iter(0..size)
-            .map(|_| make())
-            .buffer_unordered(IN_FLIGHT)
-            .collect()
-            .await;
+        let results: Vec<_> =
+            futures::stream::iter(0..size).map(|_| make()).buffer_unordered(IN_FLIGHT).collect().await;
         tried += size;
         if results.iter().any(Result::is_err) {
             return several(results.into_iter().filter_map(Result::err).flatten().collect(), tried);
@@ -319,8 +309,7 @@ async fn slow_start<F: Future<Output = Result<(), Option<Error>>>>(
 
 /// A pod as the template says, owned by the set.
 fn from_template(set: &ReplicaSet) -> Pod {
-    let template: PodTemplateSpec =
-        set.spec.as_ref().and_then(|spec| spec.template.clone()).unwrap_or_default();
+    let template: PodTemplateSpec = set.spec.as_ref().and_then(|spec| spec.template.clone()).unwrap_or_default();
     let meta = template.metadata.unwrap_or_default();
     Pod {
         metadata: ObjectMeta {

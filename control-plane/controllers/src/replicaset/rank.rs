@@ -13,12 +13,7 @@ const DELETION_COST: &str = "controller.kubernetes.io/pod-deletion-cost";
 
 /// The `count` of `pods` to delete. `related` are the pods of all replica sets of one owner: those
 /// on a node with many of them go first.
-pub fn to_delete(
-    pods: &[Arc<Pod>],
-    related: &[Arc<Pod>],
-    count: usize,
-    now: Timestamp,
-) -> Vec<Arc<Pod>> {
+pub fn to_delete(pods: &[Arc<Pod>], related: &[Arc<Pod>], count: usize, now: Timestamp) -> Vec<Arc<Pod>> {
     if count >= pods.len() {
         return pods.to_vec();
     }
@@ -28,8 +23,7 @@ pub fn to_delete(
             *on_node.entry(node).or_default() += 1;
         }
     }
-    let mut ranked: Vec<(Rank, &Arc<Pod>)> =
-        pods.iter().map(|pod| (Rank::new(pod, &on_node, now), pod)).collect();
+    let mut ranked: Vec<(Rank, &Arc<Pod>)> = pods.iter().map(|pod| (Rank::new(pod, &on_node, now), pod)).collect();
     ranked.sort_by(|(a, _), (b, _)| a.cmp(b));
     ranked.into_iter().take(count).map(|(_, pod)| pod.clone()).collect()
 }
@@ -164,15 +158,10 @@ mod tests {
                 name: Some(name.to_owned()),
                 uid: Some(name.to_owned()),
                 creation_timestamp: Some(time(shape.created)),
-                annotations: shape
-                    .cost
-                    .map(|cost| [(DELETION_COST.to_owned(), cost.to_string())].into()),
+                annotations: shape.cost.map(|cost| [(DELETION_COST.to_owned(), cost.to_string())].into()),
                 ..Default::default()
             },
-            spec: Some(PodSpec {
-                node_name: shape.node.map(|node| node.to_string()),
-                ..Default::default()
-            }),
+            spec: Some(PodSpec { node_name: shape.node.map(|node| node.to_string()), ..Default::default() }),
             status: Some(PodStatus {
                 phase: Some(shape.phase.to_owned()),
                 conditions: shape.ready.map(|ago| {
@@ -183,10 +172,7 @@ mod tests {
                         ..Default::default()
                     }]
                 }),
-                container_statuses: Some(vec![ContainerStatus {
-                    restart_count: shape.restarts,
-                    ..Default::default()
-                }]),
+                container_statuses: Some(vec![ContainerStatus { restart_count: shape.restarts, ..Default::default() }]),
                 ..Default::default()
             }),
         })
@@ -237,7 +223,12 @@ mod tests {
             0_i64..9000,
         )
             .prop_map(|(node, phase, ready, cost, restarts, created)| Shape {
-                node, phase, ready, cost, restarts, created,
+                node,
+                phase,
+                ready,
+                cost,
+                restarts,
+                created,
             });
         prop::collection::vec(shape, 1..12)
     }

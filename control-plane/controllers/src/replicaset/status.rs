@@ -30,9 +30,10 @@ impl Counted {
             .and_then(|template| template.metadata.as_ref())
             .and_then(|meta| meta.labels.as_ref());
         let labeled = |pod: &&Arc<Pod>| {
-            labels.into_iter().flatten().all(|(key, value)| {
-                pod.metadata.labels.as_ref().and_then(|of| of.get(key)) == Some(value)
-            })
+            labels
+                .into_iter()
+                .flatten()
+                .all(|(key, value)| pod.metadata.labels.as_ref().and_then(|of| of.get(key)) == Some(value))
         };
         let min_ready = spec.and_then(|spec| spec.min_ready_seconds).unwrap_or_default();
         let (ready, available, next) = available(active, min_ready, now);

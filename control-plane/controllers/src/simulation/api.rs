@@ -238,8 +238,7 @@ impl FakeApi {
         let selector = query.get("fieldSelector").cloned();
         let (api, revision) = (self.clone(), self.revision.subscribe());
         let frames = futures::stream::unfold((from, revision), move |(from, mut revision)| {
-            let (api, plural, namespace, selector) =
-                (api.clone(), plural.clone(), namespace.clone(), selector.clone());
+            let (api, plural, namespace, selector) = (api.clone(), plural.clone(), namespace.clone(), selector.clone());
             async move {
                 tokio::select! {
                     biased;
@@ -291,10 +290,15 @@ fn discovery(core: bool) -> Value {
             }));
         }
     }
-    let items: Vec<Value> = groups.into_iter().map(|(group, resources)| json!({
-        "metadata": { "name": group },
-        "versions": [{ "version": "v1", "resources": resources, "freshness": "Current" }],
-    })).collect();
+    let items: Vec<Value> = groups
+        .into_iter()
+        .map(|(group, resources)| {
+            json!({
+                "metadata": { "name": group },
+                "versions": [{ "version": "v1", "resources": resources, "freshness": "Current" }],
+            })
+        })
+        .collect();
     json!({ "kind": "APIGroupDiscoveryList", "apiVersion": "apidiscovery.k8s.io/v2", "metadata": {}, "items": items })
 }
 
@@ -348,8 +352,7 @@ impl State {
         let (group, version, kind, ..) =
             KINDS.into_iter().find(|(.., of, _)| *of == plural).ok_or_else(|| not_found(plural))?;
         object["kind"] = json!(kind);
-        object["apiVersion"] =
-            json!(if group.is_empty() { version.to_owned() } else { format!("{group}/{version}") });
+        object["apiVersion"] = json!(if group.is_empty() { version.to_owned() } else { format!("{group}/{version}") });
         if plural != "namespaces" && !namespace.is_empty() {
             let key = ("namespaces".to_owned(), String::new(), namespace.to_owned());
             let going = self.objects.get(&key).is_none_or(|it| it["metadata"]["deletionTimestamp"].is_string());
@@ -456,8 +459,7 @@ impl State {
         if object["metadata"]["deletionTimestamp"].is_null() {
             object["metadata"]["deletionTimestamp"] = json!(clock.time());
             if let Some(finalizer) = finalizer {
-                let mut finalizers =
-                    object["metadata"]["finalizers"].as_array().cloned().unwrap_or_default();
+                let mut finalizers = object["metadata"]["finalizers"].as_array().cloned().unwrap_or_default();
                 finalizers.push(json!(finalizer));
                 object["metadata"]["finalizers"] = json!(finalizers);
             }

@@ -28,8 +28,7 @@ const HOSTILE: Behaviour = Behaviour { latency: Duration::from_millis(150), fail
 
 /// Runs one scenario in simulated time.
 fn simulate<F: Future<Output = ()>>(seed: u64, behaviour: Behaviour, scenario: impl FnOnce(World) -> F) {
-    let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
     runtime.block_on(async {
         let clock = Clock::simulated("2026-01-01T00:00:00Z".parse::<Timestamp>().unwrap());
         let api = FakeApi::new(seed, clock.clone(), behaviour);
@@ -105,10 +104,15 @@ impl World {
         let stop = self.shutdown.child_token();
         let api = self.api.clone();
         api.create("nodes", "", json!({ "metadata": { "name": name } }));
-        api.edit("nodes", "", name, json!({ "status": {
-            "capacity": { "pods": "110" },
-            "conditions": [{ "type": "Ready", "status": "True", "lastHeartbeatTime": api.clock.time() }],
-        }}));
+        api.edit(
+            "nodes",
+            "",
+            name,
+            json!({ "status": {
+                "capacity": { "pods": "110" },
+                "conditions": [{ "type": "Ready", "status": "True", "lastHeartbeatTime": api.clock.time() }],
+            }}),
+        );
         api.create("leases", "kube-node-lease", json!({ "metadata": { "name": name } }));
         let (node, stopped) = (name.to_owned(), stop.clone());
         tokio::spawn(async move {
@@ -117,11 +121,16 @@ impl World {
                 if beat % 100 == 0 {
                     let now = api.clock.now().to_string();
                     api.edit("leases", "kube-node-lease", &node, json!({ "spec": { "renewTime": now } }));
-                    let silent = api.get("nodes", "", &node)
-                        .is_some_and(|it| condition(&it, "Ready")["status"] == "Unknown");
+                    let silent =
+                        api.get("nodes", "", &node).is_some_and(|it| condition(&it, "Ready")["status"] == "Unknown");
                     if silent {
-                        api.edit("nodes", "", &node, json!({ "status": { "conditions": [
-                            { "type": "Ready", "status": "True", "lastHeartbeatTime": api.clock.time() }] }}));
+                        api.edit(
+                            "nodes",
+                            "",
+                            &node,
+                            json!({ "status": { "conditions": [
+                            { "type": "Ready", "status": "True", "lastHeartbeatTime": api.clock.time() }] }}),
+                        );
                     }
                 }
                 beat += 1;
@@ -223,9 +232,14 @@ fn run_pod(api: &FakeApi, pod: &Value) {
     } else if !is_ready(pod) && text(&pod["spec"]["containers"][0]["image"]) != "broken" {
         let number: u32 = text(&pod["metadata"]["uid"]).trim_start_matches("uid-").parse().unwrap_or(1);
         let ip = format!("10.42.{}.{}", number / 250, number % 250 + 1);
-        api.edit("pods", &namespace, &name, json!({ "status": {
-            "phase": "Running", "podIP": ip, "podIPs": [{ "ip": ip }], "startTime": api.clock.time(),
-            "conditions": [{ "type": "Ready", "status": "True", "lastTransitionTime": api.clock.time() }],
-        }}));
+        api.edit(
+            "pods",
+            &namespace,
+            &name,
+            json!({ "status": {
+                "phase": "Running", "podIP": ip, "podIPs": [{ "ip": ip }], "startTime": api.clock.time(),
+                "conditions": [{ "type": "Ready", "status": "True", "lastTransitionTime": api.clock.time() }],
+            }}),
+        );
     }
 }

@@ -24,15 +24,13 @@ fn keep_bounds(world: &World, replicas: i64) {
     let (most, fewest) = (replicas + (replicas + 3) / 4, replicas - replicas / 4);
     let was_full = std::cell::Cell::new(false);
     world.api.check(move |objects| {
-        let of = |plural: &'static str| {
-            objects.iter().filter(move |((it, _, _), _)| it == plural).map(|(_, object)| object)
-        };
+        let of =
+            |plural: &'static str| objects.iter().filter(move |((it, _, _), _)| it == plural).map(|(_, object)| object);
         let wanted: i64 = of("replicasets").filter_map(|set| set["spec"]["replicas"].as_i64()).sum();
         assert!(wanted <= most, "{wanted} pods wanted, {most} allowed");
         for set in of("replicasets") {
-            let owned = of("pods").filter(|pod| {
-                pod["metadata"]["ownerReferences"][0]["uid"] == set["metadata"]["uid"] && is_active(pod)
-            });
+            let owned = of("pods")
+                .filter(|pod| pod["metadata"]["ownerReferences"][0]["uid"] == set["metadata"]["uid"] && is_active(pod));
             let owned = owned.count();
             assert!(owned as i64 <= most, "{owned} pods of one set");
         }
@@ -119,13 +117,14 @@ fn a_paused_deployment_waits_and_scales_in_proportion() {
         world.set_image("broken");
         tokio::time::sleep(Duration::from_secs(30)).await;
         world.api.edit("deployments", "default", "web", json!({ "spec": { "replicas": 12 } }));
-        world.until("both sets to grow", |api| {
-            let mut sizes: Vec<i64> =
-                api.list("replicasets").iter().filter_map(|set| set["spec"]["replicas"].as_i64()).collect();
-            sizes.retain(|size| *size > 0);
-            sizes.len() == 2 && sizes.iter().sum::<i64>() == 15
-        })
-        .await;
+        world
+            .until("both sets to grow", |api| {
+                let mut sizes: Vec<i64> =
+                    api.list("replicasets").iter().filter_map(|set| set["spec"]["replicas"].as_i64()).collect();
+                sizes.retain(|size| *size > 0);
+                sizes.len() == 2 && sizes.iter().sum::<i64>() == 15
+            })
+            .await;
     });
 }
 
@@ -163,10 +162,11 @@ fn a_thousand_pods_are_made_in_seconds_and_none_twice() {
         world.until("a thousand pods", |api| api.list("pods").len() == 1000).await;
         assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
         // So that the status comes to rest, too.
-        world.until("the status", |api| {
-            api.list("replicasets").first().is_some_and(|set| set["status"]["replicas"] == 1000)
-        })
-        .await;
+        world
+            .until("the status", |api| {
+                api.list("replicasets").first().is_some_and(|set| set["status"]["replicas"] == 1000)
+            })
+            .await;
         let events = world.api.list("events").len();
         assert!(events < 60, "{events} events");
     });
@@ -179,21 +179,27 @@ fn pods_that_fit_are_adopted_and_others_are_let_go() {
         let template = world.deployment(2, "v1")["spec"]["template"].clone();
         let stray = json!({ "metadata": { "name": "stray", "labels": { "app": "web" } }, "spec": template["spec"] });
         world.api.create("pods", "default", stray);
-        world.api.create("replicasets", "default", json!({
-            "metadata": { "name": "set" },
-            "spec": { "replicas": 2, "selector": { "matchLabels": { "app": "web" } }, "template": template },
-        }));
+        world.api.create(
+            "replicasets",
+            "default",
+            json!({
+                "metadata": { "name": "set" },
+                "spec": { "replicas": 2, "selector": { "matchLabels": { "app": "web" } }, "template": template },
+            }),
+        );
         let owned = |pod: &Value| pod["metadata"]["ownerReferences"][0]["controller"] == true;
-        world.until("two pods, one adopted", |api| {
-            api.list("pods").len() == 2 && api.list("pods").iter().all(|pod| owned(pod) && is_ready(pod))
-        })
-        .await;
+        world
+            .until("two pods, one adopted", |api| {
+                api.list("pods").len() == 2 && api.list("pods").iter().all(|pod| owned(pod) && is_ready(pod))
+            })
+            .await;
         world.api.edit("pods", "default", "stray", json!({ "metadata": { "labels": { "app": "other" } } }));
-        world.until("a replacement", |api| {
-            let stray = api.get("pods", "default", "stray");
-            api.list("pods").len() == 3 && stray.is_some_and(|pod| !owned(&pod))
-        })
-        .await;
+        world
+            .until("a replacement", |api| {
+                let stray = api.get("pods", "default", "stray");
+                api.list("pods").len() == 3 && stray.is_some_and(|pod| !owned(&pod))
+            })
+            .await;
     });
 }
 
@@ -202,33 +208,36 @@ fn pods_of_a_lost_node_are_replaced_elsewhere() {
     for_seeds(|world| async move {
         let first = world.node("a");
         world.node("b");
-        world.until("ranges", |api| {
-            let ranges: BTreeSet<String> =
-                api.list("nodes").iter().map(|node| text(&node["spec"]["podCIDR"])).collect();
-            ranges == BTreeSet::from(["10.42.0.0/24".to_owned(), "10.42.1.0/24".to_owned()])
-        })
-        .await;
+        world
+            .until("ranges", |api| {
+                let ranges: BTreeSet<String> =
+                    api.list("nodes").iter().map(|node| text(&node["spec"]["podCIDR"])).collect();
+                ranges == BTreeSet::from(["10.42.0.0/24".to_owned(), "10.42.1.0/24".to_owned()])
+            })
+            .await;
         world.api.create("deployments", "default", world.deployment(4, "v1"));
         world.rolled_out(4).await;
         let lost = world.api.list("pods").iter().filter(|pod| pod["spec"]["nodeName"] == "a").count();
         assert!(lost > 0);
         let start = tokio::time::Instant::now();
         first.cancel();
-        world.until("the node to be NotReady", |api| {
-            let node = api.get("nodes", "", "a").unwrap();
-            condition(&node, "Ready")["status"] == "Unknown"
-                && node["spec"]["taints"].as_array().is_some_and(|taints| taints.len() == 2)
-        })
-        .await;
+        world
+            .until("the node to be NotReady", |api| {
+                let node = api.get("nodes", "", "a").unwrap();
+                condition(&node, "Ready")["status"] == "Unknown"
+                    && node["spec"]["taints"].as_array().is_some_and(|taints| taints.len() == 2)
+            })
+            .await;
         let noticed = start.elapsed().as_secs();
         assert!((29..60).contains(&noticed), "noticed after {noticed} s");
-        world.until("pods elsewhere", |api| {
-            let pods = api.list("pods");
-            let on = |node: &str| pods.iter().filter(|pod| pod["spec"]["nodeName"] == node).count();
-            let ready = pods.iter().filter(|pod| pod["spec"]["nodeName"] == "b" && is_ready(pod)).count();
-            on("a") == lost && ready == 4
-        })
-        .await;
+        world
+            .until("pods elsewhere", |api| {
+                let pods = api.list("pods");
+                let on = |node: &str| pods.iter().filter(|pod| pod["spec"]["nodeName"] == node).count();
+                let ready = pods.iter().filter(|pod| pod["spec"]["nodeName"] == "b" && is_ready(pod)).count();
+                on("a") == lost && ready == 4
+            })
+            .await;
         for pod in world.api.list("pods").iter().filter(|pod| pod["spec"]["nodeName"] == "a") {
             assert!(!is_ready(pod) && pod["metadata"]["deletionTimestamp"].is_string());
         }
@@ -243,25 +252,33 @@ fn a_node_that_comes_back_is_ready_again() {
     for_seeds(|world| async move {
         world.node("b");
         world.api.create("nodes", "", json!({ "metadata": { "name": "a" } }));
-        world.until("silence to be noticed", |api| {
-            let node = api.get("nodes", "", "a").unwrap();
-            condition(&node, "Ready")["reason"] == "NodeStatusNeverUpdated"
-                && node["spec"]["taints"].as_array().is_some_and(|taints| taints.len() == 2)
-        })
-        .await;
-        world.api.edit("nodes", "", "a", json!({ "status": { "conditions": [
-            { "type": "Ready", "status": "True", "lastHeartbeatTime": world.api.clock.time() }] } }));
-        world.until("no taints", |api| {
-            let node = api.get("nodes", "", "a").unwrap();
-            node["spec"]["taints"].as_array().is_none_or(Vec::is_empty)
-        })
-        .await;
+        world
+            .until("silence to be noticed", |api| {
+                let node = api.get("nodes", "", "a").unwrap();
+                condition(&node, "Ready")["reason"] == "NodeStatusNeverUpdated"
+                    && node["spec"]["taints"].as_array().is_some_and(|taints| taints.len() == 2)
+            })
+            .await;
+        world.api.edit(
+            "nodes",
+            "",
+            "a",
+            json!({ "status": { "conditions": [
+            { "type": "Ready", "status": "True", "lastHeartbeatTime": world.api.clock.time() }] } }),
+        );
+        world
+            .until("no taints", |api| {
+                let node = api.get("nodes", "", "a").unwrap();
+                node["spec"]["taints"].as_array().is_none_or(Vec::is_empty)
+            })
+            .await;
         // Cordoned, as kubectl does it.
         world.api.edit("nodes", "", "a", json!({ "spec": { "unschedulable": true } }));
-        world.until("the taint", |api| {
-            api.get("nodes", "", "a").unwrap()["spec"]["taints"][0]["key"] == "node.kubernetes.io/unschedulable"
-        })
-        .await;
+        world
+            .until("the taint", |api| {
+                api.get("nodes", "", "a").unwrap()["spec"]["taints"][0]["key"] == "node.kubernetes.io/unschedulable"
+            })
+            .await;
     });
 }
 
@@ -269,32 +286,42 @@ fn a_node_that_comes_back_is_ready_again() {
 fn endpoints_follow_the_pods() {
     for_seeds(|world| async move {
         world.node("a");
-        world.api.create("services", "default", json!({
-            "metadata": { "name": "web", "labels": { "team": "x" } },
-            "spec": { "selector": { "app": "web" }, "clusterIP": "10.43.0.9", "ipFamilies": ["IPv4"],
-                      "ports": [{ "name": "http", "port": 80, "targetPort": 8080, "protocol": "TCP" }] },
-        }));
+        world.api.create(
+            "services",
+            "default",
+            json!({
+                "metadata": { "name": "web", "labels": { "team": "x" } },
+                "spec": { "selector": { "app": "web" }, "clusterIP": "10.43.0.9", "ipFamilies": ["IPv4"],
+                          "ports": [{ "name": "http", "port": 80, "targetPort": 8080, "protocol": "TCP" }] },
+            }),
+        );
         world.until("an empty slice", |api| api.list("endpointslices").len() == 1).await;
         world.api.create("deployments", "default", world.deployment(3, "v1"));
         world.rolled_out(3).await;
         let addresses = |api: &super::api::FakeApi| -> BTreeSet<String> {
-            api.list("endpointslices").iter()
+            api.list("endpointslices")
+                .iter()
                 .flat_map(|slice| slice["endpoints"].as_array().cloned().unwrap_or_default())
                 .filter(|endpoint| endpoint["conditions"]["ready"] == true)
-                .map(|endpoint| text(&endpoint["addresses"][0])).collect()
+                .map(|endpoint| text(&endpoint["addresses"][0]))
+                .collect()
         };
         let legacy = |api: &super::api::FakeApi| -> BTreeSet<String> {
-            api.list("endpoints").iter()
+            api.list("endpoints")
+                .iter()
                 .flat_map(|it| it["subsets"][0]["addresses"].as_array().cloned().unwrap_or_default())
-                .map(|address| text(&address["ip"])).collect()
+                .map(|address| text(&address["ip"]))
+                .collect()
         };
         let pods = |api: &super::api::FakeApi| -> BTreeSet<String> {
             api.list("pods").iter().filter(|pod| is_ready(pod)).map(|pod| text(&pod["status"]["podIP"])).collect()
         };
-        world.until("three endpoints", |api| {
-            let slices = api.list("endpointslices").len();
-            slices == 1 && pods(api).len() == 3 && addresses(api) == pods(api) && legacy(api) == pods(api)
-        }).await;
+        world
+            .until("three endpoints", |api| {
+                let slices = api.list("endpointslices").len();
+                slices == 1 && pods(api).len() == 3 && addresses(api) == pods(api) && legacy(api) == pods(api)
+            })
+            .await;
         let slice = world.api.list("endpointslices").into_iter().next().unwrap();
         assert_eq!(slice["ports"][0]["port"], 8080);
         assert_eq!(slice["metadata"]["labels"]["team"], "x");
@@ -303,9 +330,9 @@ fn endpoints_follow_the_pods() {
         world.rolled_out(1).await;
         world.until("one endpoint", |api| addresses(api) == pods(api) && legacy(api) == pods(api)).await;
         world.api.delete("services", "default", "web", json!({}));
-        world.until("nothing left", |api| {
-            api.list("endpointslices").is_empty() && api.list("endpoints").is_empty()
-        }).await;
+        world
+            .until("nothing left", |api| api.list("endpointslices").is_empty() && api.list("endpoints").is_empty())
+            .await;
     });
 }
 
@@ -335,9 +362,7 @@ fn deleting_a_deployment_deletes_what_it_made() {
                 world.rolled_out(3).await;
                 assert_eq!(world.sets().len(), 1);
             } else {
-                world.until("all to go", |api| {
-                    api.list("replicasets").is_empty() && api.list("pods").is_empty()
-                }).await;
+                world.until("all to go", |api| api.list("replicasets").is_empty() && api.list("pods").is_empty()).await;
             }
         });
     }
@@ -348,44 +373,33 @@ fn a_namespace_goes_with_all_that_is_in_it() {
     for_seeds(|world| async move {
         world.node("a");
         world.api.create("namespaces", "", json!({ "metadata": { "name": "team" } }));
-        world.until("its account and certificate", |api| {
-            api.get("serviceaccounts", "team", "default").is_some()
-                && api.get("configmaps", "team", "kube-root-ca.crt")
-                    .is_some_and(|map| map["data"]["ca.crt"] == "PEM")
-        })
-        .await;
+        world
+            .until("its account and certificate", |api| {
+                api.get("serviceaccounts", "team", "default").is_some()
+                    && api
+                        .get("configmaps", "team", "kube-root-ca.crt")
+                        .is_some_and(|map| map["data"]["ca.crt"] == "PEM")
+            })
+            .await;
         world.api.delete("serviceaccounts", "team", "default", json!({}));
         world.until("the account again", |api| api.get("serviceaccounts", "team", "default").is_some()).await;
         world.api.create("deployments", "team", world.deployment(3, "v1"));
         world.api.create("secrets", "team", json!({ "metadata": { "name": "kept", "finalizers": ["a.b/c"] } }));
         world.until("pods", |api| api.list("pods").iter().filter(|pod| is_ready(pod)).count() == 3).await;
         world.api.delete("namespaces", "", "team", json!({}));
-        world.until("what remains to be told", |api| {
-            let namespace = api.get("namespaces", "", "team").unwrap();
-            text(&condition(&namespace, "NamespaceFinalizersRemaining")["message"]).contains("a.b/c")
-        })
-        .await;
+        world
+            .until("what remains to be told", |api| {
+                let namespace = api.get("namespaces", "", "team").unwrap();
+                text(&condition(&namespace, "NamespaceFinalizersRemaining")["message"]).contains("a.b/c")
+            })
+            .await;
         world.api.edit("secrets", "team", "kept", json!({ "metadata": { "finalizers": [] } }));
         world.until("the namespace to go", |api| api.get("namespaces", "", "team").is_none()).await;
-        let left: Vec<_> = super::api::KINDS.iter().flat_map(|kind| world.api.list(kind.3))
-            .filter(|object| place(object).0 == "team").collect();
+        let left: Vec<_> = super::api::KINDS
+            .iter()
+            .flat_map(|kind| world.api.list(kind.3))
+            .filter(|object| place(object).0 == "team")
+            .collect();
         assert!(left.is_empty(), "{left:?}");
-    });
-}
-
-#[test]
-fn events_go_after_an_hour() {
-    simulate(3, RELIABLE, |world| async move {
-        let now = world.api.clock.time();
-        world.api.create("events", "default", json!({
-            "metadata": { "name": "e" }, "involvedObject": {}, "lastTimestamp": now,
-        }));
-        tokio::time::sleep(Duration::from_secs(3000)).await;
-        let again = world.api.clock.time();
-        world.api.edit("events", "default", "e", json!({ "count": 2, "lastTimestamp": again }));
-        tokio::time::sleep(Duration::from_secs(3000)).await;
-        assert!(world.api.get("events", "default", "e").is_some());
-        tokio::time::sleep(Duration::from_secs(700)).await;
-        assert!(world.api.get("events", "default", "e").is_none());
     });
 }

@@ -40,11 +40,7 @@ impl Attributes<'_> {
 }
 
 /// Runs on a new object; may change it.
-pub async fn create(
-    app: &App,
-    attributes: &Attributes<'_>,
-    object: &mut Value,
-) -> Result<(), Error> {
+pub async fn create(app: &App, attributes: &Attributes<'_>, object: &mut Value) -> Result<(), Error> {
     namespace_lifecycle::create(app, attributes)?;
     node_restriction::create(attributes, object)?;
     if attributes.is("", "nodes") {
@@ -75,10 +71,7 @@ pub fn delete(attributes: &Attributes<'_>) -> Result<(), Error> {
 /// The `spec` of an object, made where there is none.
 fn spec(object: &mut Value) -> Option<&mut serde_json::Map<String, Value>> {
     let object = object.as_object_mut()?;
-    object
-        .entry("spec")
-        .or_insert_with(|| Value::Object(serde_json::Map::new()))
-        .as_object_mut()
+    object.entry("spec").or_insert_with(|| Value::Object(serde_json::Map::new())).as_object_mut()
 }
 
 /// A list within a map, made where there is none.

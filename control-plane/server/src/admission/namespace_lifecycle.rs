@@ -15,29 +15,15 @@ pub fn create(app: &App, attributes: &Attributes<'_>) -> Result<(), Error> {
     }
     let name = attributes.namespace;
     let Some(namespace) = app.find("", "namespaces", "", name) else {
-        return Err(Error::NotFound {
-            resource: "namespaces".to_owned(),
-            name: name.to_owned(),
-        });
+        return Err(Error::NotFound { resource: "namespaces".to_owned(), name: name.to_owned() });
     };
     let bytes = namespace.bytes();
-    let may_be_ending = bytes
-        .windows(19)
-        .any(|window| window == b"\"deletionTimestamp\"");
-    if may_be_ending
-        && namespace
-            .value()
-            .pointer("/metadata/deletionTimestamp")
-            .is_some()
-    {
-        let refusal = attributes.forbidden(&format!(
-            "unable to create new content in namespace {name} because it is being terminated"
-        ));
+    let may_be_ending = bytes.windows(19).any(|window| window == b"\"deletionTimestamp\"");
+    if may_be_ending && namespace.value().pointer("/metadata/deletionTimestamp").is_some() {
+        let refusal = attributes
+            .forbidden(&format!("unable to create new content in namespace {name} because it is being terminated"));
         let (_, mut status) = refusal.status();
-        if let Some(details) = status
-            .get_mut("details")
-            .and_then(serde_json::Value::as_object_mut)
-        {
+        if let Some(details) = status.get_mut("details").and_then(serde_json::Value::as_object_mut) {
             let cause = json!([{
                 "reason": "NamespaceTerminating",
                 "message": format!("namespace {name} is being terminated"),

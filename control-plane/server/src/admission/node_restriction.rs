@@ -9,18 +9,12 @@ pub fn create(attributes: &Attributes<'_>, object: &Value) -> Result<(), Error> 
     let Some(node) = attributes.identity.node_name() else {
         return Ok(());
     };
-    let name = object
-        .pointer("/metadata/name")
-        .and_then(Value::as_str)
-        .unwrap_or_default();
+    let name = object.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default();
     if attributes.is("", "nodes") && name != node {
-        return Err(attributes.forbidden(&format!(
-            "node {node:?} is not allowed to modify node {name:?}"
-        )));
+        return Err(attributes.forbidden(&format!("node {node:?} is not allowed to modify node {name:?}")));
     }
     if attributes.is("coordination.k8s.io", "leases") && name != node {
-        return Err(attributes
-            .forbidden("can only access node lease with the same name as the requesting node"));
+        return Err(attributes.forbidden("can only access node lease with the same name as the requesting node"));
     }
     Ok(())
 }
@@ -45,9 +39,7 @@ pub fn update(attributes: &Attributes<'_>, object: &Value, old: &Value) -> Resul
             .collect()
     };
     if labels(object) != labels(old) {
-        return Err(
-            attributes.forbidden(&format!("is not allowed to modify labels: {RESTRICTED}*"))
-        );
+        return Err(attributes.forbidden(&format!("is not allowed to modify labels: {RESTRICTED}*")));
     }
     let taints = |of: &Value| of.pointer("/spec/taints").cloned().unwrap_or(Value::Null);
     if taints(object) != taints(old) {

@@ -9,10 +9,7 @@ pub fn create(node: &mut Value) {
     let Some(taints) = super::spec(node).and_then(|spec| super::list(spec, "taints")) else {
         return;
     };
-    if !taints
-        .iter()
-        .any(|taint| taint["key"] == KEY && taint["effect"] == EFFECT)
-    {
+    if !taints.iter().any(|taint| taint["key"] == KEY && taint["effect"] == EFFECT) {
         taints.push(json!({ "effect": EFFECT, "key": KEY }));
     }
 }
@@ -27,9 +24,7 @@ mod tests {
         create(&mut node);
         create(&mut node);
         let keys = [(KEY, "NoExecute"), (KEY, EFFECT)];
-        let expected: Vec<Value> = keys
-            .map(|(key, effect)| json!({ "key": key, "effect": effect }))
-            .into();
+        let expected: Vec<Value> = keys.map(|(key, effect)| json!({ "key": key, "effect": effect })).into();
         assert_eq!(node["spec"]["taints"], json!(expected));
     }
 }

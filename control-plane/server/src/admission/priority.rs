@@ -5,26 +5,20 @@ use serde_json::Value;
 
 use super::Attributes;
 
-const SYSTEM: &[(&str, i64)] = &[
-    ("system-cluster-critical", 2_000_000_000),
-    ("system-node-critical", 2_000_001_000),
-];
+const SYSTEM: &[(&str, i64)] = &[("system-cluster-critical", 2_000_000_000), ("system-node-critical", 2_000_001_000)];
 
 pub fn create(attributes: &Attributes<'_>, pod: &mut Value) -> Result<(), Error> {
     let Some(spec) = super::spec(pod) else {
         return Ok(());
     };
-    let class = spec
-        .get("priorityClassName")
-        .and_then(Value::as_str)
-        .unwrap_or_default();
+    let class = spec.get("priorityClassName").and_then(Value::as_str).unwrap_or_default();
     let priority = if class.is_empty() {
         0
     } else {
         let known = SYSTEM.iter().find(|(name, _)| *name == class);
-        known.map(|(_, value)| *value).ok_or_else(|| {
-            attributes.forbidden(&format!("no PriorityClass with name {class} was found"))
-        })?
+        known
+            .map(|(_, value)| *value)
+            .ok_or_else(|| attributes.forbidden(&format!("no PriorityClass with name {class} was found")))?
     };
     if let Some(given) = spec.get("priority").and_then(Value::as_i64)
         && given != priority

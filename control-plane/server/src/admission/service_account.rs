@@ -19,45 +19,28 @@ const TOKEN_SECONDS: i64 = 3607;
 const MIRROR: &str = "kubernetes.io/config.mirror";
 
 pub async fn create(app: &App, attributes: &Attributes<'_>, pod: &mut Value) -> Result<(), Error> {
-    if pod
-        .pointer("/metadata/annotations")
-        .and_then(|all| all.get(MIRROR))
-        .is_some()
-    {
+    if pod.pointer("/metadata/annotations").and_then(|all| all.get(MIRROR)).is_some() {
         return Ok(());
     }
     let Some(spec) = spec(pod) else { return Ok(()) };
     let given = ["serviceAccountName", "serviceAccount"]
         .iter()
-        .find_map(|key| {
-            spec.get(*key)
-                .and_then(Value::as_str)
-                .filter(|name| !name.is_empty())
-        });
+        .find_map(|key| spec.get(*key).and_then(Value::as_str).filter(|name| !name.is_empty()));
     let name = given.unwrap_or(DEFAULT).to_owned();
     spec.insert("serviceAccountName".to_owned(), name.clone().into());
     spec.insert("serviceAccount".to_owned(), name.clone().into());
-    let account = find(app, attributes.namespace, &name)
-        .await
-        .ok_or_else(|| {
-            attributes.forbidden(&format!(
-                "error looking up service account {}/{name}: serviceaccount {name:?} not found",
-                attributes.namespace
-            ))
-        })?;
-    if spec
-        .get("imagePullSecrets")
-        .and_then(Value::as_array)
-        .is_none_or(Vec::is_empty)
-        && let Some(secrets) = account
-            .get("imagePullSecrets")
-            .filter(|secrets| !secrets.is_null())
+    let account = find(app, attributes.namespace, &name).await.ok_or_else(|| {
+        attributes.forbidden(&format!(
+            "error looking up service account {}/{name}: serviceaccount {name:?} not found",
+            attributes.namespace
+        ))
+    })?;
+    if spec.get("imagePullSecrets").and_then(Value::as_array).is_none_or(Vec::is_empty)
+        && let Some(secrets) = account.get("imagePullSecrets").filter(|secrets| !secrets.is_null())
     {
         spec.insert("imagePullSecrets".to_owned(), secrets.clone());
     }
-    let automount = spec
-        .get("automountServiceAccountToken")
-        .or_else(|| account.get("automountServiceAccountToken"));
+    let automount = spec.get("automountServiceAccountToken").or_else(|| account.get("automountServiceAccountToken"));
     if automount.and_then(Value::as_bool).unwrap_or(true) {
         mount_token(spec);
     }
@@ -86,21 +69,11 @@ async fn find(app: &App, namespace: &str, name: &str) -> Option<Value> {
 }
 
 fn mount_token(spec: &mut Map<String, Value>) {
-    let existing = spec
-        .get("volumes")
-        .and_then(Value::as_array)
-        .into_iter()
-        .flatten()
-        .find_map(|volume| {
-            volume
-                .get("name")
-                .and_then(Value::as_str)
-                .filter(|name| name.starts_with(VOLUME_PREFIX))
+    let existing =
+        spec.get("volumes").and_then(Value::as_array).into_iter().flatten().find_map(|volume| {
+            volume.get("name").and_then(Value::as_str).filter(|name| name.starts_with(VOLUME_PREFIX))
         });
-    let volume = existing.map_or_else(
-        || format!("{VOLUME_PREFIX}{}", naming::suffix()),
-        str::to_owned,
-    );
+    let volume = existing.map_or_else(|| format!("{VOLUME_PREFIX}{}", naming::suffix()), str::to_owned);
     let existed = existing.is_some();
     let mut mounted = false;
     for key in ["initContainers", "containers"] {
@@ -111,9 +84,7 @@ fn mount_token(spec: &mut Map<String, Value>) {
             let Some(mounts) = list(container, "volumeMounts") else {
                 continue;
             };
-            let has = mounts
-                .iter()
-                .any(|mount| mount.get("mountPath").and_then(Value::as_str) == Some(MOUNT_PATH));
+            let has = mounts.iter().any(|mount| mount.get("mountPath").and_then(Value::as_str) == Some(MOUNT_PATH));
             if !has {
                 mounts.push(json!({"name": volume, "readOnly": true, "mountPath": MOUNT_PATH}));
                 mounted = true;
@@ -155,15 +126,7 @@ mod tests {
         mount_token(map);
         assert_eq!(*map, once);
         assert_eq!(map["volumes"].as_array().map(Vec::len), Some(1));
-        assert_eq!(
-            map["containers"][1]["volumeMounts"]
-                .as_array()
-                .map(Vec::len),
-            Some(1)
-        );
-        assert_eq!(
-            map["initContainers"][0]["volumeMounts"][0]["mountPath"],
-            MOUNT_PATH
-        );
+        assert_eq!(map["containers"][1]["volumeMounts"].as_array().map(Vec::len), Some(1));
+        assert_eq!(map["initContainers"][0]["volumeMounts"][0]["mountPath"], MOUNT_PATH);
     }
 }

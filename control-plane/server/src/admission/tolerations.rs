@@ -3,10 +3,7 @@
 use serde_json::{Value, json};
 
 const SECONDS: i64 = 300;
-const KEYS: &[&str] = &[
-    "node.kubernetes.io/not-ready",
-    "node.kubernetes.io/unreachable",
-];
+const KEYS: &[&str] = &["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"];
 
 pub fn create(pod: &mut Value) {
     let Some(spec) = super::spec(pod) else { return };
@@ -15,14 +12,8 @@ pub fn create(pod: &mut Value) {
     };
     for key in KEYS {
         let tolerated = tolerations.iter().any(|toleration| {
-            let text = |name: &str| {
-                toleration
-                    .get(name)
-                    .and_then(Value::as_str)
-                    .unwrap_or_default()
-            };
-            matches!(text("effect"), "" | "NoExecute")
-                && (text("key").is_empty() || text("key") == *key)
+            let text = |name: &str| toleration.get(name).and_then(Value::as_str).unwrap_or_default();
+            matches!(text("effect"), "" | "NoExecute") && (text("key").is_empty() || text("key") == *key)
         });
         if !tolerated {
             tolerations.push(json!({
@@ -40,19 +31,9 @@ mod tests {
     fn only_what_is_missing_is_added() {
         let mut pod = json!({"spec": {"tolerations": [{"key": "node.kubernetes.io/not-ready", "operator": "Exists"}]}});
         create(&mut pod);
-        let keys: Vec<_> = pod["spec"]["tolerations"]
-            .as_array()
-            .into_iter()
-            .flatten()
-            .map(|t| t["key"].clone())
-            .collect();
-        assert_eq!(
-            keys,
-            [
-                "node.kubernetes.io/not-ready",
-                "node.kubernetes.io/unreachable"
-            ]
-        );
+        let keys: Vec<_> =
+            pod["spec"]["tolerations"].as_array().into_iter().flatten().map(|t| t["key"].clone()).collect();
+        assert_eq!(keys, ["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"]);
         let mut pod = json!({"spec": {"tolerations": [{"operator": "Exists"}]}});
         create(&mut pod);
         assert_eq!(pod["spec"]["tolerations"].as_array().map(Vec::len), Some(1));

@@ -13,14 +13,9 @@ const SECRET_TYPE: &str = "bootstrap.kubernetes.io/token";
 /// `<id>.<secret>`: six and sixteen of `[a-z0-9]`.
 pub fn has_form(token: &str) -> bool {
     let part = |text: &str, length: usize| {
-        text.len() == length
-            && text
-                .bytes()
-                .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit())
+        text.len() == length && text.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit())
     };
-    token
-        .split_once('.')
-        .is_some_and(|(id, secret)| part(id, 6) && part(secret, 16))
+    token.split_once('.').is_some_and(|(id, secret)| part(id, 6) && part(secret, 16))
 }
 
 /// Whether two secrets are equal, in a time that does not tell where they differ.
@@ -34,14 +29,7 @@ fn equal(a: &[u8], b: &[u8]) -> bool {
 
 pub fn authenticate(app: &App, token: &str) -> Option<Identity> {
     let (id, secret) = token.split_once('.')?;
-    let object = app
-        .find(
-            "",
-            "secrets",
-            "kube-system",
-            &format!("bootstrap-token-{id}"),
-        )?
-        .value();
+    let object = app.find("", "secrets", "kube-system", &format!("bootstrap-token-{id}"))?.value();
     let data = |key: &str| -> Option<String> {
         let encoded = object.get("data")?.get(key)?.as_str()?;
         String::from_utf8(STANDARD.decode(encoded).ok()?).ok()
@@ -70,14 +58,8 @@ pub fn authenticate(app: &App, token: &str) -> Option<Identity> {
         return refused("it is not meant for authentication");
     }
     let extra = data("auth-extra-groups").unwrap_or_default();
-    let extra = extra
-        .split(',')
-        .map(str::trim)
-        .filter(|group| group.starts_with("system:bootstrappers:"));
-    let groups = std::iter::once(BOOTSTRAPPERS)
-        .chain(extra)
-        .map(str::to_owned)
-        .collect::<Vec<_>>();
+    let extra = extra.split(',').map(str::trim).filter(|group| group.starts_with("system:bootstrappers:"));
+    let groups = std::iter::once(BOOTSTRAPPERS).chain(extra).map(str::to_owned).collect::<Vec<_>>();
     Some(Identity::new(format!("system:bootstrap:{id}"), groups))
 }
 
@@ -88,13 +70,8 @@ mod tests {
     #[test]
     fn form_of_a_token() {
         assert!(has_form("abcdef.0123456789abcdef"));
-        for wrong in [
-            "abcdef",
-            "abcde.0123456789abcdef",
-            "ABCDEF.0123456789abcdef",
-            "abcdef.0123456789abcde",
-            "a.b.c",
-        ] {
+        for wrong in ["abcdef", "abcde.0123456789abcdef", "ABCDEF.0123456789abcdef", "abcdef.0123456789abcde", "a.b.c"]
+        {
             assert!(!has_form(wrong), "{wrong}");
         }
     }

@@ -15,19 +15,12 @@ use crate::identity::Identity;
 pub fn bearer(headers: &HeaderMap) -> Option<&str> {
     let value = headers.get(AUTHORIZATION)?.to_str().ok()?;
     let (scheme, token) = value.split_once(' ')?;
-    scheme
-        .eq_ignore_ascii_case("bearer")
-        .then(|| token.trim())
-        .filter(|token| !token.is_empty())
+    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim()).filter(|token| !token.is_empty())
 }
 
 /// The identity behind a request that came over the socket. A token that is not good is refused,
 /// never taken for an anonymous request.
-pub fn authenticate(
-    app: &App,
-    certificate: Option<Identity>,
-    headers: &HeaderMap,
-) -> Result<Identity, Error> {
+pub fn authenticate(app: &App, certificate: Option<Identity>, headers: &HeaderMap) -> Result<Identity, Error> {
     if let Some(identity) = certificate {
         return Ok(identity);
     }
@@ -55,28 +48,17 @@ pub fn of_token(app: &App, token: &str) -> Option<Identity> {
 /// Applies `Impersonate-User` and its companions, which only those may use who may do everything.
 pub fn impersonate(app: &App, identity: Identity, headers: &HeaderMap) -> Result<Identity, Error> {
     let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
-    let groups: Vec<&str> = headers
-        .get_all("impersonate-group")
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .collect();
+    let groups: Vec<&str> =
+        headers.get_all("impersonate-group").iter().filter_map(|value| value.to_str().ok()).collect();
     let Some(user) = text("impersonate-user") else {
         if groups.is_empty() && text("impersonate-uid").is_none() {
             return Ok(identity);
         }
-        return Err(Error::Internal(
-            "requested impersonation without naming a user: set Impersonate-User".to_owned(),
-        ));
+        return Err(Error::Internal("requested impersonation without naming a user: set Impersonate-User".to_owned()));
     };
-    let needed =
-        std::iter::once(("users", user)).chain(groups.iter().map(|group| ("groups", *group)));
+    let needed = std::iter::once(("users", user)).chain(groups.iter().map(|group| ("groups", *group)));
     for (resource, name) in needed {
-        let attributes = Attributes {
-            verb: "impersonate",
-            resource,
-            name,
-            ..Attributes::default()
-        };
+        let attributes = Attributes { verb: "impersonate", resource, name, ..Attributes::default() };
         authorization::require(app, &identity, &attributes)?;
     }
     let mut acting = Identity::new(user, groups);
@@ -84,12 +66,8 @@ pub fn impersonate(app: &App, identity: Identity, headers: &HeaderMap) -> Result
         && let Some((namespace, _)) = rest.split_once(':')
         && acting.groups.len() == 1
     {
-        acting
-            .groups
-            .push(crate::identity::SERVICE_ACCOUNTS.to_owned());
-        acting
-            .groups
-            .push(format!("{}:{namespace}", crate::identity::SERVICE_ACCOUNTS));
+        acting.groups.push(crate::identity::SERVICE_ACCOUNTS.to_owned());
+        acting.groups.push(format!("{}:{namespace}", crate::identity::SERVICE_ACCOUNTS));
     }
     acting.uid = text("impersonate-uid").unwrap_or_default().to_owned();
     Ok(acting)

@@ -53,11 +53,7 @@ impl Tokens {
         let hash = Sha256::digest(pki.token_public_pem.as_bytes());
         Ok(Self {
             issuer,
-            key_id: hash
-                .iter()
-                .take(16)
-                .map(|byte| format!("{byte:02x}"))
-                .collect(),
+            key_id: hash.iter().take(16).map(|byte| format!("{byte:02x}")).collect(),
             signing: EncodingKey::from_ec_pem(pki.token_key_pem.as_bytes())?,
             verifying: DecodingKey::from_ec_pem(pki.token_public_pem.as_bytes())?,
         })
@@ -82,10 +78,7 @@ impl Tokens {
             iat: now,
             iss: self.issuer.clone(),
             jti: uuid::Uuid::new_v4().to_string(),
-            sub: format!(
-                "system:serviceaccount:{}:{}",
-                bound.namespace, bound.serviceaccount.name
-            ),
+            sub: format!("system:serviceaccount:{}:{}", bound.namespace, bound.serviceaccount.name),
             bound,
             nbf: now,
         };
@@ -97,12 +90,7 @@ impl Tokens {
 
     /// The identity of a token meant for one of `audiences`, and which of them it is for. All that it
     /// is bound to must still be there.
-    pub fn verify(
-        &self,
-        app: &App,
-        token: &str,
-        audiences: &[&str],
-    ) -> Result<(Identity, Vec<String>), String> {
+    pub fn verify(&self, app: &App, token: &str, audiences: &[&str]) -> Result<(Identity, Vec<String>), String> {
         let mut validation = Validation::new(Algorithm::ES256);
         validation.set_issuer(&[&self.issuer]);
         validation.set_required_spec_claims(&["exp", "iss", "sub"]);
@@ -121,25 +109,12 @@ impl Tokens {
         if claims.nbf > now + 60 {
             return Err("token is not valid yet".to_owned());
         }
-        let shared: Vec<String> = claims
-            .aud
-            .iter()
-            .filter(|audience| audiences.contains(&audience.as_str()))
-            .cloned()
-            .collect();
+        let shared: Vec<String> =
+            claims.aud.iter().filter(|audience| audiences.contains(&audience.as_str())).cloned().collect();
         if shared.is_empty() {
-            return Err(format!(
-                "token audiences {:?} is invalid for the target audiences {audiences:?}",
-                claims.aud
-            ));
+            return Err(format!("token audiences {:?} is invalid for the target audiences {audiences:?}", claims.aud));
         }
-        let Bound {
-            namespace,
-            serviceaccount,
-            pod,
-            secret,
-            node,
-        } = &claims.bound;
+        let Bound { namespace, serviceaccount, pod, secret, node } = &claims.bound;
         let expected = format!("system:serviceaccount:{namespace}:{}", serviceaccount.name);
         if claims.sub != expected {
             return Err("subject and service account differ".to_owned());
@@ -150,9 +125,7 @@ impl Tokens {
                 Some(object) if *object.uid == *reference.uid => {
                     match deleted_at(&object.value()) {
                         // A pod that is ending may still use its token for a minute.
-                        Some(at) if at + 60 < now => {
-                            Err(format!("{resource} {} has been deleted", reference.name))
-                        }
+                        Some(at) if at + 60 < now => Err(format!("{resource} {} has been deleted", reference.name)),
                         _ => Ok(()),
                     }
                 }
@@ -167,19 +140,11 @@ impl Tokens {
         if let Some(secret) = secret {
             alive("secrets", secret)?;
         }
-        let mut identity = Identity::new(
-            claims.sub.clone(),
-            [
-                SERVICE_ACCOUNTS.to_owned(),
-                format!("{SERVICE_ACCOUNTS}:{namespace}"),
-            ],
-        );
+        let mut identity =
+            Identity::new(claims.sub.clone(), [SERVICE_ACCOUNTS.to_owned(), format!("{SERVICE_ACCOUNTS}:{namespace}")]);
         identity.uid.clone_from(&serviceaccount.uid);
         let mut extra = |key: &str, value: &str| {
-            identity.extra.insert(
-                format!("authentication.kubernetes.io/{key}"),
-                vec![value.to_owned()],
-            );
+            identity.extra.insert(format!("authentication.kubernetes.io/{key}"), vec![value.to_owned()]);
         };
         extra("credential-id", &format!("JTI={}", claims.jti));
         if let Some(pod) = pod {
@@ -197,7 +162,5 @@ impl Tokens {
 /// Seconds since 1970 of an object's deletionTimestamp.
 fn deleted_at(object: &Value) -> Option<i64> {
     let text = object.pointer("/metadata/deletionTimestamp")?.as_str()?;
-    text.parse::<jiff::Timestamp>()
-        .ok()
-        .map(jiff::Timestamp::as_second)
+    text.parse::<jiff::Timestamp>().ok().map(jiff::Timestamp::as_second)
 }

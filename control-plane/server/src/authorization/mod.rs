@@ -23,20 +23,12 @@ pub struct Attributes<'a> {
 }
 
 /// Paths that everyone may read, and those that need a name.
-const PUBLIC: &[&str] = &[
-    "/healthz",
-    "/livez",
-    "/readyz",
-    "/version",
-    "/version/",
-    "/cacerts",
-];
+const PUBLIC: &[&str] = &["/healthz", "/livez", "/readyz", "/version", "/version/", "/cacerts"];
 const DISCOVERY: &[&str] = &["/api", "/apis", "/openapi"];
 const NODE_CERTIFICATE: &str = "/bootstrap/v1/node-certificate";
 
 fn below(path: &str, root: &str) -> bool {
-    path.strip_prefix(root)
-        .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    path.strip_prefix(root).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
 /// Whether the identity may do it.
@@ -87,11 +79,7 @@ pub fn rules(identity: &Identity) -> (Vec<serde_json::Value>, Vec<serde_json::Va
     }
     let known = identity.in_group(AUTHENTICATED);
     let node = identity.node_name().is_some();
-    let tables = [
-        known.then_some(roles::EVERYONE),
-        node.then_some(roles::NODE),
-        roles::of(&identity.user),
-    ];
+    let tables = [known.then_some(roles::EVERYONE), node.then_some(roles::NODE), roles::of(&identity.user)];
     let resources = tables
         .into_iter()
         .flatten()
@@ -100,30 +88,13 @@ pub fn rules(identity: &Identity) -> (Vec<serde_json::Value>, Vec<serde_json::Va
         .collect();
     let mut paths: Vec<String> = PUBLIC.iter().map(|path| (*path).to_owned()).collect();
     if known {
-        paths.extend(
-            DISCOVERY
-                .iter()
-                .flat_map(|root| [(*root).to_owned(), format!("{root}/*")]),
-        );
+        paths.extend(DISCOVERY.iter().flat_map(|root| [(*root).to_owned(), format!("{root}/*")]));
     }
-    (
-        resources,
-        vec![json!({"verbs": ["get"], "nonResourceURLs": paths})],
-        !node,
-    )
+    (resources, vec![json!({"verbs": ["get"], "nonResourceURLs": paths})], !node)
 }
 
 fn refusal(identity: &Identity, attributes: &Attributes<'_>) -> Error {
-    let Attributes {
-        verb,
-        group,
-        resource,
-        subresource,
-        namespace,
-        name,
-        path,
-        ..
-    } = *attributes;
+    let Attributes { verb, group, resource, subresource, namespace, name, path, .. } = *attributes;
     let user = &identity.user;
     if let Some(path) = path {
         return Error::Forbidden {
@@ -132,21 +103,9 @@ fn refusal(identity: &Identity, attributes: &Attributes<'_>) -> Error {
             message: format!("forbidden: User {user:?} cannot {verb} path {path:?}"),
         };
     }
-    let qualified = if group.is_empty() {
-        resource.to_owned()
-    } else {
-        format!("{resource}.{group}")
-    };
-    let what = if subresource.is_empty() {
-        resource.to_owned()
-    } else {
-        format!("{resource}/{subresource}")
-    };
-    let object = if name.is_empty() {
-        String::new()
-    } else {
-        format!(" {name:?}")
-    };
+    let qualified = if group.is_empty() { resource.to_owned() } else { format!("{resource}.{group}") };
+    let what = if subresource.is_empty() { resource.to_owned() } else { format!("{resource}/{subresource}") };
+    let object = if name.is_empty() { String::new() } else { format!(" {name:?}") };
     let place = if namespace.is_empty() {
         "at the cluster scope".to_owned()
     } else {

@@ -13,22 +13,11 @@ pub fn allows(app: &App, node: &str, attributes: &Attributes<'_>) -> bool {
     if roles::covered(roles::NODE, attributes) {
         return true;
     }
-    let Attributes {
-        verb,
-        group,
-        resource,
-        subresource,
-        namespace,
-        name,
-        field_selector,
-        ..
-    } = *attributes;
+    let Attributes { verb, group, resource, subresource, namespace, name, field_selector, .. } = *attributes;
     let reads_one = verb == "get" || (matches!(verb, "list" | "watch") && !name.is_empty());
     match (group, resource, subresource) {
         // A creation names no object in its path; admission holds it to the node's own.
-        ("", "nodes", "") => {
-            verb == "create" || (name == node && OWN.contains(&verb) && verb != "delete")
-        }
+        ("", "nodes", "") => verb == "create" || (name == node && OWN.contains(&verb) && verb != "delete"),
         ("", "nodes", "status") => name == node && matches!(verb, "get" | "update" | "patch"),
         ("coordination.k8s.io", "leases", "") => {
             namespace == "kube-node-lease"
@@ -36,15 +25,12 @@ pub fn allows(app: &App, node: &str, attributes: &Attributes<'_>) -> bool {
         }
         ("", "pods", "") => match verb {
             "list" | "watch" => field_selector.split(',').any(|one| {
-                one.strip_prefix("spec.nodeName=")
-                    .is_some_and(|value| value.trim_start_matches('=') == node)
+                one.strip_prefix("spec.nodeName=").is_some_and(|value| value.trim_start_matches('=') == node)
             }),
             "get" | "delete" => is_bound(app, node, namespace, name),
             _ => false,
         },
-        ("", "pods", "status") => {
-            matches!(verb, "get" | "update" | "patch") && is_bound(app, node, namespace, name)
-        }
+        ("", "pods", "status") => matches!(verb, "get" | "update" | "patch") && is_bound(app, node, namespace, name),
         ("", "pods", "eviction") => verb == "create" && is_bound(app, node, namespace, name),
         ("", "configmaps", "") if (namespace, name) == CLUSTER_CONFIG => reads_one,
         ("", "configmaps" | "secrets" | "serviceaccounts", "") => {
@@ -58,10 +44,8 @@ pub fn allows(app: &App, node: &str, attributes: &Attributes<'_>) -> bool {
 }
 
 fn is_bound(app: &App, node: &str, namespace: &str, name: &str) -> bool {
-    app.find("", "pods", namespace, name).is_some_and(|pod| {
-        app.field(&pod, "pods", "spec.nodeName")
-            .is_some_and(|bound| bound == node)
-    })
+    app.find("", "pods", namespace, name)
+        .is_some_and(|pod| app.field(&pod, "pods", "spec.nodeName").is_some_and(|bound| bound == node))
 }
 
 /// Whether a pod bound to the node refers to the object.
@@ -73,32 +57,20 @@ fn pods_name(app: &App, node: &str, namespace: &str, resource: &str, name: &str)
         return false;
     };
     let quoted = format!("{name:?}");
-    let (snapshot, _) = pods.list(namespace, None, 0, |pod| {
-        app.field(pod, "pods", "spec.nodeName")
-            .is_some_and(|bound| bound == node)
-    });
+    let (snapshot, _) =
+        pods.list(namespace, None, 0, |pod| app.field(pod, "pods", "spec.nodeName").is_some_and(|bound| bound == node));
     snapshot.objects.iter().any(|pod| {
         // Decoding is the expensive part: only pods that have the name in them at all.
         let bytes = pod.bytes();
-        bytes
-            .windows(quoted.len())
-            .any(|window| window == quoted.as_bytes())
-            && pod
-                .value()
-                .get("spec")
-                .is_some_and(|spec| refers(spec, resource, name))
+        bytes.windows(quoted.len()).any(|window| window == quoted.as_bytes())
+            && pod.value().get("spec").is_some_and(|spec| refers(spec, resource, name))
     })
 }
 
 /// Whether a pod's specification refers to a Secret, ConfigMap or ServiceAccount by name.
 fn refers(spec: &Value, resource: &str, name: &str) -> bool {
     let is = |value: Option<&Value>| value.and_then(Value::as_str) == Some(name);
-    let list = |of: &Value, key: &str| {
-        of.get(key)
-            .and_then(Value::as_array)
-            .cloned()
-            .unwrap_or_default()
-    };
+    let list = |of: &Value, key: &str| of.get(key).and_then(Value::as_array).cloned().unwrap_or_default();
     if resource == "serviceaccounts" {
         return is(spec.get("serviceAccountName"));
     }
@@ -111,29 +83,18 @@ fn refers(spec: &Value, resource: &str, name: &str) -> bool {
     let in_volumes = list(spec, "volumes").iter().any(|entry| {
         is(entry.get(volume).and_then(|source| source.get(volume_name)))
             || entry.get("projected").is_some_and(|projected| {
-                list(projected, "sources")
-                    .iter()
-                    .any(|source| is(source.get(volume).and_then(|it| it.get("name"))))
+                list(projected, "sources").iter().any(|source| is(source.get(volume).and_then(|it| it.get("name"))))
             })
     });
-    let in_containers = ["containers", "initContainers", "ephemeralContainers"]
-        .iter()
-        .any(|key| {
-            list(spec, key).iter().any(|container| {
-                list(container, "env").iter().any(|entry| {
-                    is(entry
-                        .get("valueFrom")
-                        .and_then(|from| from.get(env))
-                        .and_then(|it| it.get("name")))
-                }) || list(container, "envFrom")
-                    .iter()
-                    .any(|entry| is(entry.get(env_from).and_then(|it| it.get("name"))))
-            })
-        });
-    let pulled = secret
-        && list(spec, "imagePullSecrets")
-            .iter()
-            .any(|entry| is(entry.get("name")));
+    let in_containers = ["containers", "initContainers", "ephemeralContainers"].iter().any(|key| {
+        list(spec, key).iter().any(|container| {
+            list(container, "env")
+                .iter()
+                .any(|entry| is(entry.get("valueFrom").and_then(|from| from.get(env)).and_then(|it| it.get("name"))))
+                || list(container, "envFrom").iter().any(|entry| is(entry.get(env_from).and_then(|it| it.get("name"))))
+        })
+    });
+    let pulled = secret && list(spec, "imagePullSecrets").iter().any(|entry| is(entry.get("name")));
     in_volumes || in_containers || pulled
 }
 

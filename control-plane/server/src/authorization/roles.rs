@@ -14,11 +14,7 @@ const fn rule(
     resources: &'static [&'static str],
     verbs: &'static [&'static str],
 ) -> Rule {
-    Rule {
-        groups,
-        resources,
-        verbs,
-    }
+    Rule { groups, resources, verbs }
 }
 
 pub const READ: &[&str] = &["get", "list", "watch"];
@@ -26,16 +22,8 @@ const WRITE: &[&str] = &["create", "update", "patch", "delete"];
 
 /// Questions about oneself.
 pub const EVERYONE: &[Rule] = &[
-    rule(
-        &["authorization.k8s.io"],
-        &["selfsubjectaccessreviews", "selfsubjectrulesreviews"],
-        &["create"],
-    ),
-    rule(
-        &["authentication.k8s.io"],
-        &["selfsubjectreviews"],
-        &["create"],
-    ),
+    rule(&["authorization.k8s.io"], &["selfsubjectaccessreviews", "selfsubjectrulesreviews"], &["create"]),
+    rule(&["authentication.k8s.io"], &["selfsubjectreviews"], &["create"]),
 ];
 
 const SCHEDULER: &[Rule] = &[
@@ -59,39 +47,15 @@ const SCHEDULER: &[Rule] = &[
     rule(&["policy"], &["poddisruptionbudgets"], READ),
     rule(&["storage.k8s.io"], &["*"], READ),
     rule(&["scheduling.k8s.io", "node.k8s.io"], &["*"], READ),
-    rule(
-        &["", "events.k8s.io"],
-        &["events"],
-        &["create", "update", "patch"],
-    ),
-    rule(
-        &["coordination.k8s.io"],
-        &["leases"],
-        &["get", "list", "watch", "create", "update"],
-    ),
+    rule(&["", "events.k8s.io"], &["events"], &["create", "update", "patch"]),
+    rule(&["coordination.k8s.io"], &["leases"], &["get", "list", "watch", "create", "update"]),
     rule(&["authentication.k8s.io"], &["tokenreviews"], &["create"]),
-    rule(
-        &["authorization.k8s.io"],
-        &["subjectaccessreviews"],
-        &["create"],
-    ),
+    rule(&["authorization.k8s.io"], &["subjectaccessreviews"], &["create"]),
 ];
 
 /// Garbage collection and the end of a namespace reach every kind; making is for some.
 const CONTROLLERS: &[Rule] = &[
-    rule(
-        &["*"],
-        &["*"],
-        &[
-            "get",
-            "list",
-            "watch",
-            "update",
-            "patch",
-            "delete",
-            "deletecollection",
-        ],
-    ),
+    rule(&["*"], &["*"], &["get", "list", "watch", "update", "patch", "delete", "deletecollection"]),
     rule(
         &[""],
         &[
@@ -108,51 +72,22 @@ const CONTROLLERS: &[Rule] = &[
         &["create"],
     ),
     rule(
-        &[
-            "apps",
-            "batch",
-            "discovery.k8s.io",
-            "events.k8s.io",
-            "coordination.k8s.io",
-        ],
-        &[
-            "replicasets",
-            "controllerrevisions",
-            "jobs",
-            "endpointslices",
-            "events",
-            "leases",
-        ],
+        &["apps", "batch", "discovery.k8s.io", "events.k8s.io", "coordination.k8s.io"],
+        &["replicasets", "controllerrevisions", "jobs", "endpointslices", "events", "leases"],
         &["create"],
     ),
     rule(&["authentication.k8s.io"], &["tokenreviews"], &["create"]),
-    rule(
-        &["authorization.k8s.io"],
-        &["subjectaccessreviews"],
-        &["create"],
-    ),
+    rule(&["authorization.k8s.io"], &["subjectaccessreviews"], &["create"]),
 ];
 
 /// What every node may do, whatever runs on it.
 pub const NODE: &[Rule] = &[
-    rule(
-        &[""],
-        &["services", "nodes", "namespaces", "endpoints"],
-        READ,
-    ),
+    rule(&[""], &["services", "nodes", "namespaces", "endpoints"], READ),
     rule(&["discovery.k8s.io"], &["endpointslices"], READ),
     rule(&["node.k8s.io"], &["runtimeclasses"], READ),
-    rule(
-        &["", "events.k8s.io"],
-        &["events"],
-        &["create", "update", "patch"],
-    ),
+    rule(&["", "events.k8s.io"], &["events"], &["create", "update", "patch"]),
     rule(&["authentication.k8s.io"], &["tokenreviews"], &["create"]),
-    rule(
-        &["authorization.k8s.io"],
-        &["subjectaccessreviews"],
-        &["create"],
-    ),
+    rule(&["authorization.k8s.io"], &["subjectaccessreviews"], &["create"]),
 ];
 
 /// The role of a component.
@@ -171,9 +106,7 @@ pub fn covered(rules: &[Rule], attributes: &Attributes<'_>) -> bool {
         subresource => format!("{}/{subresource}", attributes.resource),
     };
     rules.iter().any(|rule| {
-        any(rule.groups, attributes.group)
-            && any(rule.verbs, attributes.verb)
-            && any(rule.resources, &resource)
+        any(rule.groups, attributes.group) && any(rule.verbs, attributes.verb) && any(rule.resources, &resource)
     })
 }
 
@@ -184,19 +117,8 @@ pub const OWN: &[&str] = WRITE;
 mod tests {
     use super::*;
 
-    fn ask<'a>(
-        verb: &'a str,
-        group: &'a str,
-        resource: &'a str,
-        subresource: &'a str,
-    ) -> Attributes<'a> {
-        Attributes {
-            verb,
-            group,
-            resource,
-            subresource,
-            ..Attributes::default()
-        }
+    fn ask<'a>(verb: &'a str, group: &'a str, resource: &'a str, subresource: &'a str) -> Attributes<'a> {
+        Attributes { verb, group, resource, subresource, ..Attributes::default() }
     }
 
     #[test]
@@ -209,10 +131,7 @@ mod tests {
 
     #[test]
     fn controllers_do_not_impersonate() {
-        assert!(covered(
-            CONTROLLERS,
-            &ask("delete", "apps", "deployments", "")
-        ));
+        assert!(covered(CONTROLLERS, &ask("delete", "apps", "deployments", "")));
         assert!(!covered(CONTROLLERS, &ask("impersonate", "", "users", "")));
         assert!(!covered(CONTROLLERS, &ask("create", "", "pods", "exec")));
     }

@@ -99,21 +99,13 @@ pub enum Error {
 
 /// `/registry/apps/deployments/`; the core group is spelled out.
 pub fn prefix(kind: &Kind) -> String {
-    let group = if kind.group.is_empty() {
-        "core"
-    } else {
-        kind.group
-    };
+    let group = if kind.group.is_empty() { "core" } else { kind.group };
     format!("/registry/{group}/{}/", kind.plural)
 }
 
 /// The part of a key behind the prefix.
 pub fn suffix(namespace: &str, name: &str) -> String {
-    if namespace.is_empty() {
-        name.to_owned()
-    } else {
-        format!("{namespace}/{name}")
-    }
+    if namespace.is_empty() { name.to_owned() } else { format!("{namespace}/{name}") }
 }
 
 impl Cache {
@@ -133,11 +125,7 @@ impl Cache {
                 Arc::new(KindCache {
                     kind,
                     prefix: prefix(kind),
-                    state: RwLock::new(State {
-                        floor: at,
-                        last: at,
-                        ..State::default()
-                    }),
+                    state: RwLock::new(State { floor: at, last: at, ..State::default() }),
                     global: revision.subscribe(),
                     changed: watch::Sender::new(at),
                 })
@@ -152,19 +140,9 @@ impl Cache {
                     let Some(suffix) = entry.key.strip_prefix(kind.prefix.as_str()) else {
                         continue;
                     };
-                    let change = if entry.created == entry.revision {
-                        Change::Created
-                    } else {
-                        Change::Updated
-                    };
-                    let object = Object::new(
-                        kind.kind,
-                        &entry.key,
-                        &entry.value,
-                        change,
-                        entry.created,
-                        entry.revision,
-                    )?;
+                    let change = if entry.created == entry.revision { Change::Created } else { Change::Updated };
+                    let object =
+                        Object::new(kind.kind, &entry.key, &entry.value, change, entry.created, entry.revision)?;
                     state.objects.insert(suffix.into(), Arc::new(object));
                 }
                 match page.entries.last() {
@@ -173,16 +151,8 @@ impl Cache {
                 }
             }
         }
-        let by_prefix = kinds
-            .iter()
-            .map(|kind| (kind.prefix.clone(), kind.clone()))
-            .collect();
-        let cache = Arc::new(Self {
-            kinds,
-            by_prefix,
-            revision,
-            failed: watch::Sender::new(false),
-        });
+        let by_prefix = kinds.iter().map(|kind| (kind.prefix.clone(), kind.clone())).collect();
+        let cache = Arc::new(Self { kinds, by_prefix, revision, failed: watch::Sender::new(false) });
         let events = store.watch("/registry/", at)?;
         tokio::spawn(cache.clone().follow(store, events, shutdown));
         Ok(cache)
@@ -273,10 +243,7 @@ impl Cache {
         if *seen.borrow() >= revision {
             return true;
         }
-        matches!(
-            tokio::time::timeout(patience, seen.wait_for(|now| *now >= revision)).await,
-            Ok(Ok(_))
-        )
+        matches!(tokio::time::timeout(patience, seen.wait_for(|now| *now >= revision)).await, Ok(Ok(_)))
     }
 }
 
@@ -295,14 +262,7 @@ impl KindCache {
             return false;
         };
         // Decoded outside the lock.
-        let object = Object::new(
-            self.kind,
-            &event.key,
-            &event.value,
-            event.change,
-            event.created,
-            event.revision,
-        );
+        let object = Object::new(self.kind, &event.key, &event.value, event.change, event.created, event.revision);
         let object = match object {
             Ok(object) => Arc::new(object),
             Err(error) => {
@@ -316,18 +276,11 @@ impl KindCache {
         }
         let previous = match event.change {
             Change::Deleted => state.objects.remove(suffix),
-            Change::Created | Change::Updated => {
-                state.objects.insert(suffix.into(), object.clone())
-            }
+            Change::Created | Change::Updated => state.objects.insert(suffix.into(), object.clone()),
         };
         state.last = event.revision;
         state.bytes += object.size();
-        state.history.push_back(Arc::new(Event {
-            revision: event.revision,
-            change: event.change,
-            object,
-            previous,
-        }));
+        state.history.push_back(Arc::new(Event { revision: event.revision, change: event.change, object, previous }));
         while state.history.len() > HISTORY_MOST
             || (state.bytes > HISTORY_BYTES && state.history.len() > HISTORY_EVENTS)
         {
@@ -363,11 +316,7 @@ impl KindCache {
         limit: usize,
         select: impl Fn(&Object) -> bool,
     ) -> (Snapshot, Remaining) {
-        let within = if namespace.is_empty() {
-            String::new()
-        } else {
-            format!("{namespace}/")
-        };
+        let within = if namespace.is_empty() { String::new() } else { format!("{namespace}/") };
         // Told before the lock is taken: whatever it counts is in the state below.
         let global = *self.global.borrow();
         let state = self.read();
@@ -377,10 +326,8 @@ impl KindCache {
         };
         let mut objects = Vec::new();
         let mut remaining = Remaining::default();
-        let mut range = state
-            .objects
-            .range::<str, _>((from, Bound::Unbounded))
-            .take_while(|(key, _)| key.starts_with(&within));
+        let mut range =
+            state.objects.range::<str, _>((from, Bound::Unbounded)).take_while(|(key, _)| key.starts_with(&within));
         for (key, object) in range.by_ref() {
             if !select(object) {
                 continue;
@@ -411,19 +358,10 @@ impl KindCache {
         let changed = self.changed.subscribe();
         let state = self.read();
         if from < state.floor {
-            return Err(TooOld {
-                requested: from,
-                oldest: state.floor,
-            });
+            return Err(TooOld { requested: from, oldest: state.floor });
         }
-        let seen = state
-            .history
-            .partition_point(|event| event.revision <= from);
-        Ok(Watcher {
-            kind: self.clone(),
-            cursor: state.first + seen as u64,
-            changed,
-        })
+        let seen = state.history.partition_point(|event| event.revision <= from);
+        Ok(Watcher { kind: self.clone(), cursor: state.first + seen as u64, changed })
     }
 
     /// Whether nothing of this kind has changed since a revision.
@@ -449,13 +387,7 @@ impl Watcher {
         let state = self.kind.read();
         let skip = self.cursor.checked_sub(state.first).ok_or(Lagged)?;
         let skip = usize::try_from(skip).unwrap_or(usize::MAX);
-        let events: Vec<_> = state
-            .history
-            .iter()
-            .skip(skip)
-            .take(most)
-            .cloned()
-            .collect();
+        let events: Vec<_> = state.history.iter().skip(skip).take(most).cloned().collect();
         self.cursor += events.len() as u64;
         let all = skip + events.len() >= state.history.len();
         let upto = match events.last() {

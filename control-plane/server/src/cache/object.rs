@@ -62,14 +62,7 @@ pub fn event_type(change: Change) -> &'static str {
 /// The stored form: kind and apiVersion first, then the metadata without a resourceVersion.
 pub fn encode(kind: &Kind, object: &Value) -> Bytes {
     let mut out = Vec::with_capacity(1024);
-    out.extend_from_slice(
-        format!(
-            "{{\"kind\":\"{}\",\"apiVersion\":\"{}\"",
-            kind.kind,
-            kind.api_version()
-        )
-        .as_bytes(),
-    );
+    out.extend_from_slice(format!("{{\"kind\":\"{}\",\"apiVersion\":\"{}\"", kind.kind, kind.api_version()).as_bytes());
     out.extend_from_slice(METADATA);
     let mut first = true;
     let member = |out: &mut Vec<u8>, key: &str, value: &Value, first: &mut bool| {
@@ -99,9 +92,7 @@ pub fn encode(kind: &Kind, object: &Value) -> Bytes {
 }
 
 fn find(haystack: &[u8], needle: &[u8]) -> Option<usize> {
-    haystack
-        .windows(needle.len())
-        .position(|window| window == needle)
+    haystack.windows(needle.len()).position(|window| window == needle)
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -121,27 +112,17 @@ impl Object {
         created: Revision,
         revision: Revision,
     ) -> Result<Self, Malformed> {
-        let malformed = |reason: String| Malformed {
-            key: key.to_owned(),
-            reason,
-        };
+        let malformed = |reason: String| Malformed { key: key.to_owned(), reason };
         let (shape, fields) = if kind.selectable_fields.is_empty() {
-            let shape: Shape =
-                serde_json::from_slice(stored).map_err(|e| malformed(e.to_string()))?;
+            let shape: Shape = serde_json::from_slice(stored).map_err(|e| malformed(e.to_string()))?;
             (shape, Box::default())
         } else {
-            let value: Value =
-                serde_json::from_slice(stored).map_err(|e| malformed(e.to_string()))?;
-            let fields = kind
-                .selectable_fields
-                .iter()
-                .map(|field| (field.get)(&value))
-                .collect();
+            let value: Value = serde_json::from_slice(stored).map_err(|e| malformed(e.to_string()))?;
+            let fields = kind.selectable_fields.iter().map(|field| (field.get)(&value)).collect();
             let shape = Shape::deserialize(&value).map_err(|e| malformed(e.to_string()))?;
             (shape, fields)
         };
-        let metadata =
-            find(stored, METADATA).ok_or_else(|| malformed("it has no metadata".to_owned()))?;
+        let metadata = find(stored, METADATA).ok_or_else(|| malformed("it has no metadata".to_owned()))?;
         let version = revision.to_string();
         let head = event_type(change);
         let mut frame = BytesMut::with_capacity(stored.len() + version.len() + head.len() + 48);
@@ -153,11 +134,7 @@ impl Object {
         frame.put_slice(before);
         frame.put_slice(b"\"resourceVersion\":\"");
         frame.put_slice(version.as_bytes());
-        frame.put_slice(if after.starts_with(b"}") {
-            b"\""
-        } else {
-            b"\","
-        });
+        frame.put_slice(if after.starts_with(b"}") { b"\"" } else { b"\"," });
         frame.put_slice(after);
         frame.put_slice(FRAME_END);
         Ok(Self {
@@ -176,14 +153,12 @@ impl Object {
 
     /// The whole object.
     pub fn bytes(&self) -> Bytes {
-        self.frame
-            .slice(self.start..self.frame.len() - FRAME_END.len())
+        self.frame.slice(self.start..self.frame.len() - FRAME_END.len())
     }
 
     /// What follows `{` in a typed list: the object without kind and apiVersion.
     pub fn list_item(&self) -> Bytes {
-        self.frame
-            .slice(self.metadata..self.frame.len() - FRAME_END.len())
+        self.frame.slice(self.metadata..self.frame.len() - FRAME_END.len())
     }
 
     /// A line of a watch. Shared as it is where the event is the one the write made.

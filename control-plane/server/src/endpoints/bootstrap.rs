@@ -23,29 +23,19 @@ pub fn node_certificate(app: &App, identity: &Identity, body: &Bytes) -> Result<
         return Err(Error::Forbidden {
             resource: String::new(),
             name: String::new(),
-            message: format!(
-                "forbidden: User {:?} cannot post path \"/bootstrap/v1/node-certificate\"",
-                identity.user
-            ),
+            message: format!("forbidden: User {:?} cannot post path \"/bootstrap/v1/node-certificate\"", identity.user),
         });
     }
-    let request = std::str::from_utf8(body).map_err(|_| {
-        Error::BadRequest("body: not a PEM certificate request: it is not text".to_owned())
-    })?;
+    let request = std::str::from_utf8(body)
+        .map_err(|_| Error::BadRequest("body: not a PEM certificate request: it is not text".to_owned()))?;
     let (name, chain) = app.pki.sign_node(request).map_err(|error| match error {
         pki::Error::Request(text) => Error::BadRequest(text),
         other => Error::Internal(other.to_string()),
     })?;
     let wrong = sampan_api::validation::names::is_dns_subdomain(&name);
     if let Some(why) = wrong.first() {
-        return Err(Error::BadRequest(format!(
-            "the request's common name: {name:?}: {why}"
-        )));
+        return Err(Error::BadRequest(format!("the request's common name: {name:?}: {why}")));
     }
-    tracing::info!(
-        node = name,
-        user = identity.user,
-        "certificate signed for a node"
-    );
+    tracing::info!(node = name, user = identity.user, "certificate signed for a node");
     Ok(respond::with_body(StatusCode::OK, PEM, chain))
 }

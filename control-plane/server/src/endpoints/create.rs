@@ -9,11 +9,7 @@ use super::get::respond_written;
 use super::{Context, body_media};
 use crate::respond;
 
-pub async fn serve(
-    context: &mut Context,
-    kind: &'static Kind,
-    body: &Bytes,
-) -> Result<Response, Error> {
+pub async fn serve(context: &mut Context, kind: &'static Kind, body: &Bytes) -> Result<Response, Error> {
     let form = respond::negotiate(&context.headers, &context.query, false)?;
     let media = body_media(&context.headers)?;
     let dry_run = context.check_options("CreateOptions")?;
@@ -22,16 +18,7 @@ pub async fn serve(
     let mut object = decoded.object;
     (kind.strategy.default)(&mut object);
     let manager = context.field_manager();
-    let result = context
-        .write(kind, "", Some(&manager), dry_run)
-        .create(object, &mut warnings)
-        .await;
+    let result = context.write(kind, "", Some(&manager), dry_run).create(object, &mut warnings).await;
     context.warnings.append(&mut warnings);
-    Ok(respond_written(
-        context,
-        kind,
-        form,
-        StatusCode::CREATED,
-        result?,
-    ))
+    Ok(respond_written(context, kind, form, StatusCode::CREATED, result?))
 }

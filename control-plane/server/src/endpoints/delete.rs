@@ -34,22 +34,14 @@ pub struct Options {
 
 impl Options {
     pub fn from_value(value: &Value) -> Self {
-        let text = |pointer: &str| {
-            value
-                .pointer(pointer)
-                .and_then(Value::as_str)
-                .map(str::to_owned)
-        };
+        let text = |pointer: &str| value.pointer(pointer).and_then(Value::as_str).map(str::to_owned);
         Self {
             grace: value.get("gracePeriodSeconds").and_then(Value::as_i64),
             policy: text("/propagationPolicy"),
             orphan: value.get("orphanDependents").and_then(Value::as_bool),
             uid: text("/preconditions/uid").unwrap_or_default(),
             resource_version: text("/preconditions/resourceVersion").unwrap_or_default(),
-            dry_run: value
-                .get("dryRun")
-                .and_then(Value::as_array)
-                .is_some_and(|list| !list.is_empty()),
+            dry_run: value.get("dryRun").and_then(Value::as_array).is_some_and(|list| !list.is_empty()),
         }
     }
 
@@ -60,11 +52,7 @@ impl Options {
             if let Some(seconds) = context.query.int("gracePeriodSeconds")? {
                 map.insert("gracePeriodSeconds".to_owned(), seconds.into());
             }
-            if let Some(policy) = context
-                .query
-                .get("propagationPolicy")
-                .filter(|policy| !policy.is_empty())
-            {
+            if let Some(policy) = context.query.get("propagationPolicy").filter(|policy| !policy.is_empty()) {
                 map.insert("propagationPolicy".to_owned(), policy.into());
             }
             if let Some(orphan) = context.query.flag("orphanDependents") {
@@ -95,11 +83,7 @@ impl Options {
 
 /// Kinds whose delete answers with the object that is gone.
 fn returns_object(kind: &Kind) -> bool {
-    kind.group.is_empty()
-        && matches!(
-            kind.plural,
-            "pods" | "podtemplates" | "serviceaccounts" | "services"
-        )
+    kind.group.is_empty() && matches!(kind.plural, "pods" | "podtemplates" | "serviceaccounts" | "services")
 }
 
 /// What a delete did.
@@ -111,15 +95,8 @@ pub enum Deleted {
 
 /// Finalizers after the wish for dependents is put in.
 fn finalizers(object: &Value, options: &Options) -> Vec<String> {
-    let list = object
-        .pointer("/metadata/finalizers")
-        .and_then(Value::as_array);
-    let mut all: Vec<String> = list
-        .into_iter()
-        .flatten()
-        .filter_map(Value::as_str)
-        .map(str::to_owned)
-        .collect();
+    let list = object.pointer("/metadata/finalizers").and_then(Value::as_array);
+    let mut all: Vec<String> = list.into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect();
     let (orphan, foreground) = match (options.orphan, options.policy.as_deref()) {
         (Some(orphan), _) => (orphan, false),
         (None, Some("Orphan")) => (true, false),
@@ -138,11 +115,8 @@ fn finalizers(object: &Value, options: &Options) -> Vec<String> {
 }
 
 fn check(kind: &Kind, name: &str, object: &Value, options: &Options) -> Result<(), Error> {
-    let conflict = |message: String| Error::Conflict {
-        resource: kind.qualified_kind(),
-        name: name.to_owned(),
-        message,
-    };
+    let conflict =
+        |message: String| Error::Conflict { resource: kind.qualified_kind(), name: name.to_owned(), message };
     let uid = meta(object, "uid");
     if !options.uid.is_empty() && options.uid != uid {
         return Err(conflict(format!(
@@ -163,26 +137,15 @@ fn check(kind: &Kind, name: &str, object: &Value, options: &Options) -> Result<(
 }
 
 /// The object as it waits for its end; `None`: nothing about it changes.
-fn mark(
-    kind: &Kind,
-    object: &Value,
-    options: &Options,
-    now: jiff::Timestamp,
-) -> Result<Plan, Error> {
+fn mark(kind: &Kind, object: &Value, options: &Options, now: jiff::Timestamp) -> Result<Plan, Error> {
     let wanted = finalizers(object, options);
     let namespace = kind.group.is_empty() && kind.plural == "namespaces";
     let held = !wanted.is_empty()
         || (namespace
-            && object
-                .pointer("/spec/finalizers")
-                .and_then(Value::as_array)
-                .is_some_and(|list| !list.is_empty()));
+            && object.pointer("/spec/finalizers").and_then(Value::as_array).is_some_and(|list| !list.is_empty()));
     let deleting = meta(object, "deletionTimestamp").to_owned();
-    let before = object
-        .pointer("/metadata/deletionGracePeriodSeconds")
-        .and_then(Value::as_i64);
-    let grace = (kind.strategy.grace_period)(object, options.grace)
-        .map(|grace| if grace < 0 { 1 } else { grace });
+    let before = object.pointer("/metadata/deletionGracePeriodSeconds").and_then(Value::as_i64);
+    let grace = (kind.strategy.grace_period)(object, options.grace).map(|grace| if grace < 0 { 1 } else { grace });
     let mut marked = object.clone();
     let fields = metadata(&mut marked)?;
     if wanted.is_empty() {
@@ -194,32 +157,22 @@ fn mark(
     if deleting.is_empty() {
         let grace = grace.unwrap_or(0);
         ends_now &= grace == 0;
-        let at = now
-            .saturating_add(jiff::SignedDuration::from_secs(grace))
-            .unwrap_or(now);
+        let at = now.saturating_add(jiff::SignedDuration::from_secs(grace)).unwrap_or(now);
         fields.insert("deletionTimestamp".to_owned(), time_text(at).into());
         if !namespace {
             fields.insert("deletionGracePeriodSeconds".to_owned(), grace.into());
         }
-        if let Some(generation) = fields
-            .get("generation")
-            .and_then(Value::as_i64)
-            .filter(|count| *count > 0)
-        {
+        if let Some(generation) = fields.get("generation").and_then(Value::as_i64).filter(|count| *count > 0) {
             fields.insert("generation".to_owned(), (generation + 1).into());
         }
     } else if let Some(before) = before.filter(|seconds| *seconds > 0) {
         // The time to end can only become shorter.
-        if let Some(grace) = options
-            .grace
-            .map(|grace| if grace < 0 { 1 } else { grace })
-            .filter(|grace| *grace < before)
+        if let Some(grace) =
+            options.grace.map(|grace| if grace < 0 { 1 } else { grace }).filter(|grace| *grace < before)
         {
             ends_now &= grace == 0;
             if let Ok(at) = deleting.parse::<jiff::Timestamp>() {
-                let at = at
-                    .saturating_sub(jiff::SignedDuration::from_secs(before - grace))
-                    .unwrap_or(at);
+                let at = at.saturating_sub(jiff::SignedDuration::from_secs(before - grace)).unwrap_or(at);
                 fields.insert("deletionTimestamp".to_owned(), time_text(at).into());
                 fields.insert("deletionGracePeriodSeconds".to_owned(), grace.into());
             }
@@ -230,21 +183,14 @@ fn mark(
     if namespace
         && deleting.is_empty()
         && let Some(map) = marked.as_object_mut()
-        && let Some(status) = map
-            .entry("status")
-            .or_insert_with(|| json!({}))
-            .as_object_mut()
+        && let Some(status) = map.entry("status").or_insert_with(|| json!({})).as_object_mut()
     {
         status.insert("phase".to_owned(), "Terminating".into());
     }
     if ends_now {
         return Ok(Plan::End(marked));
     }
-    Ok(if marked == *object {
-        Plan::Nothing
-    } else {
-        Plan::Mark(marked)
-    })
+    Ok(if marked == *object { Plan::Nothing } else { Plan::Mark(marked) })
 }
 
 enum Plan {
@@ -265,9 +211,7 @@ pub async fn run(write: &Write<'_>, name: &str, options: &Options) -> Result<Del
         identity: write.identity,
     };
     for _ in 0..ATTEMPTS {
-        let stored = cache
-            .get(write.namespace, name)
-            .ok_or_else(|| not_found(write.kind, name))?;
+        let stored = cache.get(write.namespace, name).ok_or_else(|| not_found(write.kind, name))?;
         let object = shown(write.kind, &stored);
         check(write.kind, name, &object, options)?;
         admission::delete(&attributes)?;
@@ -282,10 +226,7 @@ pub async fn run(write: &Write<'_>, name: &str, options: &Options) -> Result<Del
                 });
             }
             Plan::Mark(marked) => {
-                let stored_kind = write
-                    .kind
-                    .stored_as
-                    .map_or(write.kind, |stored| (stored.kind)());
+                let stored_kind = write.kind.stored_as.map_or(write.kind, |stored| (stored.kind)());
                 let value = match write.kind.stored_as {
                     Some(to) => (to.to_stored)(marked),
                     None => marked,
@@ -294,21 +235,12 @@ pub async fn run(write: &Write<'_>, name: &str, options: &Options) -> Result<Del
                 match app.store.update(&key, bytes.clone(), stored.revision).await {
                     Ok(revision) => {
                         write.catch_up(revision).await?;
-                        let object = Object::new(
-                            stored_kind,
-                            &key,
-                            &bytes,
-                            Change::Updated,
-                            stored.created,
-                            revision,
-                        )
-                        .map_err(|error| Error::Internal(error.to_string()))?;
+                        let object = Object::new(stored_kind, &key, &bytes, Change::Updated, stored.created, revision)
+                            .map_err(|error| Error::Internal(error.to_string()))?;
                         return Ok(Deleted::Marked(shown(write.kind, &object)));
                     }
                     Err(StoreError::Conflict { current, .. }) => write.catch_up(current).await?,
-                    Err(StoreError::NotFound { .. }) => {
-                        write.vanished(cache, name, stored.revision).await?
-                    }
+                    Err(StoreError::NotFound { .. }) => write.vanished(cache, name, stored.revision).await?,
                     Err(error) => return Err(store_error(error)),
                 }
             }
@@ -322,26 +254,16 @@ pub async fn run(write: &Write<'_>, name: &str, options: &Options) -> Result<Del
                     return Ok(Deleted::Gone(marked));
                 }
                 Err(StoreError::Conflict { current, .. }) => write.catch_up(current).await?,
-                Err(StoreError::NotFound { .. }) => {
-                    write.vanished(cache, name, stored.revision).await?
-                }
+                Err(StoreError::NotFound { .. }) => write.vanished(cache, name, stored.revision).await?,
                 Err(error) => return Err(store_error(error)),
             },
         }
     }
-    Err(crate::registry::conflict(
-        write.kind,
-        name,
-        crate::registry::MODIFIED,
-    ))
+    Err(crate::registry::conflict(write.kind, name, crate::registry::MODIFIED))
 }
 
 /// `DELETE` of one object.
-pub async fn one(
-    context: &mut Context,
-    kind: &'static Kind,
-    body: Bytes,
-) -> Result<Response, Error> {
+pub async fn one(context: &mut Context, kind: &'static Kind, body: Bytes) -> Result<Response, Error> {
     let form = respond::negotiate(&context.headers, &context.query, false)?;
     let options = Options::read(context, &body)?;
     let write = context.write(kind, "", None, options.dry_run);
@@ -350,36 +272,22 @@ pub async fn one(
         Deleted::Gone(object) => (object, true),
         Deleted::Marked(object) => (object, false),
     };
-    let status = if !gone && options.cascades() {
-        StatusCode::ACCEPTED
-    } else {
-        StatusCode::OK
-    };
+    let status = if !gone && options.cascades() { StatusCode::ACCEPTED } else { StatusCode::OK };
     if gone && !returns_object(kind) {
         let done = respond::success(kind, name, meta(&object, "uid"));
         return Ok(respond::value(form, status, &done));
     }
     let now = context.app.now().as_second();
-    Ok(respond::value(
-        form,
-        status,
-        &respond::shaped(kind, form, object, &context.query, now),
-    ))
+    Ok(respond::value(form, status, &respond::shaped(kind, form, object, &context.query, now)))
 }
 
 /// `DELETE` of all that a list with the same selectors shows.
-pub async fn collection(
-    context: &mut Context,
-    kind: &'static Kind,
-    body: Bytes,
-) -> Result<Response, Error> {
+pub async fn collection(context: &mut Context, kind: &'static Kind, body: Bytes) -> Result<Response, Error> {
     let form = respond::negotiate(&context.headers, &context.query, true)?;
     let options = Options::read(context, &body)?;
     let selection = list::Selection::read(context, kind)?;
     let cache = context.app.cache.of(kind).ok_or(Error::UnknownPath)?;
-    let (snapshot, _) = cache.list(&context.path.namespace, None, 0, |object| {
-        selection.matches(object)
-    });
+    let (snapshot, _) = cache.list(&context.path.namespace, None, 0, |object| selection.matches(object));
     let mut items = Vec::with_capacity(snapshot.objects.len());
     for object in &snapshot.objects {
         let mut write = context.write(kind, "", None, options.dry_run);
@@ -390,11 +298,5 @@ pub async fn collection(
         }
         items.push(shown(kind, object));
     }
-    list::respond_with(
-        context,
-        kind,
-        form,
-        items,
-        json!({"resourceVersion": snapshot.revision.to_string()}),
-    )
+    list::respond_with(context, kind, form, items, json!({"resourceVersion": snapshot.revision.to_string()}))
 }

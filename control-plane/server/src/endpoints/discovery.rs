@@ -22,10 +22,7 @@ fn groups() -> Vec<(&'static str, Vec<&'static str>)> {
     let mut all: Vec<(&'static str, Vec<&'static str>)> = Vec::new();
     let of_kinds = kinds::ALL.iter().map(|kind| (kind.group, kind.version));
     let of_reviews = reviews::ALL.iter().map(|review| (review.group, "v1"));
-    for (group, version) in of_kinds
-        .chain(of_reviews)
-        .filter(|(group, _)| !group.is_empty())
-    {
+    for (group, version) in of_kinds.chain(of_reviews).filter(|(group, _)| !group.is_empty()) {
         match all.iter_mut().find(|(known, _)| *known == group) {
             Some((_, versions)) if versions.contains(&version) => {}
             Some((_, versions)) => versions.push(version),
@@ -60,10 +57,7 @@ fn order(group: &str) -> usize {
         "resource.k8s.io",
         "flowcontrol.apiserver.k8s.io",
     ];
-    ORDER
-        .iter()
-        .position(|known| *known == group)
-        .unwrap_or(ORDER.len())
+    ORDER.iter().position(|known| *known == group).unwrap_or(ORDER.len())
 }
 
 /// Whether anything is served under a group and version.
@@ -71,22 +65,15 @@ pub fn serves(group: &str, version: &str) -> bool {
     if group.is_empty() {
         return version == "v1";
     }
-    groups()
-        .iter()
-        .any(|(known, versions)| *known == group && versions.contains(&version))
+    groups().iter().any(|(known, versions)| *known == group && versions.contains(&version))
 }
 
 fn group_version(group: &str, version: &str) -> String {
-    if group.is_empty() {
-        version.to_owned()
-    } else {
-        format!("{group}/{version}")
-    }
+    if group.is_empty() { version.to_owned() } else { format!("{group}/{version}") }
 }
 
 fn group_value(group: &str, versions: &[&str]) -> Value {
-    let entry =
-        |version: &str| json!({"groupVersion": group_version(group, version), "version": version});
+    let entry = |version: &str| json!({"groupVersion": group_version(group, version), "version": version});
     json!({
         "name": group,
         "versions": versions.iter().map(|version| entry(version)).collect::<Vec<_>>(),
@@ -120,13 +107,7 @@ fn resources(group: &str, version: &str) -> Vec<Value> {
             entry.insert("name".to_owned(), name.clone().into());
             entry.insert("singularName".to_owned(), "".into());
             entry.insert("namespaced".to_owned(), kind.namespaced().into());
-            entry.insert(
-                "kind".to_owned(),
-                subresource
-                    .object
-                    .map_or(kind.kind, |(_, _, kind)| kind)
-                    .into(),
-            );
+            entry.insert("kind".to_owned(), subresource.object.map_or(kind.kind, |(_, _, kind)| kind).into());
             entry.insert("verbs".to_owned(), json!(subresource.verbs));
             // Said only where they are not those of the list.
             if let Some((of_group, of_version, _)) = subresource.object
@@ -146,10 +127,7 @@ fn resources(group: &str, version: &str) -> Vec<Value> {
     };
     if version == "v1" {
         for review in reviews::ALL.iter().filter(|review| review.group == group) {
-            all.push((
-                review.plural.to_owned(),
-                simple(review.plural, review.kind, review.namespaced),
-            ));
+            all.push((review.plural.to_owned(), simple(review.plural, review.kind, review.namespaced)));
         }
         if group.is_empty() {
             all.push(("bindings".to_owned(), simple("bindings", "Binding", true)));
@@ -162,28 +140,16 @@ fn resources(group: &str, version: &str) -> Vec<Value> {
 /// The aggregated form of one version.
 fn aggregated_version(group: &str, version: &str) -> Value {
     let of = |entry: &Value| {
-        let text = |key: &str| {
-            entry
-                .get(key)
-                .and_then(Value::as_str)
-                .unwrap_or_default()
-                .to_owned()
-        };
+        let text = |key: &str| entry.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
         let response = |entry: &Value| {
             let part = |key: &str, own: &str| {
-                entry
-                    .get(key)
-                    .and_then(Value::as_str)
-                    .map_or_else(|| own.to_owned(), str::to_owned)
+                entry.get(key).and_then(Value::as_str).map_or_else(|| own.to_owned(), str::to_owned)
             };
             json!({"group": part("group", group), "version": part("version", version), "kind": entry.get("kind")})
         };
         let mut out = Map::new();
         out.insert("responseKind".to_owned(), response(entry));
-        out.insert(
-            "verbs".to_owned(),
-            entry.get("verbs").cloned().unwrap_or_default(),
-        );
+        out.insert("verbs".to_owned(), entry.get("verbs").cloned().unwrap_or_default());
         (text("name"), out)
     };
     let mut list: Vec<Map<String, Value>> = Vec::new();
@@ -192,11 +158,9 @@ fn aggregated_version(group: &str, version: &str) -> Value {
         match name.split_once('/') {
             Some((parent, subresource)) => {
                 out.insert("subresource".to_owned(), subresource.into());
-                let parent = list
-                    .iter_mut()
-                    .find(|known| known.get("resource").and_then(Value::as_str) == Some(parent));
-                let subresources =
-                    parent.map(|parent| parent.entry("subresources").or_insert_with(|| json!([])));
+                let parent =
+                    list.iter_mut().find(|known| known.get("resource").and_then(Value::as_str) == Some(parent));
+                let subresources = parent.map(|parent| parent.entry("subresources").or_insert_with(|| json!([])));
                 if let Some(Value::Array(subresources)) = subresources {
                     subresources.push(Value::Object(out));
                 }
@@ -204,15 +168,10 @@ fn aggregated_version(group: &str, version: &str) -> Value {
             None => {
                 let namespaced = entry.get("namespaced").and_then(Value::as_bool) == Some(true);
                 out.insert("resource".to_owned(), name.into());
-                out.insert(
-                    "scope".to_owned(),
-                    if namespaced { "Namespaced" } else { "Cluster" }.into(),
-                );
-                for (from, to) in [
-                    ("singularName", "singularResource"),
-                    ("shortNames", "shortNames"),
-                    ("categories", "categories"),
-                ] {
+                out.insert("scope".to_owned(), if namespaced { "Namespaced" } else { "Cluster" }.into());
+                for (from, to) in
+                    [("singularName", "singularResource"), ("shortNames", "shortNames"), ("categories", "categories")]
+                {
                     if let Some(value) = entry.get(from) {
                         out.insert(to.to_owned(), value.clone());
                     }
@@ -226,9 +185,7 @@ fn aggregated_version(group: &str, version: &str) -> Value {
 
 fn aggregated(legacy: bool) -> Value {
     let items: Vec<Value> = if legacy {
-        vec![
-            json!({"metadata": {"creationTimestamp": null}, "versions": [aggregated_version("", "v1")]}),
-        ]
+        vec![json!({"metadata": {"creationTimestamp": null}, "versions": [aggregated_version("", "v1")]})]
     } else {
         groups()
             .iter()
@@ -245,8 +202,7 @@ fn wants_aggregated(headers: &HeaderMap) -> bool {
     for range in respond::ranges(headers) {
         match (range.media, range.parameter("as")) {
             ("application/json", "APIGroupDiscoveryList")
-                if range.parameter("g") == "apidiscovery.k8s.io"
-                    && range.parameter("v") == "v2" =>
+                if range.parameter("g") == "apidiscovery.k8s.io" && range.parameter("v") == "v2" =>
             {
                 return true;
             }
@@ -276,38 +232,25 @@ pub fn serve(
         return Err(Error::MethodNotAllowed);
     }
     // What is asked for besides JSON falls back to it here.
-    let form = respond::negotiate(headers, query, false).unwrap_or(Form {
-        shape: Shape::Object,
-        yaml: false,
-        pretty: false,
-    });
-    let form = Form {
-        shape: Shape::Object,
-        ..form
-    };
+    let form =
+        respond::negotiate(headers, query, false).unwrap_or(Form { shape: Shape::Object, yaml: false, pretty: false });
+    let form = Form { shape: Shape::Object, ..form };
     let body = match path {
         ApiPath::Root { legacy } if wants_aggregated(headers) => {
             let body = aggregated(*legacy);
             let tag = etag(&body);
-            let mut response = if headers
-                .get(http::header::IF_NONE_MATCH)
-                .is_some_and(|known| known.as_bytes() == tag.as_bytes())
-            {
-                respond::with_body(StatusCode::NOT_MODIFIED, AGGREGATED, "")
-            } else {
-                let mut response = respond::value(form, StatusCode::OK, &body);
-                response.headers_mut().insert(
-                    http::header::CONTENT_TYPE,
-                    HeaderValue::from_static(AGGREGATED),
-                );
-                response
-            };
+            let mut response =
+                if headers.get(http::header::IF_NONE_MATCH).is_some_and(|known| known.as_bytes() == tag.as_bytes()) {
+                    respond::with_body(StatusCode::NOT_MODIFIED, AGGREGATED, "")
+                } else {
+                    let mut response = respond::value(form, StatusCode::OK, &body);
+                    response.headers_mut().insert(http::header::CONTENT_TYPE, HeaderValue::from_static(AGGREGATED));
+                    response
+                };
             if let Ok(tag) = HeaderValue::from_str(&tag) {
                 response.headers_mut().insert(http::header::ETAG, tag);
             }
-            response
-                .headers_mut()
-                .insert(http::header::VARY, HeaderValue::from_static("Accept"));
+            response.headers_mut().insert(http::header::VARY, HeaderValue::from_static("Accept"));
             return Ok(response);
         }
         ApiPath::Root { legacy: true } => json!({
@@ -370,26 +313,12 @@ pub fn paths(headers: &HeaderMap, query: &Query) -> Response {
     .into();
     for (group, versions) in groups() {
         all.push(format!("/apis/{group}"));
-        all.extend(
-            versions
-                .iter()
-                .map(|version| format!("/apis/{group}/{version}")),
-        );
+        all.extend(versions.iter().map(|version| format!("/apis/{group}/{version}")));
     }
     all.sort();
-    let form = respond::negotiate(headers, query, false).unwrap_or(Form {
-        shape: Shape::Object,
-        yaml: false,
-        pretty: true,
-    });
-    respond::value(
-        Form {
-            shape: Shape::Object,
-            ..form
-        },
-        StatusCode::OK,
-        &json!({"paths": all}),
-    )
+    let form =
+        respond::negotiate(headers, query, false).unwrap_or(Form { shape: Shape::Object, yaml: false, pretty: true });
+    respond::value(Form { shape: Shape::Object, ..form }, StatusCode::OK, &json!({"paths": all}))
 }
 
 /// A document and the hash that names it.
@@ -404,10 +333,11 @@ fn documents() -> &'static [Document] {
     static ALL: OnceLock<Vec<Document>> = OnceLock::new();
     ALL.get_or_init(|| {
         let mut versions = vec![(String::new(), "v1".to_owned())];
-        versions.extend(groups().iter().flat_map(|(group, all)| {
-            all.iter()
-                .map(|version| ((*group).to_owned(), (*version).to_owned()))
-        }));
+        versions.extend(
+            groups()
+                .iter()
+                .flat_map(|(group, all)| all.iter().map(|version| ((*group).to_owned(), (*version).to_owned()))),
+        );
         versions
             .into_iter()
             .filter_map(|(group, version)| {
@@ -415,11 +345,7 @@ fn documents() -> &'static [Document] {
                 let mut hasher = DefaultHasher::new();
                 bytes.hash(&mut hasher);
                 let hash = format!("{:016X}", hasher.finish());
-                let path = if group.is_empty() {
-                    format!("api/{version}")
-                } else {
-                    format!("apis/{group}/{version}")
-                };
+                let path = if group.is_empty() { format!("api/{version}") } else { format!("apis/{group}/{version}") };
                 Some(Document { path, bytes, hash })
             })
             .collect()
@@ -428,11 +354,8 @@ fn documents() -> &'static [Document] {
 
 /// `/openapi/v3` and the documents below it.
 pub fn openapi(path: &str, headers: &HeaderMap, query: &Query) -> Result<Response, Error> {
-    let form = respond::negotiate(headers, query, false).unwrap_or(Form {
-        shape: Shape::Object,
-        yaml: false,
-        pretty: false,
-    });
+    let form =
+        respond::negotiate(headers, query, false).unwrap_or(Form { shape: Shape::Object, yaml: false, pretty: false });
     let Some(rest) = path.strip_prefix("/openapi/v3") else {
         return Ok(respond::not_found_page());
     };

@@ -14,9 +14,7 @@ pub async fn serve(context: &mut Context, kind: &'static Kind) -> Result<Respons
     super::list::await_version(context, context.query.text("resourceVersion")).await?;
     let cache = context.app.cache.of(kind).ok_or(Error::UnknownPath)?;
     let name = &context.path.name;
-    let object = cache
-        .get(&context.path.namespace, name)
-        .ok_or_else(|| not_found(kind, name))?;
+    let object = cache.get(&context.path.namespace, name).ok_or_else(|| not_found(kind, name))?;
     Ok(respond_object(context, kind, form, StatusCode::OK, &object))
 }
 
@@ -42,11 +40,7 @@ pub fn respond_value(
     value: serde_json::Value,
 ) -> Response {
     let now = context.app.now().as_second();
-    respond::value(
-        form,
-        status,
-        &respond::shaped(kind, form, value, &context.query, now),
-    )
+    respond::value(form, status, &respond::shaped(kind, form, value, &context.query, now))
 }
 
 pub fn respond_written(

@@ -18,11 +18,8 @@ pub fn git_version() -> String {
 }
 
 pub fn version(_: &App, headers: &HeaderMap, query: &Query) -> Response {
-    let form = respond::negotiate(headers, query, false).unwrap_or(Form {
-        shape: Shape::Object,
-        yaml: false,
-        pretty: true,
-    });
+    let form =
+        respond::negotiate(headers, query, false).unwrap_or(Form { shape: Shape::Object, yaml: false, pretty: true });
     let body = json!({
         "major": VERSION.0,
         "minor": VERSION.1,
@@ -38,14 +35,7 @@ pub fn version(_: &App, headers: &HeaderMap, query: &Query) -> Response {
         "compiler": "rustc",
         "platform": format!("{}/{}", std::env::consts::OS, architecture()),
     });
-    respond::value(
-        Form {
-            shape: Shape::Object,
-            ..form
-        },
-        StatusCode::OK,
-        &body,
-    )
+    respond::value(Form { shape: Shape::Object, ..form }, StatusCode::OK, &body)
 }
 
 /// As Go names it.
@@ -64,17 +54,9 @@ pub fn check(app: &App, path: &str, query: &Query) -> Option<Response> {
         (rest.is_empty() || rest.starts_with('/')).then_some((*name, rest.trim_start_matches('/')))
     })?;
     let following = !app.cache.has_failed();
-    let mut checks = vec![
-        ("ping", true),
-        ("log", true),
-        ("store", following),
-        ("watch-cache", following),
-    ];
+    let mut checks = vec![("ping", true), ("log", true), ("store", following), ("watch-cache", following)];
     if endpoint != "livez" {
-        checks.push((
-            "poststarthook/initial-objects",
-            app.ready.load(std::sync::atomic::Ordering::Acquire),
-        ));
+        checks.push(("poststarthook/initial-objects", app.ready.load(std::sync::atomic::Ordering::Acquire)));
     }
     if endpoint == "readyz" {
         checks.push(("shutdown", !app.shutdown.is_cancelled()));
@@ -84,16 +66,11 @@ pub fn check(app: &App, path: &str, query: &Query) -> Option<Response> {
         return Some(if good {
             respond::text(StatusCode::OK, "ok")
         } else {
-            respond::text(
-                StatusCode::INTERNAL_SERVER_ERROR,
-                "internal server error: failed\n",
-            )
+            respond::text(StatusCode::INTERNAL_SERVER_ERROR, "internal server error: failed\n")
         });
     }
     let excluded: Vec<&str> = query.all("exclude").collect();
-    let good = checks
-        .iter()
-        .all(|(name, good)| *good || excluded.contains(name));
+    let good = checks.iter().all(|(name, good)| *good || excluded.contains(name));
     if good && query.get("verbose").is_none() {
         return Some(respond::text(StatusCode::OK, "ok"));
     }
@@ -105,23 +82,12 @@ pub fn check(app: &App, path: &str, query: &Query) -> Option<Response> {
             (false, false) => format!("[-]{name} failed: reason withheld\n"),
         };
     }
-    text += &format!(
-        "{endpoint} check {}\n",
-        if good { "passed" } else { "failed" }
-    );
-    let code = if good {
-        StatusCode::OK
-    } else {
-        StatusCode::INTERNAL_SERVER_ERROR
-    };
+    text += &format!("{endpoint} check {}\n", if good { "passed" } else { "failed" });
+    let code = if good { StatusCode::OK } else { StatusCode::INTERNAL_SERVER_ERROR };
     Some(respond::text(code, text))
 }
 
 pub fn metrics(app: &App) -> Response {
     let text = app.metrics.encode(&app.cache);
-    respond::with_body(
-        StatusCode::OK,
-        "application/openmetrics-text; version=1.0.0; charset=utf-8",
-        text,
-    )
+    respond::with_body(StatusCode::OK, "application/openmetrics-text; version=1.0.0; charset=utf-8", text)
 }

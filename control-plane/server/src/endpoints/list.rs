@@ -48,57 +48,36 @@ struct Token {
 
 impl Token {
     fn encode(revision: i64, after: &str) -> String {
-        let token = Self {
-            v: TOKEN_VERSION.to_owned(),
-            rv: revision,
-            start: format!("{after}\0"),
-        };
+        let token = Self { v: TOKEN_VERSION.to_owned(), rv: revision, start: format!("{after}\0") };
         BASE64.encode(serde_json::to_vec(&token).unwrap_or_default())
     }
 
     /// The revision to list at (none: now) and the key to go on behind.
     fn decode(text: &str) -> Result<(Option<Revision>, String), Error> {
-        let invalid = |why: String| {
-            Error::BadRequest(format!(
-                "invalid continue token: continue key is not valid: {why}"
-            ))
-        };
+        let invalid =
+            |why: String| Error::BadRequest(format!("invalid continue token: continue key is not valid: {why}"));
         let bytes = BASE64.decode(text.trim_end_matches('=')).map_err(|error| {
             let at = match error {
-                base64::DecodeError::InvalidByte(at, _)
-                | base64::DecodeError::InvalidLastSymbol(at, _) => at,
+                base64::DecodeError::InvalidByte(at, _) | base64::DecodeError::InvalidLastSymbol(at, _) => at,
                 _ => text.len(),
             };
             invalid(format!("illegal base64 data at input byte {at}"))
         })?;
         let token: Self = serde_json::from_slice(&bytes).map_err(|error| match bytes.first() {
             Some(first) if *first != b'{' => {
-                let shown = if first.is_ascii_graphic() {
-                    char::from(*first).to_string()
-                } else {
-                    format!("\\x{first:02x}")
-                };
-                invalid(format!(
-                    "invalid character '{shown}' looking for beginning of value"
-                ))
+                let shown =
+                    if first.is_ascii_graphic() { char::from(*first).to_string() } else { format!("\\x{first:02x}") };
+                invalid(format!("invalid character '{shown}' looking for beginning of value"))
             }
             _ => invalid(error.to_string()),
         })?;
         if token.v != TOKEN_VERSION {
-            return Err(invalid(format!(
-                "server does not recognize this encoded version {:?}",
-                token.v
-            )));
+            return Err(invalid(format!("server does not recognize this encoded version {:?}", token.v)));
         }
         if token.rv == 0 {
-            return Err(invalid(
-                "incorrect encoded start resourceVersion (version meta.k8s.io/v1)".to_owned(),
-            ));
+            return Err(invalid("incorrect encoded start resourceVersion (version meta.k8s.io/v1)".to_owned()));
         }
-        let after = token
-            .start
-            .strip_suffix('\0')
-            .ok_or_else(|| invalid("incorrect start key".to_owned()))?;
+        let after = token.start.strip_suffix('\0').ok_or_else(|| invalid("incorrect start key".to_owned()))?;
         Ok((u64::try_from(token.rv).ok(), after.to_owned()))
     }
 }
@@ -121,10 +100,7 @@ pub async fn await_version(context: &Context, text: &str) -> Result<(), Error> {
     if context.app.cache.wait(requested, PATIENCE).await {
         return Ok(());
     }
-    Err(Error::FutureVersion {
-        requested,
-        current: context.app.cache.revision(),
-    })
+    Err(Error::FutureVersion { requested, current: context.app.cache.revision() })
 }
 
 struct Listed {
@@ -151,12 +127,7 @@ pub async fn serve(context: &mut Context, kind: &'static Kind) -> Result<Respons
     .validate()?;
     let selection = Selection::read(context, kind)?;
     let limit = usize::try_from(query.int("limit")?.unwrap_or_default()).unwrap_or_default();
-    let cache = context
-        .app
-        .cache
-        .of(kind)
-        .ok_or(Error::UnknownPath)?
-        .clone();
+    let cache = context.app.cache.of(kind).ok_or(Error::UnknownPath)?.clone();
     let listed = if token.is_empty() {
         let at = parse_version(version)?;
         let exact = matching == "Exact" || (matching.is_empty() && limit > 0 && at > 0);
@@ -168,16 +139,13 @@ pub async fn serve(context: &mut Context, kind: &'static Kind) -> Result<Respons
         }
     } else {
         if !version.is_empty() && version != "0" {
-            return Err(Error::BadRequest(
-                "specifying resource version is not allowed when using continue".to_owned(),
-            ));
+            return Err(Error::BadRequest("specifying resource version is not allowed when using continue".to_owned()));
         }
         let (at, after) = Token::decode(token)?;
         match at {
             None => now(context, &cache, &selection, Some(&after), limit),
             Some(at) => {
-                let listed =
-                    at_revision(context, &cache, &selection, at, Some(&after), limit).await;
+                let listed = at_revision(context, &cache, &selection, at, Some(&after), limit).await;
                 listed.map_err(|error| match error {
                     Error::Expired(_) => expired(&after),
                     other => other,
@@ -205,16 +173,9 @@ fn expired(after: &str) -> Error {
     Error::Status(Box::new(status))
 }
 
-fn now(
-    context: &Context,
-    cache: &Arc<KindCache>,
-    selection: &Selection,
-    after: Option<&str>,
-    limit: usize,
-) -> Listed {
+fn now(context: &Context, cache: &Arc<KindCache>, selection: &Selection, after: Option<&str>, limit: usize) -> Listed {
     let namespace = &context.path.namespace;
-    let (snapshot, remaining) =
-        cache.list(namespace, after, limit, |object| selection.matches(object));
+    let (snapshot, remaining) = cache.list(namespace, after, limit, |object| selection.matches(object));
     Listed {
         objects: snapshot.objects,
         revision: snapshot.revision,
@@ -233,27 +194,17 @@ async fn at_revision(
 ) -> Result<Listed, Error> {
     let current = context.app.cache.revision();
     if at > current {
-        return Err(Error::FutureVersion {
-            requested: at,
-            current,
-        });
+        return Err(Error::FutureVersion { requested: at, current });
     }
     // What has not changed since is as it was.
     let listed = now(context, cache, selection, after, limit);
     if cache.unchanged_since(at) {
-        return Ok(Listed {
-            revision: at,
-            ..listed
-        });
+        return Ok(Listed { revision: at, ..listed });
     }
     const PAGE: usize = 500;
     let namespace = &context.path.namespace;
     let root = cache.key("", "");
-    let prefix = if namespace.is_empty() {
-        root.clone()
-    } else {
-        format!("{root}{namespace}/")
-    };
+    let prefix = if namespace.is_empty() { root.clone() } else { format!("{root}{namespace}/") };
     let mut range = Range::prefix(prefix);
     if let Some(after) = after {
         range = range.after(format!("{root}{after}"));
@@ -261,40 +212,19 @@ async fn at_revision(
     let mut objects: Vec<Arc<Object>> = Vec::new();
     let mut last = None;
     loop {
-        let page = context
-            .app
-            .store
-            .list(range.clone(), Some(at), PAGE)
-            .await
-            .map_err(store_error)?;
+        let page = context.app.store.list(range.clone(), Some(at), PAGE).await.map_err(store_error)?;
         let following = page.remaining;
         let count = page.entries.len();
         for (position, entry) in page.entries.iter().enumerate() {
-            let change = if entry.created == entry.revision {
-                Change::Created
-            } else {
-                Change::Updated
-            };
-            let object = Object::new(
-                cache.kind,
-                &entry.key,
-                &entry.value,
-                change,
-                entry.created,
-                entry.revision,
-            )
-            .map_err(|error| Error::Internal(error.to_string()))?;
+            let change = if entry.created == entry.revision { Change::Created } else { Change::Updated };
+            let object = Object::new(cache.kind, &entry.key, &entry.value, change, entry.created, entry.revision)
+                .map_err(|error| Error::Internal(error.to_string()))?;
             if !selection.matches(&object) {
                 continue;
             }
             if limit > 0 && objects.len() == limit {
                 let remaining = count - position + usize::try_from(following).unwrap_or_default();
-                return Ok(Listed {
-                    objects,
-                    revision: at,
-                    more: last,
-                    remaining,
-                });
+                return Ok(Listed { objects, revision: at, more: last, remaining });
             }
             last = entry.key.strip_prefix(&root).map(str::to_owned);
             objects.push(Arc::new(object));
@@ -302,12 +232,7 @@ async fn at_revision(
         match page.entries.last() {
             Some(entry) if following > 0 => range = range.after(entry.key.as_ref()),
             _ => {
-                return Ok(Listed {
-                    objects,
-                    revision: at,
-                    more: None,
-                    remaining: 0,
-                });
+                return Ok(Listed { objects, revision: at, more: None, remaining: 0 });
             }
         }
     }
@@ -348,14 +273,7 @@ pub fn respond_with(
 ) -> Result<Response, Error> {
     let now = context.app.now().as_second();
     let body = match form.shape {
-        Shape::Table => table::table(
-            kind,
-            &items,
-            metadata,
-            respond::include(&context.query),
-            true,
-            now,
-        ),
+        Shape::Table => table::table(kind, &items, metadata, respond::include(&context.query), true, now),
         Shape::Metadata => {
             let items: Vec<Value> = items.iter().map(table::partial).collect();
             json!({
@@ -368,9 +286,7 @@ pub fn respond_with(
                 .into_iter()
                 .map(|item| match item {
                     Value::Object(map) => Value::Object(
-                        map.into_iter()
-                            .filter(|(key, _)| key != "kind" && key != "apiVersion")
-                            .collect::<Map<_, _>>(),
+                        map.into_iter().filter(|(key, _)| key != "kind" && key != "apiVersion").collect::<Map<_, _>>(),
                     ),
                     other => other,
                 })
@@ -392,14 +308,8 @@ mod tests {
     #[test]
     fn tokens() {
         let text = Token::encode(7, "ns/name");
-        assert_eq!(
-            Token::decode(&text).unwrap(),
-            (Some(7), "ns/name".to_owned())
-        );
-        assert_eq!(
-            Token::decode(&Token::encode(-1, "a")).unwrap(),
-            (None, "a".to_owned())
-        );
+        assert_eq!(Token::decode(&text).unwrap(), (Some(7), "ns/name".to_owned()));
+        assert_eq!(Token::decode(&Token::encode(-1, "a")).unwrap(), (None, "a".to_owned()));
         let message = |text: &str| Token::decode(text).unwrap_err().to_string();
         assert_eq!(
             message("garbage"),

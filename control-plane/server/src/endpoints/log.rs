@@ -28,12 +28,7 @@ pub async fn serve(context: &mut Context) -> Result<Response, Error> {
     let (namespace, name) = (&context.path.namespace, &context.path.name);
     let query = &context.query;
     let pod = context.app.find("", "pods", namespace, name);
-    let pod = pod
-        .ok_or_else(|| Error::NotFound {
-            resource: "pods".to_owned(),
-            name: name.clone(),
-        })?
-        .value();
+    let pod = pod.ok_or_else(|| Error::NotFound { resource: "pods".to_owned(), name: name.clone() })?.value();
     LogOptions {
         tail_lines: query.int("tailLines")?,
         limit_bytes: query.int("limitBytes")?,
@@ -43,10 +38,7 @@ pub async fn serve(context: &mut Context) -> Result<Response, Error> {
     }
     .validate(name)?;
     let container = container(&pod, name, query.text("container"))?;
-    let node = pod
-        .pointer("/spec/nodeName")
-        .and_then(Value::as_str)
-        .unwrap_or_default();
+    let node = pod.pointer("/spec/nodeName").and_then(Value::as_str).unwrap_or_default();
     if node.is_empty() {
         // It runs nowhere yet: there is nothing to show.
         return Ok(respond::text(StatusCode::NO_CONTENT, Body::empty()));
@@ -54,16 +46,9 @@ pub async fn serve(context: &mut Context) -> Result<Response, Error> {
     let endpoint = nodes::endpoint(&context.app, node)?;
     let options: Vec<String> = PASSED
         .iter()
-        .filter_map(|option| {
-            query
-                .get(option)
-                .map(|value| format!("{option}={}", escape(value)))
-        })
+        .filter_map(|option| query.get(option).map(|value| format!("{option}={}", escape(value))))
         .collect();
-    let uri = format!(
-        "https://{endpoint}/containerLogs/{namespace}/{name}/{container}?{}",
-        options.join("&")
-    );
+    let uri = format!("https://{endpoint}/containerLogs/{namespace}/{name}/{container}?{}", options.join("&"));
     let request = http::Request::builder()
         .method(Method::GET)
         .uri(uri)
@@ -80,20 +65,14 @@ pub async fn serve(context: &mut Context) -> Result<Response, Error> {
 /// What a node says is wrong, as a `Status`.
 async fn refused(response: Response) -> Error {
     let code = response.status();
-    let body = axum::body::to_bytes(response.into_body(), 64 << 10)
-        .await
-        .unwrap_or_default();
+    let body = axum::body::to_bytes(response.into_body(), 64 << 10).await.unwrap_or_default();
     if let Ok(status) = serde_json::from_slice::<Value>(&body)
         && status.get("kind").and_then(Value::as_str) == Some("Status")
     {
         return Error::Status(Box::new(status));
     }
     let text = String::from_utf8_lossy(&body).trim().to_owned();
-    let text = if text.is_empty() {
-        format!("the node answered {code}")
-    } else {
-        text
-    };
+    let text = if text.is_empty() { format!("the node answered {code}") } else { text };
     match code {
         StatusCode::BAD_REQUEST => Error::BadRequest(text),
         StatusCode::NOT_FOUND => Error::Status(Box::new(serde_json::json!({
@@ -108,9 +87,7 @@ pub fn escape(text: &str) -> String {
     let mut out = String::new();
     for byte in text.bytes() {
         match byte {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => {
-                out.push(char::from(byte))
-            }
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => out.push(char::from(byte)),
             _ => out.push_str(&format!("%{byte:02X}")),
         }
     }
@@ -120,9 +97,7 @@ pub fn escape(text: &str) -> String {
 /// The container a client means: its only one, the annotated default, or the one it names.
 fn container(pod: &Value, name: &str, wanted: &str) -> Result<String, Error> {
     let names = |key: &str| -> Vec<String> {
-        let list = pod
-            .pointer(&format!("/spec/{key}"))
-            .and_then(Value::as_array);
+        let list = pod.pointer(&format!("/spec/{key}")).and_then(Value::as_array);
         list.into_iter()
             .flatten()
             .filter_map(|container| container.get("name").and_then(Value::as_str))
@@ -131,24 +106,15 @@ fn container(pod: &Value, name: &str, wanted: &str) -> Result<String, Error> {
     };
     let [own, init, ephemeral] = ["containers", "initContainers", "ephemeralContainers"].map(names);
     if !wanted.is_empty() {
-        if own
-            .iter()
-            .chain(&init)
-            .chain(&ephemeral)
-            .any(|known| known == wanted)
-        {
+        if own.iter().chain(&init).chain(&ephemeral).any(|known| known == wanted) {
             return Ok(wanted.to_owned());
         }
-        return Err(Error::BadRequest(format!(
-            "container {wanted} is not valid for pod {name}"
-        )));
+        return Err(Error::BadRequest(format!("container {wanted} is not valid for pod {name}")));
     }
     match own.as_slice() {
         [only] if init.is_empty() && ephemeral.is_empty() => return Ok(only.clone()),
         [] => {
-            return Err(Error::BadRequest(format!(
-                "a container name must be specified for pod {name}"
-            )));
+            return Err(Error::BadRequest(format!("a container name must be specified for pod {name}")));
         }
         _ => {}
     }
@@ -156,23 +122,15 @@ fn container(pod: &Value, name: &str, wanted: &str) -> Result<String, Error> {
         .pointer("/metadata/annotations")
         .and_then(|annotations| annotations.get("kubectl.kubernetes.io/default-container"))
         .and_then(Value::as_str);
-    if let Some(annotated) =
-        annotated.filter(|annotated| own.iter().any(|known| known == annotated))
-    {
+    if let Some(annotated) = annotated.filter(|annotated| own.iter().any(|known| known == annotated)) {
         return Ok(annotated.to_owned());
     }
-    let mut message = format!(
-        "a container name must be specified for pod {name}, choose one of: [{}]",
-        own.join(" ")
-    );
+    let mut message = format!("a container name must be specified for pod {name}, choose one of: [{}]", own.join(" "));
     if !init.is_empty() {
         message += &format!(" or one of the init containers: [{}]", init.join(" "));
     }
     if !ephemeral.is_empty() {
-        message += &format!(
-            " or one of the ephemeral containers: [{}]",
-            ephemeral.join(" ")
-        );
+        message += &format!(" or one of the ephemeral containers: [{}]", ephemeral.join(" "));
     }
     Err(Error::BadRequest(message))
 }

@@ -98,8 +98,7 @@ impl Context {
     /// As [`Self::check_options`], of a patch.
     fn check_patch_options(&self, apply: bool) -> Result<bool, Error> {
         let dry_run: Vec<String> = self.query.all("dryRun").map(str::to_owned).collect();
-        self.write_options(&dry_run)
-            .validate_patch(apply, self.query.flag("force"))?;
+        self.write_options(&dry_run).validate_patch(apply, self.query.flag("force"))?;
         Ok(!dry_run.is_empty())
     }
 
@@ -131,10 +130,7 @@ impl Context {
 
 /// How a body is encoded, by its `Content-Type`.
 pub fn body_media(headers: &HeaderMap) -> Result<MediaType, Error> {
-    let text = headers
-        .get(CONTENT_TYPE)
-        .and_then(|value| value.to_str().ok())
-        .unwrap_or_default();
+    let text = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     match text.split(';').next().unwrap_or_default().trim() {
         "" | "application/json" => Ok(MediaType::Json),
         "application/yaml" => Ok(MediaType::Yaml),
@@ -151,18 +147,13 @@ pub fn body_media(headers: &HeaderMap) -> Result<MediaType, Error> {
 pub fn router(app: Arc<App>) -> Router {
     // The last resort: nothing that a client sends may end in a panic.
     let panics = CatchPanicLayer::custom(|_: Box<dyn std::any::Any + Send>| {
-        let error =
-            Error::Internal("the server failed while it answered; its log says more".to_owned());
+        let error = Error::Internal("the server failed while it answered; its log says more".to_owned());
         respond::error(&HeaderMap::new(), &Query::default(), &error)
     });
     Router::new().fallback(serve).with_state(app).layer(panics)
 }
 
-async fn serve(
-    State(app): State<Arc<App>>,
-    identity: Option<Extension<Identity>>,
-    request: Request,
-) -> Response {
+async fn serve(State(app): State<Arc<App>>, identity: Option<Extension<Identity>>, request: Request) -> Response {
     let begun = Instant::now();
     let identity = identity.map_or_else(Identity::anonymous, |Extension(identity)| identity);
     let query = Query::parse(request.uri());
@@ -175,10 +166,7 @@ async fn serve(
     let result = dispatch(&app, identity, &query, request, &mut warnings, &mut label).await;
     let mut response = result.unwrap_or_else(|error| respond::error(&headers, &query, &error));
     respond::warn(&mut response, &warnings);
-    response.headers_mut().insert(
-        http::header::CACHE_CONTROL,
-        http::HeaderValue::from_static("no-cache, private"),
-    );
+    response.headers_mut().insert(http::header::CACHE_CONTROL, http::HeaderValue::from_static("no-cache, private"));
     let code = response.status().as_u16();
     let elapsed = begun.elapsed();
     tracing::debug!(
@@ -201,18 +189,14 @@ pub struct Label {
 async fn read_body(request: Request) -> Result<Bytes, Error> {
     let limited = http_body_util::Limited::new(request.into_body(), BODY_LIMIT);
     let Ok(collected) = tokio::time::timeout(BODY_PATIENCE, limited.collect()).await else {
-        return Err(Error::Timeout(
-            "the body of the request did not come in time".to_owned(),
-        ));
+        return Err(Error::Timeout("the body of the request did not come in time".to_owned()));
     };
     match collected {
         Ok(body) => Ok(body.to_bytes()),
         Err(error) if error.is::<http_body_util::LengthLimitError>() => {
             Err(Error::RequestTooLarge(format!("limit is {BODY_LIMIT}")))
         }
-        Err(error) => Err(Error::BadRequest(format!(
-            "unable to read the body: {error}"
-        ))),
+        Err(error) => Err(Error::BadRequest(format!("unable to read the body: {error}"))),
     }
 }
 
@@ -230,16 +214,10 @@ async fn dispatch(
     let resource = match ApiPath::parse(&path) {
         Some(ApiPath::Resource(resource)) => resource,
         other => {
-            let attributes = Attributes {
-                verb: &lower,
-                path: Some(&path),
-                ..Attributes::default()
-            };
+            let attributes = Attributes { verb: &lower, path: Some(&path), ..Attributes::default() };
             authorization::require(app, &identity, &attributes)?;
             return match other {
-                Some(found) => {
-                    discovery::serve(app, request.method(), request.headers(), query, &found)
-                }
+                Some(found) => discovery::serve(app, request.method(), request.headers(), query, &found),
                 None => special(app, identity, query, request, &path).await,
             };
         }
@@ -269,11 +247,7 @@ async fn dispatch(
     if let Some(kind) = kind {
         label.group = kind.group;
         label.resource = kind.plural;
-        if let Some(found) = kind
-            .subresources
-            .iter()
-            .find(|known| known.name == resource.subresource)
-        {
+        if let Some(found) = kind.subresources.iter().find(|known| known.name == resource.subresource) {
             label.subresource = found.name;
         }
     }
@@ -326,9 +300,7 @@ async fn special(
             let body = read_body(request).await?;
             bootstrap::node_certificate(app, &identity, &body)
         }
-        _ if get && path.starts_with("/openapi/") => {
-            discovery::openapi(path, request.headers(), query)
-        }
+        _ if get && path.starts_with("/openapi/") => discovery::openapi(path, request.headers(), query),
         _ if get => Ok(health::check(app, path, query).unwrap_or_else(respond::not_found_page)),
         _ => Ok(respond::not_found_page()),
     }
@@ -336,12 +308,7 @@ async fn special(
 
 /// Requests on resources that are no stored objects.
 async fn virtual_request(context: &mut Context, request: Request) -> Result<Response, Error> {
-    let ResourcePath {
-        group,
-        version,
-        resource,
-        ..
-    } = &context.path;
+    let ResourcePath { group, version, resource, .. } = &context.path;
     if let Some(review) = reviews::find(group, version, resource) {
         if context.method != Method::POST || !context.path.name.is_empty() {
             return Err(Error::MethodNotAllowed);
@@ -349,36 +316,21 @@ async fn virtual_request(context: &mut Context, request: Request) -> Result<Resp
         let body = read_body(request).await?;
         return reviews::create(context, review, &body);
     }
-    if group.is_empty()
-        && version == "v1"
-        && resource == "bindings"
-        && context.method == Method::POST
-    {
+    if group.is_empty() && version == "v1" && resource == "bindings" && context.method == Method::POST {
         let body = read_body(request).await?;
         return pods::bind(context, &body).await;
     }
-    if discovery::serves(group, version) {
-        Err(Error::UnknownPath)
-    } else {
-        Ok(respond::not_found_page())
-    }
+    if discovery::serves(group, version) { Err(Error::UnknownPath) } else { Ok(respond::not_found_page()) }
 }
 
-async fn resource_request(
-    context: &mut Context,
-    kind: &'static Kind,
-    request: Request,
-) -> Result<Response, Error> {
+async fn resource_request(context: &mut Context, kind: &'static Kind, request: Request) -> Result<Response, Error> {
     // A path with a namespace for what has none, and the other way round for what is written.
     if !kind.namespaced() && !context.path.namespace.is_empty() {
         return Err(Error::UnknownPath);
     }
     let path = &context.path;
     if !path.subresource.is_empty() {
-        let found = kind
-            .subresources
-            .iter()
-            .find(|known| known.name == path.subresource);
+        let found = kind.subresources.iter().find(|known| known.name == path.subresource);
         let subresource = found.ok_or(Error::UnknownPath)?;
         if path.name.is_empty() || (kind.namespaced() && path.namespace.is_empty()) {
             return Err(Error::UnknownPath);
@@ -390,11 +342,7 @@ async fn resource_request(
         return Err(Error::UnknownPath);
     }
     let may = |verb: &str| {
-        if kind.verbs.contains(&verb) {
-            Ok(())
-        } else {
-            Err(Error::MethodNotAllowed)
-        }
+        if kind.verbs.contains(&verb) { Ok(()) } else { Err(Error::MethodNotAllowed) }
     };
     match (context.method.clone(), single) {
         (Method::GET | Method::HEAD, _) if context.verb == "watch" => {
@@ -474,16 +422,12 @@ async fn subresource_request(
             let body = read_body(request).await?;
             token::create(context, &body)
         }
-        ("status" | "ephemeralcontainers", Method::GET | Method::HEAD) => {
-            get::serve(context, kind).await
-        }
+        ("status" | "ephemeralcontainers", Method::GET | Method::HEAD) => get::serve(context, kind).await,
         ("status" | "finalize" | "ephemeralcontainers", Method::PUT) => {
             let body = read_body(request).await?;
             update::serve(context, kind, name, &body).await
         }
-        ("status" | "ephemeralcontainers", Method::PATCH) => {
-            patch::serve(context, kind, name, request).await
-        }
+        ("status" | "ephemeralcontainers", Method::PATCH) => patch::serve(context, kind, name, request).await,
         // What is upgraded to a stream of its own comes with the node's side of it.
         _ => Err(Error::Status(Box::new(serde_json::json!({
             "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "code": 501,

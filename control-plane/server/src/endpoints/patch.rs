@@ -36,19 +36,13 @@ pub struct Parsed {
 
 impl Patch {
     pub fn read(context: &Context) -> Result<Self, Error> {
-        let media = context
-            .headers
-            .get(CONTENT_TYPE)
-            .and_then(|value| value.to_str().ok())
-            .unwrap_or_default();
+        let media = context.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
         match media.split(';').next().unwrap_or_default().trim() {
             "application/json-patch+json" => Ok(Self(Type::Json)),
             "application/merge-patch+json" => Ok(Self(Type::Merge)),
             "application/strategic-merge-patch+json" => Ok(Self(Type::Strategic)),
             "application/apply-patch+yaml" => Ok(Self(Type::Apply)),
-            _ => Err(Error::UnsupportedMediaType(
-                "415: Unsupported Media Type".to_owned(),
-            )),
+            _ => Err(Error::UnsupportedMediaType("415: Unsupported Media Type".to_owned())),
         }
     }
 
@@ -57,11 +51,7 @@ impl Patch {
     }
 
     pub fn parse(self, body: Bytes, validation: FieldValidation) -> Parsed {
-        Parsed {
-            of: self.0,
-            patch: body,
-            validation,
-        }
+        Parsed { of: self.0, patch: body, validation }
     }
 }
 
@@ -73,25 +63,12 @@ impl Parsed {
             Type::Strategic => String::from_utf8_lossy(&self.patch).into_owned(),
             _ => patched.to_string(),
         };
-        errors.push(
-            FieldReason::Invalid,
-            "patch",
-            format!("Invalid value: {}: {detail}", Value::from(shown)),
-        );
-        Error::Invalid {
-            kind: String::new(),
-            name: String::new(),
-            errors,
-        }
+        errors.push(FieldReason::Invalid, "patch", format!("Invalid value: {}: {detail}", Value::from(shown)));
+        Error::Invalid { kind: String::new(), name: String::new(), errors }
     }
 
     /// Applies the patch to a value of a schema type; unknown fields are told as asked for.
-    pub fn on_type(
-        &self,
-        schema: &str,
-        old: &Value,
-        warnings: &mut Vec<String>,
-    ) -> Result<Value, Error> {
+    pub fn on_type(&self, schema: &str, old: &Value, warnings: &mut Vec<String>) -> Result<Value, Error> {
         let patched = match self.of {
             Type::Json => patch::json_patch(old, &self.patch)?,
             Type::Merge => patch::merge_patch(old, &self.patch)?,
@@ -100,13 +77,11 @@ impl Parsed {
                 patch::strategic_merge(of, old, &self.patch)?
             }
             Type::Apply => {
-                return Err(Error::UnsupportedMediaType(
-                    "415: Unsupported Media Type".to_owned(),
-                ));
+                return Err(Error::UnsupportedMediaType("415: Unsupported Media Type".to_owned()));
             }
         };
-        let canonical = codec::canonicalize_type(schema, patched.clone())
-            .map_err(|error| self.error(&patched, &error))?;
+        let canonical =
+            codec::canonicalize_type(schema, patched.clone()).map_err(|error| self.error(&patched, &error))?;
         if !canonical.strict.is_empty() {
             match self.validation {
                 FieldValidation::Ignore => {}
@@ -142,24 +117,13 @@ pub async fn serve(
     let mut warnings = Vec::new();
     let written = context
         .write(kind, subresource, Some(&manager), dry_run)
-        .update(
-            &name,
-            Preconditions::default(),
-            &mut warnings,
-            |old, warnings| {
-                let new = patch.on_type(kind.schema, old, warnings)?;
-                Ok(update::part(subresource, &new, old))
-            },
-        )
+        .update(&name, Preconditions::default(), &mut warnings, |old, warnings| {
+            let new = patch.on_type(kind.schema, old, warnings)?;
+            Ok(update::part(subresource, &new, old))
+        })
         .await;
     context.warnings.append(&mut warnings);
-    Ok(respond_written(
-        context,
-        kind,
-        form,
-        StatusCode::OK,
-        written?,
-    ))
+    Ok(respond_written(context, kind, form, StatusCode::OK, written?))
 }
 
 async fn apply_patch(
@@ -179,18 +143,12 @@ async fn apply_patch(
     let (api_version, of_kind) = (text("apiVersion"), text("kind"));
     if (api_version, of_kind) != (kind.api_version().as_str(), kind.kind) {
         let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
-        return Err(Error::BadRequest(format!(
-            "invalid object type: {group}/{version}, Kind={of_kind}"
-        )));
+        return Err(Error::BadRequest(format!("invalid object type: {group}/{version}, Kind={of_kind}")));
     }
     check_name(&applied, &name)?;
     let result = |live: Option<&Value>, warnings: &mut Vec<String>| -> Result<Value, Error> {
         let now = app.now_text();
-        let writer = Writer {
-            manager: &manager,
-            subresource,
-            now: &now,
-        };
+        let writer = Writer { manager: &manager, subresource, now: &now };
         let new = apply::apply(kind, live, &applied, writer, force)?;
         let canonical = codec::canonicalize(kind, new).map_err(|error| {
             Error::BadRequest(format!(
@@ -201,10 +159,7 @@ async fn apply_patch(
         match validation {
             FieldValidation::Warn => warnings.extend(canonical.strict),
             FieldValidation::Strict if !canonical.strict.is_empty() => {
-                return Err(Error::BadRequest(format!(
-                    "strict decoding error: {}",
-                    canonical.strict.join(", ")
-                )));
+                return Err(Error::BadRequest(format!("strict decoding error: {}", canonical.strict.join(", "))));
             }
             _ => {}
         }
@@ -215,22 +170,14 @@ async fn apply_patch(
     for _ in 0..8 {
         warnings.clear();
         let write = context.write(kind, subresource, None, dry_run);
-        let exists = context
-            .app
-            .cache
-            .of(kind)
-            .is_some_and(|cache| cache.get(&context.path.namespace, &name).is_some());
+        let exists =
+            context.app.cache.of(kind).is_some_and(|cache| cache.get(&context.path.namespace, &name).is_some());
         let (status, written) = if exists {
             let written = write
-                .update(
-                    &name,
-                    Preconditions::default(),
-                    &mut warnings,
-                    |old, warnings| {
-                        let new = result(Some(old), warnings)?;
-                        Ok(update::part(subresource, &new, old))
-                    },
-                )
+                .update(&name, Preconditions::default(), &mut warnings, |old, warnings| {
+                    let new = result(Some(old), warnings)?;
+                    Ok(update::part(subresource, &new, old))
+                })
                 .await;
             if matches!(written, Err(Error::NotFound { .. })) {
                 continue;
@@ -264,9 +211,5 @@ async fn apply_patch(
         context.warnings.append(&mut warnings);
         return Ok(respond_written(context, kind, form, status, written?));
     }
-    Err(crate::registry::conflict(
-        kind,
-        &name,
-        crate::registry::MODIFIED,
-    ))
+    Err(crate::registry::conflict(kind, &name, crate::registry::MODIFIED))
 }

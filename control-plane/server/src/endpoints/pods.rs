@@ -28,28 +28,15 @@ pub async fn bind(context: &mut Context, body: &Bytes) -> Result<Response, Error
     let mut warnings = decoded.warnings;
     let binding = decoded.object;
     let given = meta(&binding, "name").to_owned();
-    let name = if context.path.subresource.is_empty() {
-        given.clone()
-    } else {
-        context.path.name.clone()
-    };
+    let name = if context.path.subresource.is_empty() { given.clone() } else { context.path.name.clone() };
     if given != name {
-        return Err(Error::BadRequest(
-            "name in URL does not match name in Binding object".to_owned(),
-        ));
+        return Err(Error::BadRequest("name in URL does not match name in Binding object".to_owned()));
     }
     requests::binding(&binding, &name)?;
-    let node = binding
-        .pointer("/target/name")
-        .and_then(Value::as_str)
-        .unwrap_or_default()
-        .to_owned();
+    let node = binding.pointer("/target/name").and_then(Value::as_str).unwrap_or_default().to_owned();
     let uid = meta(&binding, "uid").to_owned();
     let version = meta(&binding, "resourceVersion").to_owned();
-    let annotations = binding
-        .pointer("/metadata/annotations")
-        .and_then(Value::as_object)
-        .cloned();
+    let annotations = binding.pointer("/metadata/annotations").and_then(Value::as_object).cloned();
     let now = context.app.now_text();
     let manager = context.field_manager();
     let preconditions = Preconditions { uid: &uid };
@@ -58,28 +45,16 @@ pub async fn bind(context: &mut Context, body: &Bytes) -> Result<Response, Error
         .update(&name, preconditions, &mut warnings, |old, _| {
             let refuse = |message: String| {
                 let resource = "pods/binding".to_owned();
-                Err(Error::Conflict {
-                    resource,
-                    name: name.clone(),
-                    message,
-                })
+                Err(Error::Conflict { resource, name: name.clone(), message })
             };
             if !meta(old, "deletionTimestamp").is_empty() {
-                return refuse(format!(
-                    "pod {name} is being deleted, cannot be assigned to a host"
-                ));
+                return refuse(format!("pod {name} is being deleted, cannot be assigned to a host"));
             }
-            if let Some(bound) = old
-                .pointer("/spec/nodeName")
-                .and_then(Value::as_str)
-                .filter(|node| !node.is_empty())
-            {
+            if let Some(bound) = old.pointer("/spec/nodeName").and_then(Value::as_str).filter(|node| !node.is_empty()) {
                 return refuse(format!("pod {name} is already assigned to node {bound:?}"));
             }
-            let gated = old
-                .pointer("/spec/schedulingGates")
-                .and_then(Value::as_array)
-                .is_some_and(|list| !list.is_empty());
+            let gated =
+                old.pointer("/spec/schedulingGates").and_then(Value::as_array).is_some_and(|list| !list.is_empty());
             if gated {
                 return refuse(format!("pod {name} has non-empty .spec.schedulingGates"));
             }
@@ -87,17 +62,12 @@ pub async fn bind(context: &mut Context, body: &Bytes) -> Result<Response, Error
             if let Some(metadata) = new.get_mut("metadata").and_then(Value::as_object_mut) {
                 metadata.insert("resourceVersion".to_owned(), version.clone().into());
                 if let Some(annotations) = &annotations {
-                    let own = metadata
-                        .entry("annotations")
-                        .or_insert_with(|| Value::Object(Map::new()));
+                    let own = metadata.entry("annotations").or_insert_with(|| Value::Object(Map::new()));
                     if let Some(own) = own.as_object_mut() {
                         own.extend(annotations.clone());
                     }
                 }
-                let count = metadata
-                    .get("generation")
-                    .and_then(Value::as_i64)
-                    .unwrap_or_default();
+                let count = metadata.get("generation").and_then(Value::as_i64).unwrap_or_default();
                 metadata.insert("generation".to_owned(), (count + 1).into());
             }
             if let Some(spec) = new.get_mut("spec").and_then(Value::as_object_mut) {
@@ -117,11 +87,7 @@ fn scheduled(pod: &mut Value, now: &str) {
     let Some(pod) = pod.as_object_mut() else {
         return;
     };
-    let Some(status) = pod
-        .entry("status")
-        .or_insert_with(|| json!({}))
-        .as_object_mut()
-    else {
+    let Some(status) = pod.entry("status").or_insert_with(|| json!({})).as_object_mut() else {
         return;
     };
     let conditions = status.entry("conditions").or_insert_with(|| json!([]));
@@ -138,11 +104,7 @@ fn scheduled(pod: &mut Value, now: &str) {
 }
 
 /// `POST pods/NAME/eviction`: a delete that budgets may hold back. There are no budgets yet.
-pub async fn evict(
-    context: &mut Context,
-    pods: &'static Kind,
-    body: &Bytes,
-) -> Result<Response, Error> {
+pub async fn evict(context: &mut Context, pods: &'static Kind, body: &Bytes) -> Result<Response, Error> {
     let query_dry_run = context.check_options("CreateOptions")?;
     let media = body_media(&context.headers)?;
     const SCHEMA: &str = "io.k8s.api.policy.v1.Eviction";
@@ -152,9 +114,7 @@ pub async fn evict(
     let eviction = decoded.object;
     let name = context.path.name.clone();
     if meta(&eviction, "name") != name {
-        return Err(Error::BadRequest(
-            "name in URL does not match name in Eviction object".to_owned(),
-        ));
+        return Err(Error::BadRequest("name in URL does not match name in Eviction object".to_owned()));
     }
     let empty = Value::Object(Map::new());
     let wanted = eviction.get("deleteOptions").unwrap_or(&empty);

@@ -20,18 +20,8 @@ pub struct Review {
     pub namespaced: bool,
 }
 
-const fn review(
-    group: &'static str,
-    plural: &'static str,
-    kind: &'static str,
-    namespaced: bool,
-) -> Review {
-    Review {
-        group,
-        plural,
-        kind,
-        namespaced,
-    }
+const fn review(group: &'static str, plural: &'static str, kind: &'static str, namespaced: bool) -> Review {
+    Review { group, plural, kind, namespaced }
 }
 
 const AUTHENTICATION: &str = "authentication.k8s.io";
@@ -39,49 +29,19 @@ const AUTHORIZATION: &str = "authorization.k8s.io";
 
 /// In the order of discovery.
 pub const ALL: &[Review] = &[
-    review(
-        AUTHENTICATION,
-        "selfsubjectreviews",
-        "SelfSubjectReview",
-        false,
-    ),
+    review(AUTHENTICATION, "selfsubjectreviews", "SelfSubjectReview", false),
     review(AUTHENTICATION, "tokenreviews", "TokenReview", false),
-    review(
-        AUTHORIZATION,
-        "localsubjectaccessreviews",
-        "LocalSubjectAccessReview",
-        true,
-    ),
-    review(
-        AUTHORIZATION,
-        "selfsubjectaccessreviews",
-        "SelfSubjectAccessReview",
-        false,
-    ),
-    review(
-        AUTHORIZATION,
-        "selfsubjectrulesreviews",
-        "SelfSubjectRulesReview",
-        false,
-    ),
-    review(
-        AUTHORIZATION,
-        "subjectaccessreviews",
-        "SubjectAccessReview",
-        false,
-    ),
+    review(AUTHORIZATION, "localsubjectaccessreviews", "LocalSubjectAccessReview", true),
+    review(AUTHORIZATION, "selfsubjectaccessreviews", "SelfSubjectAccessReview", false),
+    review(AUTHORIZATION, "selfsubjectrulesreviews", "SelfSubjectRulesReview", false),
+    review(AUTHORIZATION, "subjectaccessreviews", "SubjectAccessReview", false),
 ];
 
 pub fn find(group: &str, version: &str, plural: &str) -> Option<&'static Review> {
-    ALL.iter()
-        .find(|review| review.group == group && review.plural == plural && version == "v1")
+    ALL.iter().find(|review| review.group == group && review.plural == plural && version == "v1")
 }
 
-pub fn create(
-    context: &mut Context,
-    review: &'static Review,
-    body: &Bytes,
-) -> Result<Response, Error> {
+pub fn create(context: &mut Context, review: &'static Review, body: &Bytes) -> Result<Response, Error> {
     let form = respond::negotiate(&context.headers, &context.query, false)?;
     context.check_options("CreateOptions")?;
     let media = body_media(&context.headers)?;
@@ -99,14 +59,10 @@ pub fn create(
         _ => {
             let asked = subject(&object)?;
             if review.namespaced {
-                let given = object
-                    .pointer("/spec/resourceAttributes/namespace")
-                    .and_then(Value::as_str)
-                    .unwrap_or_default();
+                let given =
+                    object.pointer("/spec/resourceAttributes/namespace").and_then(Value::as_str).unwrap_or_default();
                 if given != context.path.namespace {
-                    return Err(Error::BadRequest(
-                        "spec.resourceAttributes.namespace must match namespace".to_owned(),
-                    ));
+                    return Err(Error::BadRequest("spec.resourceAttributes.namespace must match namespace".to_owned()));
                 }
             }
             access(context, &object, &asked)?
@@ -134,18 +90,11 @@ fn user_info(identity: &Identity) -> Value {
 
 fn strings(value: &Value, pointer: &str) -> Vec<String> {
     let list = value.pointer(pointer).and_then(Value::as_array);
-    list.into_iter()
-        .flatten()
-        .filter_map(Value::as_str)
-        .map(str::to_owned)
-        .collect()
+    list.into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect()
 }
 
 fn token(context: &Context, review: &Value) -> Value {
-    let token = review
-        .pointer("/spec/token")
-        .and_then(Value::as_str)
-        .unwrap_or_default();
+    let token = review.pointer("/spec/token").and_then(Value::as_str).unwrap_or_default();
     let wanted = strings(review, "/spec/audiences");
     let tokens = &context.app.tokens;
     let refused = |why: &str| json!({"user": {}, "error": why});
@@ -155,11 +104,8 @@ fn token(context: &Context, review: &Value) -> Value {
             None => refused("invalid bearer token"),
         };
     }
-    let audiences: Vec<&str> = if wanted.is_empty() {
-        vec![tokens.issuer()]
-    } else {
-        wanted.iter().map(String::as_str).collect()
-    };
+    let audiences: Vec<&str> =
+        if wanted.is_empty() { vec![tokens.issuer()] } else { wanted.iter().map(String::as_str).collect() };
     match tokens.verify(&context.app, token, &audiences) {
         Ok((identity, shared)) => {
             json!({"authenticated": true, "user": user_info(&identity), "audiences": shared})
@@ -169,10 +115,7 @@ fn token(context: &Context, review: &Value) -> Value {
 }
 
 fn subject(review: &Value) -> Result<Identity, Error> {
-    let user = review
-        .pointer("/spec/user")
-        .and_then(Value::as_str)
-        .unwrap_or_default();
+    let user = review.pointer("/spec/user").and_then(Value::as_str).unwrap_or_default();
     let groups = strings(review, "/spec/groups");
     if user.is_empty() && groups.is_empty() {
         return Err(invalid(
@@ -182,38 +125,21 @@ fn subject(review: &Value) -> Result<Identity, Error> {
         ));
     }
     // The question names all groups: none is added.
-    Ok(Identity {
-        user: user.to_owned(),
-        groups,
-        ..Identity::default()
-    })
+    Ok(Identity { user: user.to_owned(), groups, ..Identity::default() })
 }
 
 fn invalid(reason: FieldReason, field: &str, message: &str) -> Error {
     let mut errors = FieldErrors::default();
     errors.push(reason, field, message);
     // The reference leaves the kind out here.
-    Error::Invalid {
-        kind: format!(".{AUTHORIZATION}"),
-        name: String::new(),
-        errors,
-    }
+    Error::Invalid { kind: format!(".{AUTHORIZATION}"), name: String::new(), errors }
 }
 
 fn access(context: &Context, review: &Value, who: &Identity) -> Result<Value, Error> {
     let spec = review.get("spec").cloned().unwrap_or_default();
-    let resource = spec
-        .get("resourceAttributes")
-        .filter(|value| !value.is_null());
-    let path = spec
-        .get("nonResourceAttributes")
-        .filter(|value| !value.is_null());
-    let text = |of: &Value, key: &str| {
-        of.get(key)
-            .and_then(Value::as_str)
-            .unwrap_or_default()
-            .to_owned()
-    };
+    let resource = spec.get("resourceAttributes").filter(|value| !value.is_null());
+    let path = spec.get("nonResourceAttributes").filter(|value| !value.is_null());
+    let text = |of: &Value, key: &str| of.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
     let allowed = match (resource, path) {
         (Some(_), Some(_)) => {
             return Err(invalid(
@@ -231,23 +157,12 @@ fn access(context: &Context, review: &Value, who: &Identity) -> Result<Value, Er
         }
         (None, Some(of)) => {
             let (verb, path) = (text(of, "verb"), text(of, "path"));
-            let attributes = Attributes {
-                verb: &verb,
-                path: Some(&path),
-                ..Attributes::default()
-            };
+            let attributes = Attributes { verb: &verb, path: Some(&path), ..Attributes::default() };
             authorization::allows(&context.app, who, &attributes)
         }
         (Some(of), None) => {
-            let [verb, group, resource, subresource, namespace, name] = [
-                "verb",
-                "group",
-                "resource",
-                "subresource",
-                "namespace",
-                "name",
-            ]
-            .map(|key| text(of, key));
+            let [verb, group, resource, subresource, namespace, name] =
+                ["verb", "group", "resource", "subresource", "namespace", "name"].map(|key| text(of, key));
             let attributes = Attributes {
                 verb: &verb,
                 group: &group,

@@ -18,31 +18,14 @@ pub const SCHEMA: &str = "io.k8s.api.autoscaling.v1.Scale";
 /// The Scale of a workload.
 fn of(object: &Value) -> Value {
     let mut metadata = Map::new();
-    for key in [
-        "name",
-        "namespace",
-        "uid",
-        "resourceVersion",
-        "creationTimestamp",
-    ] {
-        if let Some(value) = object
-            .get("metadata")
-            .and_then(|metadata| metadata.get(key))
-        {
+    for key in ["name", "namespace", "uid", "resourceVersion", "creationTimestamp"] {
+        if let Some(value) = object.get("metadata").and_then(|metadata| metadata.get(key)) {
             metadata.insert(key.to_owned(), value.clone());
         }
     }
-    let count = |pointer: &str| {
-        object
-            .pointer(pointer)
-            .and_then(Value::as_i64)
-            .unwrap_or_default()
-    };
+    let count = |pointer: &str| object.pointer(pointer).and_then(Value::as_i64).unwrap_or_default();
     let mut spec = Map::new();
-    let replicas = object
-        .pointer("/spec/replicas")
-        .and_then(Value::as_i64)
-        .unwrap_or(1);
+    let replicas = object.pointer("/spec/replicas").and_then(Value::as_i64).unwrap_or(1);
     if replicas != 0 {
         spec.insert("replicas".to_owned(), replicas.into());
     }
@@ -59,26 +42,11 @@ fn of(object: &Value) -> Value {
 /// A label selector as clients write it in a query.
 fn selector_text(selector: &Value) -> String {
     let mut parts: Vec<String> = Vec::new();
-    for (key, value) in selector
-        .get("matchLabels")
-        .and_then(Value::as_object)
-        .into_iter()
-        .flatten()
-    {
+    for (key, value) in selector.get("matchLabels").and_then(Value::as_object).into_iter().flatten() {
         parts.push(format!("{key}={}", value.as_str().unwrap_or_default()));
     }
-    for expression in selector
-        .get("matchExpressions")
-        .and_then(Value::as_array)
-        .into_iter()
-        .flatten()
-    {
-        let text = |name: &str| {
-            expression
-                .get(name)
-                .and_then(Value::as_str)
-                .unwrap_or_default()
-        };
+    for expression in selector.get("matchExpressions").and_then(Value::as_array).into_iter().flatten() {
+        let text = |name: &str| expression.get(name).and_then(Value::as_str).unwrap_or_default();
         let key = text("key");
         let mut values: Vec<&str> = expression
             .get("values")
@@ -102,11 +70,7 @@ fn selector_text(selector: &Value) -> String {
 pub fn get(context: &Context, kind: &'static Kind) -> Result<Response, Error> {
     let form = respond::negotiate(&context.headers, &context.query, false)?;
     let name = &context.path.name;
-    let object = context
-        .app
-        .cache
-        .of(kind)
-        .and_then(|cache| cache.get(&context.path.namespace, name));
+    let object = context.app.cache.of(kind).and_then(|cache| cache.get(&context.path.namespace, name));
     let object = object.ok_or_else(|| not_found(kind, name))?;
     Ok(respond::value(form, StatusCode::OK, &of(&object.value())))
 }
@@ -115,17 +79,11 @@ pub fn get(context: &Context, kind: &'static Kind) -> Result<Response, Error> {
 fn put(object: &Value, scale: &Value) -> Value {
     let mut new = object.clone();
     if let Some(spec) = new.get_mut("spec").and_then(Value::as_object_mut) {
-        let replicas = scale
-            .pointer("/spec/replicas")
-            .and_then(Value::as_i64)
-            .unwrap_or_default();
+        let replicas = scale.pointer("/spec/replicas").and_then(Value::as_i64).unwrap_or_default();
         spec.insert("replicas".to_owned(), replicas.into());
     }
     if let Some(metadata) = new.get_mut("metadata").and_then(Value::as_object_mut) {
-        metadata.insert(
-            "resourceVersion".to_owned(),
-            meta(scale, "resourceVersion").into(),
-        );
+        metadata.insert("resourceVersion".to_owned(), meta(scale, "resourceVersion").into());
     }
     new
 }
@@ -135,11 +93,7 @@ fn check(scale: &Value, name: &str) -> Result<(), Error> {
     requests::scale(scale)
 }
 
-pub async fn update(
-    context: &mut Context,
-    kind: &'static Kind,
-    body: &Bytes,
-) -> Result<Response, Error> {
+pub async fn update(context: &mut Context, kind: &'static Kind, body: &Bytes) -> Result<Response, Error> {
     let form = respond::negotiate(&context.headers, &context.query, false)?;
     let dry_run = context.check_options("UpdateOptions")?;
     let media = body_media(&context.headers)?;
@@ -159,18 +113,10 @@ pub async fn update(
         })
         .await;
     context.warnings.append(&mut warnings);
-    Ok(respond::value(
-        form,
-        StatusCode::OK,
-        &of(&written?.value(kind)),
-    ))
+    Ok(respond::value(form, StatusCode::OK, &of(&written?.value(kind))))
 }
 
-pub async fn patch(
-    context: &mut Context,
-    kind: &'static Kind,
-    request: Request,
-) -> Result<Response, Error> {
+pub async fn patch(context: &mut Context, kind: &'static Kind, request: Request) -> Result<Response, Error> {
     let form = respond::negotiate(&context.headers, &context.query, false)?;
     let patch = Patch::read(context)?;
     let dry_run = context.check_patch_options(patch.is_apply())?;
@@ -181,23 +127,14 @@ pub async fn patch(
     let mut warnings = Vec::new();
     let written = context
         .write(kind, "scale", Some(&manager), dry_run)
-        .update(
-            &name,
-            Preconditions::default(),
-            &mut warnings,
-            |old, warnings| {
-                let scale = patch.on_type(SCHEMA, &of(old), warnings)?;
-                check(&scale, &name)?;
-                Ok(put(old, &scale))
-            },
-        )
+        .update(&name, Preconditions::default(), &mut warnings, |old, warnings| {
+            let scale = patch.on_type(SCHEMA, &of(old), warnings)?;
+            check(&scale, &name)?;
+            Ok(put(old, &scale))
+        })
         .await;
     context.warnings.append(&mut warnings);
-    Ok(respond::value(
-        form,
-        StatusCode::OK,
-        &of(&written?.value(kind)),
-    ))
+    Ok(respond::value(form, StatusCode::OK, &of(&written?.value(kind))))
 }
 
 #[cfg(test)]

@@ -60,9 +60,10 @@ impl Selection {
             (own == value) == *equal
         });
         fields
-            && self.labels.as_ref().is_none_or(|labels| {
-                labels.matches_with(|key| object.labels.get(key).map(String::as_str))
-            })
+            && self
+                .labels
+                .as_ref()
+                .is_none_or(|labels| labels.matches_with(|key| object.labels.get(key).map(String::as_str)))
     }
 }
 
@@ -72,22 +73,11 @@ fn target(kind: &'static Kind, field: &str) -> Result<Target, Error> {
         "metadata.namespace" => return Ok(Target::Namespace),
         _ => {}
     }
-    if let Some((at, known)) = kind
-        .selectable_fields
-        .iter()
-        .enumerate()
-        .find(|(_, known)| known.path == field)
-    {
-        return Ok(if kind.stored_as.is_some() {
-            Target::Shown(kind, known.get)
-        } else {
-            Target::Field(at)
-        });
+    if let Some((at, known)) = kind.selectable_fields.iter().enumerate().find(|(_, known)| known.path == field) {
+        return Ok(if kind.stored_as.is_some() { Target::Shown(kind, known.get) } else { Target::Field(at) });
     }
     Err(Error::BadRequest(if kind.selectable_fields.is_empty() {
-        format!(
-            "{field:?} is not a known field selector: only \"metadata.name\", \"metadata.namespace\""
-        )
+        format!("{field:?} is not a known field selector: only \"metadata.name\", \"metadata.namespace\"")
     } else {
         format!("field label not supported: {field}")
     }))

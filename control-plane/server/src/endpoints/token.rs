@@ -28,25 +28,17 @@ pub fn create(context: &mut Context, body: &Bytes) -> Result<Response, Error> {
     let app = &context.app;
     let (namespace, name) = (&context.path.namespace, &context.path.name);
     let account = app.find("", "serviceaccounts", namespace, name);
-    let account = account.ok_or_else(|| Error::NotFound {
-        resource: "serviceaccounts".to_owned(),
-        name: name.clone(),
-    })?;
+    let account =
+        account.ok_or_else(|| Error::NotFound { resource: "serviceaccounts".to_owned(), name: name.clone() })?;
     requests::token_request(&request)?;
     let mut bound = Bound {
         namespace: namespace.clone(),
-        serviceaccount: Reference {
-            name: name.clone(),
-            uid: account.uid.to_string(),
-        },
+        serviceaccount: Reference { name: name.clone(), uid: account.uid.to_string() },
         pod: None,
         secret: None,
         node: None,
     };
-    let wanted = request
-        .pointer("/spec/boundObjectRef")
-        .filter(|wanted| !wanted.is_null())
-        .cloned();
+    let wanted = request.pointer("/spec/boundObjectRef").filter(|wanted| !wanted.is_null()).cloned();
     if let Some(wanted) = &wanted {
         bind(context, wanted, &mut bound)?;
     }
@@ -72,18 +64,9 @@ pub fn create(context: &mut Context, body: &Bytes) -> Result<Response, Error> {
     if audiences.is_empty() {
         audiences.push(app.tokens.issuer().to_owned());
     }
-    let seconds = request
-        .pointer("/spec/expirationSeconds")
-        .and_then(Value::as_i64)
-        .unwrap_or(3600);
-    let own = audiences
-        .iter()
-        .any(|audience| audience == app.tokens.issuer());
-    let lives = if seconds == EXTENDED.0 && bound.pod.is_some() && own {
-        EXTENDED.1
-    } else {
-        seconds
-    };
+    let seconds = request.pointer("/spec/expirationSeconds").and_then(Value::as_i64).unwrap_or(3600);
+    let own = audiences.iter().any(|audience| audience == app.tokens.issuer());
+    let lives = if seconds == EXTENDED.0 && bound.pod.is_some() && own { EXTENDED.1 } else { seconds };
     let now = app.now();
     let token = if dry_run {
         String::new()
@@ -92,9 +75,7 @@ pub fn create(context: &mut Context, body: &Bytes) -> Result<Response, Error> {
             .issue(bound, audiences.clone(), now.as_second(), lives)
             .map_err(|error| Error::Internal(format!("signing a token: {error}")))?
     };
-    let expires = now
-        .saturating_add(jiff::SignedDuration::from_secs(seconds))
-        .unwrap_or(now);
+    let expires = now.saturating_add(jiff::SignedDuration::from_secs(seconds)).unwrap_or(now);
     let mut spec = Map::new();
     spec.insert("audiences".to_owned(), json!(audiences));
     spec.insert("expirationSeconds".to_owned(), seconds.into());
@@ -111,13 +92,7 @@ pub fn create(context: &mut Context, body: &Bytes) -> Result<Response, Error> {
 
 /// Ties a token to the object that the request names.
 fn bind(context: &Context, wanted: &Value, bound: &mut Bound) -> Result<(), Error> {
-    let text = |key: &str| {
-        wanted
-            .get(key)
-            .and_then(Value::as_str)
-            .unwrap_or_default()
-            .to_owned()
-    };
+    let text = |key: &str| wanted.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
     let (kind, name, uid) = (text("kind"), text("name"), text("uid"));
     let plural = match (kind.as_str(), text("apiVersion").as_str()) {
         ("Pod", "v1") => "pods",
@@ -130,16 +105,9 @@ fn bind(context: &Context, wanted: &Value, bound: &mut Bound) -> Result<(), Erro
             )));
         }
     };
-    let namespace = if plural == "nodes" {
-        ""
-    } else {
-        context.path.namespace.as_str()
-    };
+    let namespace = if plural == "nodes" { "" } else { context.path.namespace.as_str() };
     let object = context.app.find("", plural, namespace, &name);
-    let object = object.ok_or_else(|| Error::NotFound {
-        resource: plural.to_owned(),
-        name: name.clone(),
-    })?;
+    let object = object.ok_or_else(|| Error::NotFound { resource: plural.to_owned(), name: name.clone() })?;
     if !uid.is_empty() && uid != *object.uid {
         return Err(Error::Conflict {
             resource: plural.to_owned(),
@@ -149,19 +117,13 @@ fn bind(context: &Context, wanted: &Value, bound: &mut Bound) -> Result<(), Erro
             ),
         });
     }
-    let reference = Reference {
-        name: name.clone(),
-        uid: object.uid.to_string(),
-    };
+    let reference = Reference { name: name.clone(), uid: object.uid.to_string() };
     match plural {
         "secrets" => bound.secret = Some(reference),
         "nodes" => bound.node = Some(reference),
         _ => {
             let pod = object.value();
-            let account = pod
-                .pointer("/spec/serviceAccountName")
-                .and_then(Value::as_str)
-                .unwrap_or_default();
+            let account = pod.pointer("/spec/serviceAccountName").and_then(Value::as_str).unwrap_or_default();
             if account != bound.serviceaccount.name {
                 let mut errors = FieldErrors::default();
                 errors.push(
@@ -175,10 +137,7 @@ fn bind(context: &Context, wanted: &Value, bound: &mut Bound) -> Result<(), Erro
                     errors,
                 });
             }
-            let node = pod
-                .pointer("/spec/nodeName")
-                .and_then(Value::as_str)
-                .unwrap_or_default();
+            let node = pod.pointer("/spec/nodeName").and_then(Value::as_str).unwrap_or_default();
             if let Some(asking) = context.identity.node_name()
                 && asking != node
             {
@@ -192,15 +151,8 @@ fn bind(context: &Context, wanted: &Value, bound: &mut Bound) -> Result<(), Erro
                 });
             }
             if !node.is_empty() {
-                let uid = context
-                    .app
-                    .find("", "nodes", "", node)
-                    .map(|node| node.uid.to_string())
-                    .unwrap_or_default();
-                bound.node = Some(Reference {
-                    name: node.to_owned(),
-                    uid,
-                });
+                let uid = context.app.find("", "nodes", "", node).map(|node| node.uid.to_string()).unwrap_or_default();
+                bound.node = Some(Reference { name: node.to_owned(), uid });
             }
             bound.pod = Some(reference);
         }

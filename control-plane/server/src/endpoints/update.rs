@@ -29,11 +29,7 @@ pub async fn serve(
     check_name(&sent, &name)?;
     let uid = meta(&sent, "uid").to_owned();
     let write = context.write(kind, subresource, Some(&manager), dry_run);
-    let exists = context
-        .app
-        .cache
-        .of(kind)
-        .is_some_and(|cache| cache.get(&context.path.namespace, &name).is_some());
+    let exists = context.app.cache.of(kind).is_some_and(|cache| cache.get(&context.path.namespace, &name).is_some());
     let (status, result) = if !exists && kind.strategy.create_on_update && subresource.is_empty() {
         context.require_create(kind)?;
         // What does not exist has no version to be held to.
@@ -41,11 +37,8 @@ pub async fn serve(
         (StatusCode::CREATED, write.create(sent, &mut warnings).await)
     } else {
         let preconditions = Preconditions { uid: &uid };
-        let changed = write
-            .update(&name, preconditions, &mut warnings, |old, _| {
-                Ok(part(subresource, &sent, old))
-            })
-            .await;
+        let changed =
+            write.update(&name, preconditions, &mut warnings, |old, _| Ok(part(subresource, &sent, old))).await;
         (StatusCode::OK, changed)
     };
     context.warnings.append(&mut warnings);
@@ -89,10 +82,7 @@ pub fn part(subresource: &str, sent: &Value, old: &Value) -> Value {
             if new.pointer("/spec") != old.pointer("/spec")
                 && let Some(metadata) = new.get_mut("metadata").and_then(Value::as_object_mut)
             {
-                let count = metadata
-                    .get("generation")
-                    .and_then(Value::as_i64)
-                    .unwrap_or_default();
+                let count = metadata.get("generation").and_then(Value::as_i64).unwrap_or_default();
                 metadata.insert("generation".to_owned(), (count + 1).into());
             }
             new

@@ -92,9 +92,7 @@ pub async fn serve(context: &mut Context, kind: &'static Kind) -> Result<Respons
     };
     if initial == Some(true) || (initial.is_none() && from == 0) {
         await_version(context, version).await?;
-        let (snapshot, _) = cache.list(&watch.namespace, None, 0, |object| {
-            watch.selection.matches(object)
-        });
+        let (snapshot, _) = cache.list(&watch.namespace, None, 0, |object| watch.selection.matches(object));
         for object in &snapshot.objects {
             watch.push(Change::Created, object);
         }
@@ -105,31 +103,18 @@ pub async fn serve(context: &mut Context, kind: &'static Kind) -> Result<Respons
         }
     } else {
         // With a version of 0 and no initial events: from now on.
-        let from = if from == 0 {
-            context.app.cache.revision()
-        } else {
-            from
-        };
+        let from = if from == 0 { context.app.cache.revision() } else { from };
         watch.shown = from;
         match cache.watch(from) {
             Ok(watcher) => watch.watcher = Some(watcher),
-            Err(old) => watch.push_error(&Error::Expired(format!(
-                "too old resource version: {} ({})",
-                old.requested, old.oldest
-            ))),
+            Err(old) => watch
+                .push_error(&Error::Expired(format!("too old resource version: {} ({})", old.requested, old.oldest))),
         }
     }
     let stream = futures::stream::unfold(watch, |mut watch| async move {
-        watch
-            .next()
-            .await
-            .map(|line| (Ok::<_, std::convert::Infallible>(line), watch))
+        watch.next().await.map(|line| (Ok::<_, std::convert::Infallible>(line), watch))
     });
-    Ok(respond::with_body(
-        StatusCode::OK,
-        respond::JSON,
-        Body::from_stream(stream),
-    ))
+    Ok(respond::with_body(StatusCode::OK, respond::JSON, Body::from_stream(stream)))
 }
 
 impl Watch {
@@ -149,11 +134,7 @@ impl Watch {
                     continue;
                 }
                 Err(Lagged) => {
-                    let message = format!(
-                        "too old resource version: {} ({})",
-                        self.shown,
-                        self.app.cache.revision()
-                    );
+                    let message = format!("too old resource version: {} ({})", self.shown, self.app.cache.revision());
                     self.push_error(&Error::Expired(message));
                     continue;
                 }
@@ -188,8 +169,7 @@ impl Watch {
             return;
         }
         let within = |object: &Object| {
-            (self.namespace.is_empty() || *object.namespace == *self.namespace)
-                && self.selection.matches(object)
+            (self.namespace.is_empty() || *object.namespace == *self.namespace) && self.selection.matches(object)
         };
         let was = event.previous.as_ref().is_some_and(|object| within(object));
         match event.change {
@@ -226,8 +206,7 @@ impl Watch {
     /// An object that no longer matches is deleted, for this watcher: as it was, at the new revision.
     fn push_left(&mut self, previous: &Object, revision: Revision) {
         if self.is_plain() {
-            self.pending
-                .push_back(previous.frame_at(Change::Deleted, revision));
+            self.pending.push_back(previous.frame_at(Change::Deleted, revision));
         } else {
             let mut value = shown(self.kind, previous);
             set_version(&mut value, revision);
@@ -240,10 +219,7 @@ impl Watch {
             Shape::Object => value,
             Shape::Metadata => table::partial(&value),
             Shape::Table => {
-                let version = value
-                    .pointer("/metadata/resourceVersion")
-                    .cloned()
-                    .unwrap_or_default();
+                let version = value.pointer("/metadata/resourceVersion").cloned().unwrap_or_default();
                 let metadata = json!({"resourceVersion": version});
                 let now = self.app.now().as_second();
                 let columns = std::mem::take(&mut self.columns);
@@ -254,18 +230,13 @@ impl Watch {
     }
 
     fn push_line(&mut self, word: &str, object: &Value) {
-        self.pending.push_back(Bytes::from(format!(
-            "{{\"type\":\"{word}\",\"object\":{object}}}\n"
-        )));
+        self.pending.push_back(Bytes::from(format!("{{\"type\":\"{word}\",\"object\":{object}}}\n")));
     }
 
     fn push_bookmark(&mut self, initial: bool) {
         let mut metadata = json!({"resourceVersion": self.shown.to_string()});
         if initial && let Some(map) = metadata.as_object_mut() {
-            map.insert(
-                "annotations".to_owned(),
-                json!({INITIAL_EVENTS_END: "true"}),
-            );
+            map.insert("annotations".to_owned(), json!({INITIAL_EVENTS_END: "true"}));
         }
         let object = match self.form.shape {
             Shape::Object => {
@@ -275,7 +246,8 @@ impl Watch {
                 json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": metadata})
             }
             Shape::Table => {
-                let object = json!({"kind": self.kind.kind, "apiVersion": self.kind.api_version(), "metadata": metadata});
+                let object =
+                    json!({"kind": self.kind.kind, "apiVersion": self.kind.api_version(), "metadata": metadata});
                 let row = json!({"cells": [], "object": table::partial(&object)});
                 json!({"kind": "Table", "apiVersion": "meta.k8s.io/v1",
                     "metadata": {"resourceVersion": self.shown.to_string()}, "columnDefinitions": null, "rows": [row]})

@@ -13,22 +13,12 @@ pub struct Bitmap {
 impl Bitmap {
     /// A sixteenth of the range, at least 16 and at most 256 numbers, is kept for those who choose.
     pub fn new(size: usize) -> Self {
-        let reserved = if size < 16 {
-            0
-        } else {
-            (size / 16).clamp(16, 256).min(size / 2)
-        };
-        Self {
-            words: vec![0; size.div_ceil(64)],
-            size,
-            reserved,
-        }
+        let reserved = if size < 16 { 0 } else { (size / 16).clamp(16, 256).min(size / 2) };
+        Self { words: vec![0; size.div_ceil(64)], size, reserved }
     }
 
     pub fn contains(&self, at: usize) -> bool {
-        self.words
-            .get(at / 64)
-            .is_some_and(|word| word & (1 << (at % 64)) != 0)
+        self.words.get(at / 64).is_some_and(|word| word & (1 << (at % 64)) != 0)
     }
 
     /// False: it was taken, or is not in the range.
@@ -55,9 +45,7 @@ impl Bitmap {
                 continue;
             }
             let start = rand::rng().random_range(from..to);
-            let found = (start..to)
-                .chain(from..start)
-                .find(|at| !self.contains(*at) && usable(*at));
+            let found = (start..to).chain(from..start).find(|at| !self.contains(*at) && usable(*at));
             if let Some(at) = found {
                 self.take(at);
                 return Some(at);

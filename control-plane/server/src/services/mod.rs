@@ -78,58 +78,37 @@ pub fn nth(range: &IpNet, offset: usize) -> IpAddr {
 }
 
 fn text<'a>(value: &'a Value, pointer: &str) -> &'a str {
-    value
-        .pointer(pointer)
-        .and_then(Value::as_str)
-        .unwrap_or_default()
+    value.pointer(pointer).and_then(Value::as_str).unwrap_or_default()
 }
 
 fn needs_address(service: &Value) -> bool {
-    matches!(
-        text(service, "/spec/type"),
-        "" | "ClusterIP" | "NodePort" | "LoadBalancer"
-    )
+    matches!(text(service, "/spec/type"), "" | "ClusterIP" | "NodePort" | "LoadBalancer")
 }
 
 fn needs_ports(service: &Value) -> bool {
     match text(service, "/spec/type") {
         "NodePort" => true,
         "LoadBalancer" => {
-            service
-                .pointer("/spec/allocateLoadBalancerNodePorts")
-                .and_then(Value::as_bool)
-                != Some(false)
+            service.pointer("/spec/allocateLoadBalancerNodePorts").and_then(Value::as_bool) != Some(false)
         }
         _ => false,
     }
 }
 
 fn needs_health_port(service: &Value) -> bool {
-    text(service, "/spec/type") == "LoadBalancer"
-        && text(service, "/spec/externalTrafficPolicy") == "Local"
+    text(service, "/spec/type") == "LoadBalancer" && text(service, "/spec/externalTrafficPolicy") == "Local"
 }
 
 fn addresses_of(service: &Value) -> Vec<&str> {
-    let list = service
-        .pointer("/spec/clusterIPs")
-        .and_then(Value::as_array);
-    list.into_iter()
-        .flatten()
-        .filter_map(Value::as_str)
-        .filter(|ip| *ip != "None" && !ip.is_empty())
-        .collect()
+    let list = service.pointer("/spec/clusterIPs").and_then(Value::as_array);
+    list.into_iter().flatten().filter_map(Value::as_str).filter(|ip| *ip != "None" && !ip.is_empty()).collect()
 }
 
 /// Node ports of a service, the one for health checks last.
 fn ports_of(service: &Value) -> Vec<i64> {
     let list = service.pointer("/spec/ports").and_then(Value::as_array);
-    let ports = list
-        .into_iter()
-        .flatten()
-        .filter_map(|port| port.get("nodePort").and_then(Value::as_i64));
-    let health = service
-        .pointer("/spec/healthCheckNodePort")
-        .and_then(Value::as_i64);
+    let ports = list.into_iter().flatten().filter_map(|port| port.get("nodePort").and_then(Value::as_i64));
+    let health = service.pointer("/spec/healthCheckNodePort").and_then(Value::as_i64);
     let mut all: Vec<i64> = ports.chain(health).filter(|port| *port != 0).collect();
     all.sort_unstable();
     all.dedup();
@@ -143,22 +122,12 @@ fn spec(service: &mut Value) -> Option<&mut Map<String, Value>> {
 impl Allocators {
     pub fn new(range: IpNet, ports: RangeInclusive<u16>) -> Self {
         let host_bits = u32::from(range.max_prefix_len() - range.prefix_len());
-        let all = 1usize
-            .checked_shl(host_bits.min(17))
-            .unwrap_or(MOST)
-            .min(MOST);
+        let all = 1usize.checked_shl(host_bits.min(17)).unwrap_or(MOST).min(MOST);
         // The first is the network, the last is where IPv4 broadcasts.
         let usable = all.saturating_sub(if range.addr().is_ipv4() { 2 } else { 1 });
         let count = usize::from(ports.end().saturating_sub(*ports.start())) + 1;
-        let inner = Inner {
-            addresses: Bitmap::new(usable),
-            ports: Bitmap::new(count),
-        };
-        Self {
-            range,
-            ports,
-            inner: Mutex::new(inner),
-        }
+        let inner = Inner { addresses: Bitmap::new(usable), ports: Bitmap::new(count) };
+        Self { range, ports, inner: Mutex::new(inner) }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -176,24 +145,16 @@ impl Allocators {
 
     fn port_bit(&self, port: i64) -> Option<usize> {
         let port = u16::try_from(port).ok()?;
-        self.ports
-            .contains(&port)
-            .then(|| usize::from(port - self.ports.start()))
+        self.ports.contains(&port).then(|| usize::from(port - self.ports.start()))
     }
 
     /// Counts what a stored service has.
     pub fn occupy(&self, service: &Value) {
         let mut inner = self.lock();
-        for at in addresses_of(service)
-            .into_iter()
-            .filter_map(|address| self.bit(address))
-        {
+        for at in addresses_of(service).into_iter().filter_map(|address| self.bit(address)) {
             inner.addresses.take(at);
         }
-        for at in ports_of(service)
-            .into_iter()
-            .filter_map(|port| self.port_bit(port))
-        {
+        for at in ports_of(service).into_iter().filter_map(|port| self.port_bit(port)) {
             inner.ports.take(at);
         }
     }
@@ -203,18 +164,12 @@ impl Allocators {
         let kept = new.map(addresses_of).unwrap_or_default();
         let kept_ports = new.map(ports_of).unwrap_or_default();
         let mut inner = self.lock();
-        for address in addresses_of(old)
-            .into_iter()
-            .filter(|address| !kept.contains(address))
-        {
+        for address in addresses_of(old).into_iter().filter(|address| !kept.contains(address)) {
             if let Some(at) = self.bit(address) {
                 inner.addresses.release(at);
             }
         }
-        for port in ports_of(old)
-            .into_iter()
-            .filter(|port| !kept_ports.contains(port))
-        {
+        for port in ports_of(old).into_iter().filter(|port| !kept_ports.contains(port)) {
             if let Some(at) = self.port_bit(port) {
                 inner.ports.release(at);
             }
@@ -224,26 +179,15 @@ impl Allocators {
     fn invalid(service: &Value, field: &str, message: String) -> Error {
         let mut errors = FieldErrors::default();
         errors.push(FieldReason::Invalid, field, message);
-        Error::Invalid {
-            kind: "Service".to_owned(),
-            name: text(service, "/metadata/name").to_owned(),
-            errors,
-        }
+        Error::Invalid { kind: "Service".to_owned(), name: text(service, "/metadata/name").to_owned(), errors }
     }
 
     /// Families and policy of a service in a cluster of one family.
     fn families(&self, service: &mut Value) -> Result<(), Error> {
-        let own = if self.range.addr().is_ipv4() {
-            "IPv4"
-        } else {
-            "IPv6"
-        };
+        let own = if self.range.addr().is_ipv4() { "IPv4" } else { "IPv6" };
         let policy = text(service, "/spec/ipFamilyPolicy").to_owned();
         let headless = text(service, "/spec/clusterIP") == "None";
-        let selects = service
-            .pointer("/spec/selector")
-            .and_then(Value::as_object)
-            .is_some_and(|map| !map.is_empty());
+        let selects = service.pointer("/spec/selector").and_then(Value::as_object).is_some_and(|map| !map.is_empty());
         let given: Vec<String> = service
             .pointer("/spec/ipFamilies")
             .and_then(Value::as_array)
@@ -255,22 +199,10 @@ impl Allocators {
         if headless && !selects {
             // Nobody here answers for it: both families are allowed.
             let other = if own == "IPv4" { "IPv6" } else { "IPv4" };
-            let policy = if policy.is_empty() {
-                "RequireDualStack"
-            } else {
-                policy.as_str()
-            };
-            let mut families = if given.is_empty() {
-                vec![own.to_owned()]
-            } else {
-                given
-            };
+            let policy = if policy.is_empty() { "RequireDualStack" } else { policy.as_str() };
+            let mut families = if given.is_empty() { vec![own.to_owned()] } else { given };
             if policy != "SingleStack" && families.len() == 1 {
-                let second = if families.first().is_some_and(|first| first == own) {
-                    other
-                } else {
-                    own
-                };
+                let second = if families.first().is_some_and(|first| first == own) { other } else { own };
                 families.push(second.to_owned());
             }
             if let Some(spec) = spec(service) {
@@ -283,7 +215,8 @@ impl Allocators {
             return Err(Self::invalid(
                 service,
                 "spec.ipFamilyPolicy",
-                "Invalid value: \"RequireDualStack\": this cluster is not configured for dual-stack services".to_owned(),
+                "Invalid value: \"RequireDualStack\": this cluster is not configured for dual-stack services"
+                    .to_owned(),
             ));
         }
         for (at, family) in given.iter().enumerate() {
@@ -309,11 +242,7 @@ impl Allocators {
     /// Fills in what a service gets from the cluster: families, addresses, node ports. `old` is what
     /// is stored.
     pub fn allocate(&self, service: &mut Value, old: Option<&Value>) -> Result<Taken<'_>, Error> {
-        let mut taken = Taken {
-            allocators: self,
-            addresses: Vec::new(),
-            ports: Vec::new(),
-        };
+        let mut taken = Taken { allocators: self, addresses: Vec::new(), ports: Vec::new() };
         if let Some(old) = old {
             update::carry_over(service, old);
         }
@@ -331,28 +260,15 @@ impl Allocators {
         Ok(taken)
     }
 
-    fn allocate_address(
-        &self,
-        service: &mut Value,
-        old: Option<&Value>,
-        taken: &mut Taken<'_>,
-    ) -> Result<(), Error> {
+    fn allocate_address(&self, service: &mut Value, old: Option<&Value>, taken: &mut Taken<'_>) -> Result<(), Error> {
         if text(service, "/spec/clusterIP") == "None" {
             return Ok(());
         }
         let had = old.map(addresses_of).unwrap_or_default();
-        let wanted: Vec<String> = addresses_of(service)
-            .into_iter()
-            .map(str::to_owned)
-            .collect();
+        let wanted: Vec<String> = addresses_of(service).into_iter().map(str::to_owned).collect();
         if wanted.is_empty() {
-            let at = self
-                .lock()
-                .addresses
-                .take_any(|at| at + 1 != DNS_OFFSET && at != 0);
-            let at = at.ok_or_else(|| {
-                Error::Internal("failed to allocate a serviceIP: range is full".to_owned())
-            })?;
+            let at = self.lock().addresses.take_any(|at| at + 1 != DNS_OFFSET && at != 0);
+            let at = at.ok_or_else(|| Error::Internal("failed to allocate a serviceIP: range is full".to_owned()))?;
             taken.addresses.push(at);
             let address = nth(&self.range, at + 1).to_string();
             if let Some(spec) = spec(service) {
@@ -373,10 +289,7 @@ impl Allocators {
                 Self::invalid(
                     service,
                     "spec.clusterIPs",
-                    format!(
-                        "Invalid value: {}: failed to allocate IP {address}: {why}",
-                        json!(wanted)
-                    ),
+                    format!("Invalid value: {}: failed to allocate IP {address}: {why}", json!(wanted)),
                 )
             };
             let at = self.bit(address).ok_or_else(|| {
@@ -411,27 +324,14 @@ impl Allocators {
         Self::invalid(service, field, format!("Invalid value: {port}: {why}"))
     }
 
-    fn allocate_ports(
-        &self,
-        service: &mut Value,
-        old: Option<&Value>,
-        taken: &mut Taken<'_>,
-    ) -> Result<(), Error> {
+    fn allocate_ports(&self, service: &mut Value, old: Option<&Value>, taken: &mut Taken<'_>) -> Result<(), Error> {
         let had = old.map(ports_of).unwrap_or_default();
-        let list = service
-            .pointer("/spec/ports")
-            .and_then(Value::as_array)
-            .cloned()
-            .unwrap_or_default();
+        let list = service.pointer("/spec/ports").and_then(Value::as_array).cloned().unwrap_or_default();
         let mut ports = list.clone();
         // First those that ask for a number, so that chance does not take it.
         let mut own: Vec<i64> = Vec::new();
         for (at, port) in list.iter().enumerate() {
-            let Some(number) = port
-                .get("nodePort")
-                .and_then(Value::as_i64)
-                .filter(|number| *number != 0)
-            else {
+            let Some(number) = port.get("nodePort").and_then(Value::as_i64).filter(|number| *number != 0) else {
                 continue;
             };
             if own.contains(&number) || had.contains(&number) {
@@ -439,9 +339,7 @@ impl Allocators {
                 continue;
             }
             let field = format!("spec.ports[{at}].nodePort");
-            let bit = self
-                .port_bit(number)
-                .ok_or_else(|| self.port_error(service, &field, number))?;
+            let bit = self.port_bit(number).ok_or_else(|| self.port_error(service, &field, number))?;
             if !self.lock().ports.take(bit) {
                 return Err(self.port_error(service, &field, number));
             }
@@ -449,29 +347,22 @@ impl Allocators {
             own.push(number);
         }
         for at in 0..ports.len() {
-            let Some(port) = ports.get(at).filter(|port| {
-                port.get("nodePort")
-                    .and_then(Value::as_i64)
-                    .unwrap_or_default()
-                    == 0
-            }) else {
+            let Some(port) =
+                ports.get(at).filter(|port| port.get("nodePort").and_then(Value::as_i64).unwrap_or_default() == 0)
+            else {
                 continue;
             };
             // TCP and UDP of one port share the number.
-            let shared = ports.iter().take(at).find(|other| {
-                other.get("port") == port.get("port")
-                    && other.get("protocol") != port.get("protocol")
-            });
-            let number = match shared
-                .and_then(|other| other.get("nodePort"))
-                .and_then(Value::as_i64)
-            {
+            let shared = ports
+                .iter()
+                .take(at)
+                .find(|other| other.get("port") == port.get("port") && other.get("protocol") != port.get("protocol"));
+            let number = match shared.and_then(|other| other.get("nodePort")).and_then(Value::as_i64) {
                 Some(number) => number,
                 None => {
                     let bit = self.lock().ports.take_any(|_| true);
-                    let bit = bit.ok_or_else(|| {
-                        Error::Internal("failed to allocate a nodePort: range is full".to_owned())
-                    })?;
+                    let bit =
+                        bit.ok_or_else(|| Error::Internal("failed to allocate a nodePort: range is full".to_owned()))?;
                     taken.ports.push(bit);
                     i64::from(*self.ports.start()) + i64::try_from(bit).unwrap_or_default()
                 }
@@ -495,27 +386,16 @@ impl Allocators {
         taken: &mut Taken<'_>,
     ) -> Result<(), Error> {
         const FIELD: &str = "spec.healthCheckNodePort";
-        let wanted = service
-            .pointer("/spec/healthCheckNodePort")
-            .and_then(Value::as_i64)
-            .unwrap_or_default();
-        let had = old
-            .and_then(|old| old.pointer("/spec/healthCheckNodePort"))
-            .and_then(Value::as_i64);
+        let wanted = service.pointer("/spec/healthCheckNodePort").and_then(Value::as_i64).unwrap_or_default();
+        let had = old.and_then(|old| old.pointer("/spec/healthCheckNodePort")).and_then(Value::as_i64);
         if wanted != 0 && had == Some(wanted) {
             return Ok(());
         }
         let bit = if wanted == 0 {
             let bit = self.lock().ports.take_any(|_| true);
-            bit.ok_or_else(|| {
-                Error::Internal(
-                    "failed to allocate a HealthCheck NodePort: range is full".to_owned(),
-                )
-            })?
+            bit.ok_or_else(|| Error::Internal("failed to allocate a HealthCheck NodePort: range is full".to_owned()))?
         } else {
-            let bit = self
-                .port_bit(wanted)
-                .ok_or_else(|| self.port_error(service, FIELD, wanted))?;
+            let bit = self.port_bit(wanted).ok_or_else(|| self.port_error(service, FIELD, wanted))?;
             if !self.lock().ports.take(bit) {
                 return Err(self.port_error(service, FIELD, wanted));
             }
@@ -545,21 +425,13 @@ mod tests {
     #[test]
     fn gives_and_takes_back() {
         let all = allocators();
-        let mut one = service(
-            json!({"type": "NodePort", "ports": [{"port": 80}, {"port": 80, "protocol": "UDP"}]}),
-        );
+        let mut one = service(json!({"type": "NodePort", "ports": [{"port": 80}, {"port": 80, "protocol": "UDP"}]}));
         all.allocate(&mut one, None).expect("room").keep();
         let address = text(&one, "/spec/clusterIP").to_owned();
         assert_eq!(one["spec"]["clusterIPs"], json!([address]));
-        assert_eq!(
-            one["spec"]["ports"][0]["nodePort"],
-            one["spec"]["ports"][1]["nodePort"]
-        );
+        assert_eq!(one["spec"]["ports"][0]["nodePort"], one["spec"]["ports"][1]["nodePort"]);
         let mut two = service(json!({"clusterIP": address, "ports": []}));
-        let error = all
-            .allocate(&mut two, None)
-            .map(Taken::keep)
-            .expect_err("taken");
+        let error = all.allocate(&mut two, None).map(Taken::keep).expect_err("taken");
         assert_eq!(
             error.status().1["message"],
             format!(
@@ -577,32 +449,19 @@ mod tests {
         drop(all.allocate(&mut one, None).expect("free"));
         all.allocate(&mut one, None).expect("free").keep();
         let mut far = service(json!({"clusterIP": "10.97.0.1"}));
-        let error = all
-            .allocate(&mut far, None)
-            .map(Taken::keep)
-            .expect_err("out of range");
-        assert!(
-            error.status().1["message"]
-                .to_string()
-                .contains("The range of valid IPs is 10.96.0.0/24")
-        );
+        let error = all.allocate(&mut far, None).map(Taken::keep).expect_err("out of range");
+        assert!(error.status().1["message"].to_string().contains("The range of valid IPs is 10.96.0.0/24"));
     }
 
     #[test]
     fn an_update_keeps_what_was_given() {
         let all = allocators();
-        let mut old =
-            service(json!({"type": "NodePort", "ports": [{"port": 80, "protocol": "TCP"}]}));
+        let mut old = service(json!({"type": "NodePort", "ports": [{"port": 80, "protocol": "TCP"}]}));
         all.allocate(&mut old, None).expect("room").keep();
-        let mut new = service(
-            json!({"type": "NodePort", "ports": [{"port": 80, "protocol": "TCP"}, {"port": 81}]}),
-        );
+        let mut new = service(json!({"type": "NodePort", "ports": [{"port": 80, "protocol": "TCP"}, {"port": 81}]}));
         all.allocate(&mut new, Some(&old)).expect("room").keep();
         assert_eq!(new["spec"]["clusterIP"], old["spec"]["clusterIP"]);
-        assert_eq!(
-            new["spec"]["ports"][0]["nodePort"],
-            old["spec"]["ports"][0]["nodePort"]
-        );
+        assert_eq!(new["spec"]["ports"][0]["nodePort"], old["spec"]["ports"][0]["nodePort"]);
         assert!(new["spec"]["ports"][1]["nodePort"].is_i64());
     }
 }

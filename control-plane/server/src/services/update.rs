@@ -14,10 +14,7 @@ pub fn carry_over(service: &mut Value, old: &Value) {
             spec.insert("clusterIP".to_owned(), address);
         }
         let same = service.pointer("/spec/clusterIP") == old.pointer("/spec/clusterIP");
-        let none = service
-            .pointer("/spec/clusterIPs")
-            .and_then(Value::as_array)
-            .is_none_or(Vec::is_empty);
+        let none = service.pointer("/spec/clusterIPs").and_then(Value::as_array).is_none_or(Vec::is_empty);
         if same
             && none
             && let Some(addresses) = old.pointer("/spec/clusterIPs").cloned()
@@ -27,25 +24,13 @@ pub fn carry_over(service: &mut Value, old: &Value) {
         }
     }
     if needs_ports(old) && needs_ports(service) {
-        let before = old
-            .pointer("/spec/ports")
-            .and_then(Value::as_array)
-            .cloned()
-            .unwrap_or_default();
-        let ports = service
-            .pointer_mut("/spec/ports")
-            .and_then(Value::as_array_mut);
+        let before = old.pointer("/spec/ports").and_then(Value::as_array).cloned().unwrap_or_default();
+        let ports = service.pointer_mut("/spec/ports").and_then(Value::as_array_mut);
         for port in ports.into_iter().flatten().filter_map(Value::as_object_mut) {
-            if port
-                .get("nodePort")
-                .and_then(Value::as_i64)
-                .unwrap_or_default()
-                != 0
-            {
+            if port.get("nodePort").and_then(Value::as_i64).unwrap_or_default() != 0 {
                 continue;
             }
-            let protocol =
-                |of: Option<&Value>| of.and_then(Value::as_str).unwrap_or("TCP").to_owned();
+            let protocol = |of: Option<&Value>| of.and_then(Value::as_str).unwrap_or("TCP").to_owned();
             let same = before.iter().find(|other| {
                 other.get("port") == port.get("port")
                     && protocol(other.get("protocol")) == protocol(port.get("protocol"))
@@ -69,10 +54,7 @@ pub fn carry_over(service: &mut Value, old: &Value) {
 pub fn normalize(service: &mut Value, old: Option<&Value>) {
     let one = text(service, "/spec/clusterIP").to_owned();
     let many = service.pointer("/spec/clusterIPs").cloned();
-    let none = many
-        .as_ref()
-        .and_then(Value::as_array)
-        .is_none_or(Vec::is_empty);
+    let none = many.as_ref().and_then(Value::as_array).is_none_or(Vec::is_empty);
     let changed = old.is_some_and(|old| text(old, "/spec/clusterIP") != one);
     let many_same = old.is_some_and(|old| old.pointer("/spec/clusterIPs") == many.as_ref());
     let Some(spec) = spec(service) else { return };

@@ -37,20 +37,8 @@ impl Harness {
             cluster_cidr: "10.244.0.0/16".parse().unwrap(),
             node_ports: 30000..=32767,
         };
-        let server = Server::start_with(
-            config,
-            store,
-            Arc::new(jiff::Timestamp::now),
-            shutdown.clone(),
-        )
-        .await
-        .unwrap();
-        Self {
-            server,
-            shutdown: shutdown.clone(),
-            _dir: dir,
-            _guard: shutdown.drop_guard(),
-        }
+        let server = Server::start_with(config, store, Arc::new(jiff::Timestamp::now), shutdown.clone()).await.unwrap();
+        Self { server, shutdown: shutdown.clone(), _dir: dir, _guard: shutdown.drop_guard() }
     }
 
     /// One request as an identity, straight into the router.
@@ -63,23 +51,9 @@ impl Harness {
         self.call_as(Identity::admin(), method, path, body).await
     }
 
-    pub async fn call_as(
-        &self,
-        identity: Identity,
-        method: Method,
-        path: &str,
-        body: Value,
-    ) -> (StatusCode, Value) {
-        let media = if method == Method::PATCH {
-            "application/merge-patch+json"
-        } else {
-            "application/json"
-        };
-        let body = if body.is_null() {
-            Body::empty()
-        } else {
-            Body::from(body.to_string())
-        };
+    pub async fn call_as(&self, identity: Identity, method: Method, path: &str, body: Value) -> (StatusCode, Value) {
+        let media = if method == Method::PATCH { "application/merge-patch+json" } else { "application/json" };
+        let body = if body.is_null() { Body::empty() } else { Body::from(body.to_string()) };
         let request = Request::builder()
             .method(method)
             .uri(path)
@@ -90,10 +64,6 @@ impl Harness {
         let response = self.send(identity, request).await;
         let code = response.status();
         let bytes = response.into_body().collect().await.unwrap().to_bytes();
-        (
-            code,
-            serde_json::from_slice(&bytes)
-                .unwrap_or_else(|_| Value::from(String::from_utf8_lossy(&bytes))),
-        )
+        (code, serde_json::from_slice(&bytes).unwrap_or_else(|_| Value::from(String::from_utf8_lossy(&bytes))))
     }
 }

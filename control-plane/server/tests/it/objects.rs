@@ -6,9 +6,7 @@ use axum::body::Body;
 use futures::{StreamExt, TryStreamExt};
 use http::{Method, Request, StatusCode};
 use k8s_openapi::api::core::v1::ConfigMap;
-use kube::api::{
-    Api, DeleteParams, ListParams, Patch, PatchParams, PostParams, WatchEvent, WatchParams,
-};
+use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams, WatchEvent, WatchParams};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Client, ResourceExt};
 use sampan_server::Identity;
@@ -37,25 +35,12 @@ async fn kube_reads_its_writes() {
     let maps: Api<ConfigMap> = Api::default_namespaced(client(&harness));
     for number in 0..20 {
         let name = format!("m{number}");
-        let made = maps
-            .create(&PostParams::default(), &config_map(&name))
-            .await
-            .unwrap();
-        assert_eq!(
-            maps.get(&name).await.unwrap().resource_version(),
-            made.resource_version()
-        );
+        let made = maps.create(&PostParams::default(), &config_map(&name)).await.unwrap();
+        assert_eq!(maps.get(&name).await.unwrap().resource_version(), made.resource_version());
         let patch = Patch::Merge(json!({"data": {"k": "v"}}));
-        let patched = maps
-            .patch(&name, &PatchParams::default(), &patch)
-            .await
-            .unwrap();
+        let patched = maps.patch(&name, &PatchParams::default(), &patch).await.unwrap();
         let listed = maps.list(&ListParams::default()).await.unwrap();
-        let found = listed
-            .items
-            .iter()
-            .find(|item| item.name_any() == name)
-            .unwrap();
+        let found = listed.items.iter().find(|item| item.name_any() == name).unwrap();
         assert_eq!(found.resource_version(), patched.resource_version());
         maps.delete(&name, &DeleteParams::default()).await.unwrap();
         assert!(maps.get_opt(&name).await.unwrap().is_none());
@@ -66,32 +51,16 @@ async fn kube_reads_its_writes() {
 async fn a_watcher_sees_all_and_ends_with_the_server() {
     let harness = Harness::start().await;
     let maps: Api<ConfigMap> = Api::default_namespaced(client(&harness));
-    maps.create(&PostParams::default(), &config_map("before"))
-        .await
-        .unwrap();
-    let mut events = Box::pin(
-        watcher(maps.clone(), watcher::Config::default().streaming_lists()).applied_objects(),
-    );
-    assert_eq!(
-        events.try_next().await.unwrap().unwrap().name_any(),
-        "before"
-    );
+    maps.create(&PostParams::default(), &config_map("before")).await.unwrap();
+    let mut events = Box::pin(watcher(maps.clone(), watcher::Config::default().streaming_lists()).applied_objects());
+    assert_eq!(events.try_next().await.unwrap().unwrap().name_any(), "before");
     for name in ["a", "b", "c"] {
-        maps.create(&PostParams::default(), &config_map(name))
-            .await
-            .unwrap();
+        maps.create(&PostParams::default(), &config_map(name)).await.unwrap();
         assert_eq!(events.try_next().await.unwrap().unwrap().name_any(), name);
     }
-    let mut raw = maps
-        .watch(&WatchParams::default().timeout(60), "0")
-        .await
-        .unwrap()
-        .boxed();
+    let mut raw = maps.watch(&WatchParams::default().timeout(60), "0").await.unwrap().boxed();
     for _ in 0..4 {
-        assert!(matches!(
-            raw.try_next().await.unwrap(),
-            Some(WatchEvent::Added(_))
-        ));
+        assert!(matches!(raw.try_next().await.unwrap(), Some(WatchEvent::Added(_))));
     }
     harness.shutdown.cancel();
     assert!(raw.try_next().await.unwrap().is_none());
@@ -104,25 +73,11 @@ async fn competing_patches_all_arrive() {
     let patches = (0..24).map(|number| {
         let path = format!("{MAPS}/shared");
         let harness = &harness;
-        async move {
-            harness
-                .call(
-                    Method::PATCH,
-                    &path,
-                    json!({"data": {format!("k{number}"): "v"}}),
-                )
-                .await
-                .0
-        }
+        async move { harness.call(Method::PATCH, &path, json!({"data": {format!("k{number}"): "v"}})).await.0 }
     });
     let codes = futures::future::join_all(patches).await;
-    assert!(
-        codes.iter().all(|code| *code == StatusCode::OK),
-        "{codes:?}"
-    );
-    let (_, object) = harness
-        .call(Method::GET, &format!("{MAPS}/shared"), Value::Null)
-        .await;
+    assert!(codes.iter().all(|code| *code == StatusCode::OK), "{codes:?}");
+    let (_, object) = harness.call(Method::GET, &format!("{MAPS}/shared"), Value::Null).await;
     assert_eq!(object["data"].as_object().unwrap().len(), 24);
 }
 
@@ -130,47 +85,17 @@ async fn competing_patches_all_arrive() {
 async fn finalizers_hold_an_object_until_the_last_is_gone() {
     let harness = Harness::start().await;
     let path = format!("{MAPS}/held");
-    harness
-        .call(
-            Method::POST,
-            MAPS,
-            json!({"metadata": {"name": "held", "finalizers": ["example.com/a"]}}),
-        )
-        .await;
-    let (code, object) = harness
-        .call(
-            Method::DELETE,
-            &path,
-            json!({"propagationPolicy": "Foreground"}),
-        )
-        .await;
+    harness.call(Method::POST, MAPS, json!({"metadata": {"name": "held", "finalizers": ["example.com/a"]}})).await;
+    let (code, object) = harness.call(Method::DELETE, &path, json!({"propagationPolicy": "Foreground"})).await;
     assert_eq!(code, StatusCode::ACCEPTED);
-    assert_eq!(
-        object["metadata"]["finalizers"],
-        json!(["example.com/a", "foregroundDeletion"])
-    );
+    assert_eq!(object["metadata"]["finalizers"], json!(["example.com/a", "foregroundDeletion"]));
     assert!(object["metadata"]["deletionTimestamp"].is_string());
     let (code, error) = harness.call(Method::POST, MAPS, map("held")).await;
     assert_eq!(code, StatusCode::CONFLICT);
-    assert_eq!(
-        error["message"],
-        "object is being deleted: configmaps \"held\" already exists"
-    );
-    let (code, _) = harness
-        .call(
-            Method::PATCH,
-            &path,
-            json!({"metadata": {"finalizers": ["example.com/b"]}}),
-        )
-        .await;
+    assert_eq!(error["message"], "object is being deleted: configmaps \"held\" already exists");
+    let (code, _) = harness.call(Method::PATCH, &path, json!({"metadata": {"finalizers": ["example.com/b"]}})).await;
     assert_eq!(code, StatusCode::UNPROCESSABLE_ENTITY);
-    let (code, _) = harness
-        .call(
-            Method::PATCH,
-            &path,
-            json!({"metadata": {"finalizers": null}}),
-        )
-        .await;
+    let (code, _) = harness.call(Method::PATCH, &path, json!({"metadata": {"finalizers": null}})).await;
     assert_eq!(code, StatusCode::OK);
     let (code, _) = harness.call(Method::GET, &path, Value::Null).await;
     assert_eq!(code, StatusCode::NOT_FOUND);
@@ -180,177 +105,77 @@ async fn finalizers_hold_an_object_until_the_last_is_gone() {
 async fn a_bound_pod_has_time_to_end() {
     let harness = Harness::start().await;
     const PODS: &str = "/api/v1/namespaces/default/pods";
-    harness
-        .call(
-            Method::POST,
-            "/api/v1/namespaces/default/serviceaccounts",
-            map("default"),
-        )
-        .await;
+    harness.call(Method::POST, "/api/v1/namespaces/default/serviceaccounts", map("default")).await;
     let pod = |name: &str| json!({"metadata": {"name": name}, "spec": {"containers": [{"name": "c", "image": "x:1"}]}});
     for name in ["free", "bound"] {
         let (code, made) = harness.call(Method::POST, PODS, pod(name)).await;
         assert_eq!(code, StatusCode::CREATED, "{made}");
         let mounts = &made["spec"]["containers"][0]["volumeMounts"];
-        assert_eq!(
-            mounts[0]["mountPath"],
-            "/var/run/secrets/kubernetes.io/serviceaccount"
-        );
+        assert_eq!(mounts[0]["mountPath"], "/var/run/secrets/kubernetes.io/serviceaccount");
     }
     let binding = json!({"metadata": {"name": "bound"}, "target": {"kind": "Node", "name": "n1"}});
-    let (code, _) = harness
-        .call(
-            Method::POST,
-            &format!("{PODS}/bound/binding"),
-            binding.clone(),
-        )
-        .await;
+    let (code, _) = harness.call(Method::POST, &format!("{PODS}/bound/binding"), binding.clone()).await;
     assert_eq!(code, StatusCode::CREATED);
-    let (code, error) = harness
-        .call(Method::POST, &format!("{PODS}/bound/binding"), binding)
-        .await;
+    let (code, error) = harness.call(Method::POST, &format!("{PODS}/bound/binding"), binding).await;
     assert_eq!(code, StatusCode::CONFLICT);
     assert_eq!(
         error["message"],
         "Operation cannot be fulfilled on pods/binding \"bound\": pod bound is already assigned to node \"n1\""
     );
-    let (_, bound) = harness
-        .call(Method::GET, &format!("{PODS}/bound"), Value::Null)
-        .await;
+    let (_, bound) = harness.call(Method::GET, &format!("{PODS}/bound"), Value::Null).await;
     assert_eq!(bound["spec"]["nodeName"], "n1");
     assert_eq!(bound["status"]["conditions"][0]["type"], "PodScheduled");
 
-    harness
-        .call(Method::DELETE, &format!("{PODS}/free"), Value::Null)
-        .await;
-    assert_eq!(
-        harness
-            .call(Method::GET, &format!("{PODS}/free"), Value::Null)
-            .await
-            .0,
-        StatusCode::NOT_FOUND
-    );
-    let (_, ending) = harness
-        .call(Method::DELETE, &format!("{PODS}/bound"), Value::Null)
-        .await;
+    harness.call(Method::DELETE, &format!("{PODS}/free"), Value::Null).await;
+    assert_eq!(harness.call(Method::GET, &format!("{PODS}/free"), Value::Null).await.0, StatusCode::NOT_FOUND);
+    let (_, ending) = harness.call(Method::DELETE, &format!("{PODS}/bound"), Value::Null).await;
     assert_eq!(ending["metadata"]["deletionGracePeriodSeconds"], 30);
-    let (_, ending) = harness
-        .call(
-            Method::DELETE,
-            &format!("{PODS}/bound"),
-            json!({"gracePeriodSeconds": 5}),
-        )
-        .await;
+    let (_, ending) = harness.call(Method::DELETE, &format!("{PODS}/bound"), json!({"gracePeriodSeconds": 5})).await;
     assert_eq!(ending["metadata"]["deletionGracePeriodSeconds"], 5);
     // The node's last word.
-    harness
-        .call(
-            Method::DELETE,
-            &format!("{PODS}/bound?gracePeriodSeconds=0"),
-            Value::Null,
-        )
-        .await;
-    assert_eq!(
-        harness
-            .call(Method::GET, &format!("{PODS}/bound"), Value::Null)
-            .await
-            .0,
-        StatusCode::NOT_FOUND
-    );
+    harness.call(Method::DELETE, &format!("{PODS}/bound?gracePeriodSeconds=0"), Value::Null).await;
+    assert_eq!(harness.call(Method::GET, &format!("{PODS}/bound"), Value::Null).await.0, StatusCode::NOT_FOUND);
 }
 
 #[tokio::test]
 async fn a_namespace_ends_when_it_is_finalized() {
     let harness = Harness::start().await;
-    harness
-        .call(Method::POST, "/api/v1/namespaces", map("short"))
-        .await;
-    let (code, ending) = harness
-        .call(Method::DELETE, "/api/v1/namespaces/short", Value::Null)
-        .await;
+    harness.call(Method::POST, "/api/v1/namespaces", map("short")).await;
+    let (code, ending) = harness.call(Method::DELETE, "/api/v1/namespaces/short", Value::Null).await;
     assert_eq!(code, StatusCode::OK);
     assert_eq!(ending["status"]["phase"], "Terminating");
-    let (code, error) = harness
-        .call(
-            Method::POST,
-            "/api/v1/namespaces/short/configmaps",
-            map("late"),
-        )
-        .await;
+    let (code, error) = harness.call(Method::POST, "/api/v1/namespaces/short/configmaps", map("late")).await;
     assert_eq!(code, StatusCode::FORBIDDEN);
-    assert_eq!(
-        error["details"]["causes"][0]["reason"],
-        "NamespaceTerminating"
-    );
+    assert_eq!(error["details"]["causes"][0]["reason"], "NamespaceTerminating");
     let mut done = ending.clone();
     done["spec"] = json!({});
-    let (code, _) = harness
-        .call(Method::PUT, "/api/v1/namespaces/short/finalize", done)
-        .await;
+    let (code, _) = harness.call(Method::PUT, "/api/v1/namespaces/short/finalize", done).await;
     assert_eq!(code, StatusCode::OK);
-    assert_eq!(
-        harness
-            .call(Method::GET, "/api/v1/namespaces/short", Value::Null)
-            .await
-            .0,
-        StatusCode::NOT_FOUND
-    );
-    let (code, _) = harness
-        .call(
-            Method::DELETE,
-            "/api/v1/namespaces/kube-system",
-            Value::Null,
-        )
-        .await;
+    assert_eq!(harness.call(Method::GET, "/api/v1/namespaces/short", Value::Null).await.0, StatusCode::NOT_FOUND);
+    let (code, _) = harness.call(Method::DELETE, "/api/v1/namespaces/kube-system", Value::Null).await;
     assert_eq!(code, StatusCode::FORBIDDEN);
 }
 
 #[tokio::test]
 async fn chunks_show_one_moment() {
     let harness = Harness::start().await;
-    harness
-        .call(Method::POST, "/api/v1/namespaces", map("chunks"))
-        .await;
+    harness.call(Method::POST, "/api/v1/namespaces", map("chunks")).await;
     let maps = "/api/v1/namespaces/chunks/configmaps";
     for number in 0..6 {
-        harness
-            .call(Method::POST, maps, map(&format!("m{number}")))
-            .await;
+        harness.call(Method::POST, maps, map(&format!("m{number}"))).await;
     }
-    let (_, first) = harness
-        .call(Method::GET, &format!("{maps}?limit=2"), Value::Null)
-        .await;
+    let (_, first) = harness.call(Method::GET, &format!("{maps}?limit=2"), Value::Null).await;
     assert_eq!(first["metadata"]["remainingItemCount"], 4);
-    harness
-        .call(Method::DELETE, &format!("{maps}/m3"), Value::Null)
-        .await;
+    harness.call(Method::DELETE, &format!("{maps}/m3"), Value::Null).await;
     harness.call(Method::POST, maps, map("m2a")).await;
     let mut names = Vec::new();
     let mut next = first["metadata"]["continue"].as_str().unwrap().to_owned();
     while !next.is_empty() {
-        let (code, page) = harness
-            .call(
-                Method::GET,
-                &format!("{maps}?limit=2&continue={next}"),
-                Value::Null,
-            )
-            .await;
+        let (code, page) = harness.call(Method::GET, &format!("{maps}?limit=2&continue={next}"), Value::Null).await;
         assert_eq!(code, StatusCode::OK, "{page}");
-        assert_eq!(
-            page["metadata"]["resourceVersion"],
-            first["metadata"]["resourceVersion"]
-        );
-        names.extend(
-            page["items"]
-                .as_array()
-                .unwrap()
-                .iter()
-                .map(|item| item["metadata"]["name"].clone()),
-        );
-        next = page["metadata"]["continue"]
-            .as_str()
-            .unwrap_or_default()
-            .to_owned();
+        assert_eq!(page["metadata"]["resourceVersion"], first["metadata"]["resourceVersion"]);
+        names.extend(page["items"].as_array().unwrap().iter().map(|item| item["metadata"]["name"].clone()));
+        next = page["metadata"]["continue"].as_str().unwrap_or_default().to_owned();
     }
     assert_eq!(names, ["m2", "m3", "m4", "m5"]);
 }
@@ -361,48 +186,25 @@ async fn service_addresses_are_given_once() {
     const SERVICES: &str = "/api/v1/namespaces/default/services";
     let service = |name: &str, spec: Value| json!({"metadata": {"name": name}, "spec": spec});
     let (_, one) = harness
-        .call(
-            Method::POST,
-            SERVICES,
-            service("one", json!({"ports": [{"port": 80}], "type": "NodePort"})),
-        )
+        .call(Method::POST, SERVICES, service("one", json!({"ports": [{"port": 80}], "type": "NodePort"})))
         .await;
     let address = one["spec"]["clusterIP"].as_str().unwrap();
     let port = &one["spec"]["ports"][0]["nodePort"];
     let (code, error) = harness
-        .call(
-            Method::POST,
-            SERVICES,
-            service(
-                "two",
-                json!({"ports": [{"port": 80}], "clusterIP": address}),
-            ),
-        )
+        .call(Method::POST, SERVICES, service("two", json!({"ports": [{"port": 80}], "clusterIP": address})))
         .await;
     assert_eq!(code, StatusCode::UNPROCESSABLE_ENTITY);
-    assert!(
-        error["message"]
-            .as_str()
-            .unwrap()
-            .ends_with("provided IP is already allocated"),
-        "{error}"
-    );
+    assert!(error["message"].as_str().unwrap().ends_with("provided IP is already allocated"), "{error}");
     let wants = json!({"type": "NodePort", "ports": [{"port": 80, "nodePort": port}]});
-    let (_, error) = harness
-        .call(Method::POST, SERVICES, service("two", wants.clone()))
-        .await;
+    let (_, error) = harness.call(Method::POST, SERVICES, service("two", wants.clone())).await;
     assert_eq!(
         error["message"],
         format!(
             "Service \"two\" is invalid: spec.ports[0].nodePort: Invalid value: {port}: provided port is already allocated"
         )
     );
-    harness
-        .call(Method::DELETE, &format!("{SERVICES}/one"), Value::Null)
-        .await;
-    let (code, _) = harness
-        .call(Method::POST, SERVICES, service("two", wants))
-        .await;
+    harness.call(Method::DELETE, &format!("{SERVICES}/one"), Value::Null).await;
+    let (code, _) = harness.call(Method::POST, SERVICES, service("two", wants)).await;
     assert_eq!(code, StatusCode::CREATED);
 }
 
@@ -411,27 +213,16 @@ async fn a_version_from_before_the_start_is_expired() {
     let store = Arc::new(RedbStore::in_memory(Options::default()).unwrap());
     let first = Harness::start_on(store.clone()).await;
     let (_, made) = first.call(Method::POST, MAPS, map("kept")).await;
-    let (_, changed) = first
-        .call(
-            Method::PATCH,
-            &format!("{MAPS}/kept"),
-            json!({"data": {"k": "v"}}),
-        )
-        .await;
+    let (_, changed) = first.call(Method::PATCH, &format!("{MAPS}/kept"), json!({"data": {"k": "v"}})).await;
     drop(first);
     let second = Harness::start_on(store).await;
-    let (_, read) = second
-        .call(Method::GET, &format!("{MAPS}/kept"), Value::Null)
-        .await;
+    let (_, read) = second.call(Method::GET, &format!("{MAPS}/kept"), Value::Null).await;
     assert_eq!(read, changed);
     let version = made["metadata"]["resourceVersion"].as_str().unwrap();
     let path = format!("{MAPS}?watch=true&resourceVersion={version}&timeoutSeconds=5");
     let (code, event) = second.call(Method::GET, &path, Value::Null).await;
     assert_eq!(code, StatusCode::OK);
-    assert!(
-        event["type"] == "ERROR" && event["object"]["code"] == 410,
-        "{event}"
-    );
+    assert!(event["type"] == "ERROR" && event["object"]["code"] == 410, "{event}");
     // Lists of that time are still there.
     let path = format!("{MAPS}?resourceVersion={version}&resourceVersionMatch=Exact");
     let (_, list) = second.call(Method::GET, &path, Value::Null).await;
@@ -459,10 +250,7 @@ async fn broken_requests_are_answered() {
         .header("content-type", "application/json")
         .body(Body::from(vec![b' '; 4 << 20]))
         .unwrap();
-    assert_eq!(
-        harness.send(Identity::admin(), request).await.status(),
-        StatusCode::PAYLOAD_TOO_LARGE
-    );
+    assert_eq!(harness.send(Identity::admin(), request).await.status(), StatusCode::PAYLOAD_TOO_LARGE);
 }
 
 /// A watch tells every write once and in order, whatever else goes on; what it adds up to is the list.
@@ -471,38 +259,23 @@ async fn a_watch_adds_up_to_the_list() {
     const WRITERS: usize = 6;
     const WRITES: usize = 30;
     let harness = Harness::start().await;
-    harness
-        .call(Method::POST, "/api/v1/namespaces", map("busy"))
-        .await;
+    harness.call(Method::POST, "/api/v1/namespaces", map("busy")).await;
     let maps: Api<ConfigMap> = Api::namespaced(client(&harness), "busy");
-    let version = maps
-        .list(&ListParams::default())
-        .await
-        .unwrap()
-        .metadata
-        .resource_version
-        .unwrap();
-    let mut events = maps
-        .watch(&WatchParams::default().labels("seen=yes"), &version)
-        .await
-        .unwrap()
-        .boxed();
+    let version = maps.list(&ListParams::default()).await.unwrap().metadata.resource_version.unwrap();
+    let mut events = maps.watch(&WatchParams::default().labels("seen=yes"), &version).await.unwrap().boxed();
     let writers = (0..WRITERS).map(|writer| {
         let maps = maps.clone();
         async move {
             for turn in 0..WRITES {
                 let name = format!("m{writer}-{}", turn % 3);
                 let seen = if turn % 4 == 3 { "no" } else { "yes" };
-                let labels =
-                    json!({"metadata": {"labels": {"seen": seen, "turn": turn.to_string()}}});
+                let labels = json!({"metadata": {"labels": {"seen": seen, "turn": turn.to_string()}}});
                 match turn % 5 {
                     4 => {
                         let _ = maps.delete(&name, &DeleteParams::default()).await;
                     }
                     _ if maps.get_opt(&name).await.unwrap().is_some() => {
-                        maps.patch(&name, &PatchParams::default(), &Patch::Merge(labels))
-                            .await
-                            .unwrap();
+                        maps.patch(&name, &PatchParams::default(), &Patch::Merge(labels)).await.unwrap();
                     }
                     _ => {
                         let mut made = config_map(&name);
@@ -515,17 +288,13 @@ async fn a_watch_adds_up_to_the_list() {
     });
     futures::future::join_all(writers).await;
     let mut last = config_map("last");
-    last.labels_mut()
-        .insert("seen".to_owned(), "yes".to_owned());
+    last.labels_mut().insert("seen".to_owned(), "yes".to_owned());
     maps.create(&PostParams::default(), &last).await.unwrap();
     let mut known = std::collections::BTreeMap::new();
     let mut revision = 0u64;
     loop {
         let event = events.try_next().await.unwrap().unwrap();
-        let (WatchEvent::Added(object)
-        | WatchEvent::Modified(object)
-        | WatchEvent::Deleted(object)) = &event
-        else {
+        let (WatchEvent::Added(object) | WatchEvent::Modified(object) | WatchEvent::Deleted(object)) = &event else {
             panic!("{event:?}");
         };
         let now: u64 = object.resource_version().unwrap().parse().unwrap();
@@ -546,14 +315,8 @@ async fn a_watch_adds_up_to_the_list() {
             break;
         }
     }
-    let listed = maps
-        .list(&ListParams::default().labels("seen=yes"))
-        .await
-        .unwrap();
-    let listed: std::collections::BTreeMap<_, _> = listed
-        .items
-        .iter()
-        .map(|item| (item.name_any(), item.resource_version()))
-        .collect();
+    let listed = maps.list(&ListParams::default().labels("seen=yes")).await.unwrap();
+    let listed: std::collections::BTreeMap<_, _> =
+        listed.items.iter().map(|item| (item.name_any(), item.resource_version())).collect();
     assert_eq!(known, listed);
 }

@@ -38,24 +38,17 @@ const VOLATILE: &[(&str, Option<&str>)] = &[
 
 static REPLACED: LazyLock<Vec<(Regex, &'static str)>> = LazyLock::new(|| {
     [
-        (
-            "[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}",
-            "UID",
-        ),
+        ("[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", "UID"),
         (r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z", "T"),
         (r"\b10\.\d+\.\d+\.\d+\b|\b127\.\d+\.\d+\.\d+(:\d+)?\b", "IP"),
-        (
-            r"(resource version: |resourceVersion: )\d+( \(\d+\))?",
-            "${1}RV",
-        ),
+        (r"(resource version: |resourceVersion: )\d+( \(\d+\))?", "${1}RV"),
         (r"(current: |record \()\d+", "${1}RV"),
     ]
     .map(|(pattern, with)| (Regex::new(pattern).unwrap(), with))
     .into()
 });
 
-static AGE: LazyLock<Regex> =
-    LazyLock::new(|| Regex::new(r"^(\d+[smhd]|<invalid>|<unknown>)$").unwrap());
+static AGE: LazyLock<Regex> = LazyLock::new(|| Regex::new(r"^(\d+[smhd]|<invalid>|<unknown>)$").unwrap());
 
 type Names = Vec<(String, String)>;
 
@@ -97,11 +90,7 @@ fn normal(value: &Value, names: &Names) -> Value {
             for (pattern, with) in REPLACED.iter() {
                 text = pattern.replace_all(&text, *with).into_owned();
             }
-            if AGE.is_match(&text) {
-                "AGE".into()
-            } else {
-                text.into()
-            }
+            if AGE.is_match(&text) { "AGE".into() } else { text.into() }
         }
         other => other.clone(),
     }
@@ -128,9 +117,7 @@ fn diff(want: &Value, got: &Value, path: &str, out: &mut Vec<String>) {
             for key in keys {
                 match (want.get(key), got.get(key)) {
                     (Some(want), Some(got)) => diff(want, got, &format!("{path}.{key}"), out),
-                    (Some(want), None) => {
-                        out.push(format!("{path}.{key}: missing, want {}", short(want)))
-                    }
+                    (Some(want), None) => out.push(format!("{path}.{key}: missing, want {}", short(want))),
                     (None, Some(got)) => out.push(format!("{path}.{key}: extra {}", short(got))),
                     (None, None) => {}
                 }
@@ -168,17 +155,11 @@ async fn send(
     if body.is_some() {
         request = request.header("content-type", media);
     }
-    let request = request
-        .body(body.map_or_else(Body::empty, Body::from))
-        .unwrap();
+    let request = request.body(body.map_or_else(Body::empty, Body::from)).unwrap();
     let response = harness.send(Identity::admin(), request).await;
     let code = response.status().as_u16();
-    let warnings = response
-        .headers()
-        .get_all("warning")
-        .iter()
-        .map(|value| value.to_str().unwrap().to_owned())
-        .collect();
+    let warnings =
+        response.headers().get_all("warning").iter().map(|value| value.to_str().unwrap().to_owned()).collect();
     let bytes = response.into_body().collect().await.unwrap().to_bytes();
     (code, warnings, String::from_utf8_lossy(&bytes).into_owned())
 }
@@ -187,15 +168,7 @@ async fn replay(harness: &Harness, case: &Value, number: usize) -> Vec<Value> {
     const JSON: &str = "application/json";
     let namespace = format!("recorded-{number}");
     let metadata = |name: &str| Some(json!({"metadata": {"name": name}}).to_string());
-    send(
-        harness,
-        "POST",
-        "/api/v1/namespaces",
-        JSON,
-        JSON,
-        metadata(&namespace),
-    )
-    .await;
+    send(harness, "POST", "/api/v1/namespaces", JSON, JSON, metadata(&namespace)).await;
     let accounts = format!("/api/v1/namespaces/{namespace}/serviceaccounts");
     send(harness, "POST", &accounts, JSON, JSON, metadata("default")).await;
     let mut names: Names = vec![(namespace.clone(), "NS".to_owned())];
@@ -216,21 +189,11 @@ async fn replay(harness: &Harness, case: &Value, number: usize) -> Vec<Value> {
             Value::String(text) => Some(fill(text)),
             other => Some(fill(&other.to_string())),
         };
-        let (status, warnings, body) = send(
-            harness,
-            &text("method", ""),
-            &path,
-            &text("accept", JSON),
-            &text("type", JSON),
-            body,
-        )
-        .await;
+        let (status, warnings, body) =
+            send(harness, &text("method", ""), &path, &text("accept", JSON), &text("type", JSON), body).await;
         let parsed: Value = serde_json::from_str(&body).unwrap_or_else(|_| {
-            let lines: Result<Vec<Value>, _> = body
-                .lines()
-                .filter(|line| !line.trim().is_empty())
-                .map(serde_json::from_str)
-                .collect();
+            let lines: Result<Vec<Value>, _> =
+                body.lines().filter(|line| !line.trim().is_empty()).map(serde_json::from_str).collect();
             match lines {
                 Ok(lines) if !lines.is_empty() && path.contains("watch=") => Value::from(lines),
                 _ => Value::from(body.clone()),
@@ -238,9 +201,7 @@ async fn replay(harness: &Harness, case: &Value, number: usize) -> Vec<Value> {
         });
         for (key, from) in step["save"].as_object().into_iter().flatten() {
             let value = at(&parsed, from.as_str().unwrap());
-            let value = value
-                .as_str()
-                .map_or_else(|| value.to_string(), str::to_owned);
+            let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
             if key == "name" {
                 names.push((value.clone(), "GEN".to_owned()));
             }
@@ -253,29 +214,16 @@ async fn replay(harness: &Harness, case: &Value, number: usize) -> Vec<Value> {
             Value::Null
         } else if let Some(pick) = step["pick"].as_array() {
             let pick = pick.iter().map(|path| path.as_str().unwrap());
-            Value::Object(
-                pick.map(|path| (path.to_owned(), normal(&at(&parsed, path), &names)))
-                    .collect(),
-            )
+            Value::Object(pick.map(|path| (path.to_owned(), normal(&at(&parsed, path), &names))).collect())
         } else {
             normal(&parsed, &names)
         };
-        let mut warnings: Vec<Value> = warnings
-            .iter()
-            .map(|text| normal(&Value::from(text.as_str()), &names))
-            .collect();
+        let mut warnings: Vec<Value> =
+            warnings.iter().map(|text| normal(&Value::from(text.as_str()), &names)).collect();
         warnings.sort_by_key(ToString::to_string);
         answers.push(json!({"status": status, "warnings": warnings, "body": body}));
     }
-    send(
-        harness,
-        "DELETE",
-        &format!("/api/v1/namespaces/{namespace}"),
-        JSON,
-        JSON,
-        None,
-    )
-    .await;
+    send(harness, "DELETE", &format!("/api/v1/namespaces/{namespace}"), JSON, JSON, None).await;
     for path in case["cleanup"].as_array().into_iter().flatten() {
         send(harness, "DELETE", path.as_str().unwrap(), JSON, JSON, None).await;
     }
@@ -289,10 +237,7 @@ async fn answers_equal_the_recorded() {
     let recorded: Value = serde_json::from_str(RECORDED).unwrap();
     let cases = recorded["cases"].as_array().unwrap();
     let only = std::env::var("RECORDED_ONLY").unwrap_or_default();
-    let selected = cases
-        .iter()
-        .enumerate()
-        .filter(|(_, case)| case["name"].as_str().unwrap().contains(&only));
+    let selected = cases.iter().enumerate().filter(|(_, case)| case["name"].as_str().unwrap().contains(&only));
     let results = futures::future::join_all(selected.map(|(number, case)| {
         let harness = &harness;
         async move {
@@ -308,18 +253,9 @@ async fn answers_equal_the_recorded() {
         .into_iter()
         .filter(|(_, differences)| !differences.is_empty())
         .map(|(name, differences)| {
-            let shown: Vec<String> = differences
-                .iter()
-                .take(4)
-                .map(|line| format!("    {line}"))
-                .collect();
+            let shown: Vec<String> = differences.iter().take(4).map(|line| format!("    {line}")).collect();
             format!("{name}\n{}", shown.join("\n"))
         })
         .collect();
-    assert!(
-        different.is_empty(),
-        "{} of {total} cases differ:\n{}",
-        different.len(),
-        different.join("\n")
-    );
+    assert!(different.is_empty(), "{} of {total} cases differ:\n{}", different.len(), different.join("\n"));
 }

@@ -36,11 +36,7 @@ impl History {
     /// History found in the file counts as written now: how old it is nobody knows.
     pub(super) fn new(options: &Options, now: Duration, revision: Revision) -> Self {
         Self {
-            marks: VecDeque::from([Mark {
-                at: now,
-                revision,
-                written: 0,
-            }]),
+            marks: VecDeque::from([Mark { at: now, revision, written: 0 }]),
             written: 0,
             keep: options.keep_history,
             keep_bytes: options.keep_bytes,
@@ -57,15 +53,10 @@ impl History {
         self.written += bytes;
         let due = self.marks.back().is_none_or(|last| {
             revision > last.revision
-                && (now >= last.at + self.tick()
-                    || self.written - last.written >= self.keep_bytes / u64::from(PIECES))
+                && (now >= last.at + self.tick() || self.written - last.written >= self.keep_bytes / u64::from(PIECES))
         });
         if due {
-            self.marks.push_back(Mark {
-                at: now,
-                revision,
-                written: self.written,
-            });
+            self.marks.push_back(Mark { at: now, revision, written: self.written });
         }
     }
 
@@ -133,23 +124,11 @@ mod tests {
 
     fn history(keep_bytes: u64) -> History {
         let keep_history = Duration::from_secs(320);
-        History::new(
-            &Options {
-                keep_history,
-                keep_bytes,
-                ..Options::default()
-            },
-            Duration::ZERO,
-            1,
-        )
+        History::new(&Options { keep_history, keep_bytes, ..Options::default() }, Duration::ZERO, 1)
     }
 
     fn state(revision: Revision, history: u64) -> State {
-        State {
-            revision,
-            compacted: 0,
-            history,
-        }
+        State { revision, compacted: 0, history }
     }
 
     #[test]
@@ -181,11 +160,7 @@ mod tests {
             history.note(Duration::ZERO, current.revision, 10);
             if let Some(target) = history.forget(Duration::ZERO, &current) {
                 current.history = (current.revision - target) * 10;
-                assert!(
-                    (500..=550).contains(&current.history),
-                    "{}",
-                    current.history
-                );
+                assert!((500..=550).contains(&current.history), "{}", current.history);
             }
             largest = largest.max(current.history);
         }

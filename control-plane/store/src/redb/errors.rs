@@ -99,26 +99,19 @@ pub(super) fn open_error(path: &str, error: DatabaseError) -> Error {
     let path = path.to_owned();
     match error {
         DatabaseError::DatabaseAlreadyOpen => Error::Locked { path },
-        DatabaseError::UpgradeRequired(found) => Error::Version {
-            path,
-            found: format!("redb {found}"),
-            supported: super::tables::FORMAT,
-        },
+        DatabaseError::UpgradeRequired(found) => {
+            Error::Version { path, found: format!("redb {found}"), supported: super::tables::FORMAT }
+        }
         DatabaseError::Storage(StorageError::Io(error)) => io_error(&path, &error),
         DatabaseError::Storage(error) => Fault::from(error).at(&path),
-        other => Error::Corrupt {
-            path,
-            reason: other.to_string(),
-        },
+        other => Error::Corrupt { path, reason: other.to_string() },
     }
 }
 
 pub(super) fn io_error(path: &str, error: &std::io::Error) -> Error {
     let (path, reason) = (path.to_owned(), io_reason(error));
     match error.kind() {
-        ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => {
-            Error::ReadOnly { path, reason }
-        }
+        ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => Error::ReadOnly { path, reason },
         ErrorKind::InvalidData | ErrorKind::UnexpectedEof => Error::Corrupt { path, reason },
         _ => Error::Io { path, reason },
     }

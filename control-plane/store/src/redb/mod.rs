@@ -76,17 +76,13 @@ pub(crate) struct Shared {
 
 impl fmt::Debug for Shared {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Shared")
-            .field("path", &self.path)
-            .finish_non_exhaustive()
+        f.debug_struct("Shared").field("path", &self.path).finish_non_exhaustive()
     }
 }
 
 impl fmt::Debug for RedbStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RedbStore")
-            .field("path", &self.shared.path)
-            .finish_non_exhaustive()
+        f.debug_struct("RedbStore").field("path", &self.shared.path).finish_non_exhaustive()
     }
 }
 
@@ -101,11 +97,7 @@ impl Shared {
 
     /// Closes the file once the reads under way, which are short, are through.
     fn close(&self) {
-        let db = self
-            .db
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
+        let db = self.db.write().unwrap_or_else(PoisonError::into_inner).take();
         let Some(db) = db else { return };
         for _ in 0..CLOSE_PATIENCE.as_millis() {
             if Arc::strong_count(&db) == 1 {
@@ -162,9 +154,7 @@ impl RedbStore {
     }
 
     fn start(path: String, db: Database, state: State, options: Options) -> Result<Self> {
-        let room = Arc::new(Semaphore::new(
-            options.queue_bytes.min(Semaphore::MAX_PERMITS),
-        ));
+        let room = Arc::new(Semaphore::new(options.queue_bytes.min(Semaphore::MAX_PERMITS)));
         let shared = Arc::new(Shared {
             hub: watch::Hub::new(&options, state.revision),
             db: RwLock::new(Some(Arc::new(db))),
@@ -183,12 +173,7 @@ impl RedbStore {
             .name("store-writer".into())
             .spawn(move || writer.run())
             .map_err(|error| io_error(&shared.path, &error))?;
-        Ok(Self {
-            shared,
-            requests,
-            room,
-            writer: Mutex::new(Some(writer)),
-        })
+        Ok(Self { shared, requests, room, writer: Mutex::new(Some(writer)) })
     }
 
     pub fn stats(&self) -> Stats {
@@ -208,11 +193,7 @@ impl RedbStore {
     pub fn close(&self) {
         self.room.close();
         let _ = self.requests.send(Request::Stop);
-        let writer = self
-            .writer
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
+        let writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(writer) = writer
             && writer.join().is_err()
         {
@@ -221,12 +202,7 @@ impl RedbStore {
     }
 
     async fn write(&self, key: &str, op: Op) -> Result<Revision> {
-        let invalid = |reason| {
-            Err(Error::InvalidKey {
-                key: key.to_owned(),
-                reason,
-            })
-        };
+        let invalid = |reason| Err(Error::InvalidKey { key: key.to_owned(), reason });
         if key.is_empty() {
             return invalid("it is empty");
         }
@@ -250,12 +226,7 @@ impl RedbStore {
         let room = room.map_err(|_| self.shared.ended())?;
         let (reply, answer) = oneshot::channel();
         self.requests
-            .send(Request::Write(Write {
-                key: key.into(),
-                op,
-                reply,
-                room,
-            }))
+            .send(Request::Write(Write { key: key.into(), op, reply, room }))
             .map_err(|_| self.shared.ended())?;
         answer.await.unwrap_or_else(|_| Err(self.shared.ended()))
     }
@@ -277,9 +248,7 @@ impl Store for RedbStore {
 
     async fn list(&self, range: Range, at: Option<Revision>, limit: usize) -> Result<Page> {
         let shared = Arc::clone(&self.shared);
-        shared
-            .blocking(move |db| read::list(db, &range, at, limit))
-            .await
+        shared.blocking(move |db| read::list(db, &range, at, limit)).await
     }
 
     async fn create(&self, key: &str, value: Bytes) -> Result<Revision> {
@@ -305,9 +274,7 @@ impl Store for RedbStore {
 
     async fn compact(&self, before: Revision) -> Result<()> {
         let (reply, answer) = oneshot::channel();
-        self.requests
-            .send(Request::Compact { before, reply })
-            .map_err(|_| self.shared.ended())?;
+        self.requests.send(Request::Compact { before, reply }).map_err(|_| self.shared.ended())?;
         answer.await.unwrap_or_else(|_| Err(self.shared.ended()))
     }
 }

@@ -57,9 +57,7 @@ fn create(path: &Path, name: &str) -> Result<()> {
             .map_err(failed)?;
         let backend = FileBackend::new(file).map_err(|e| open_error(name, e))?;
         drop(open_backend(backend, 1 << 20, name)?);
-        File::open(new)
-            .and_then(|file| file.sync_all())
-            .map_err(failed)?;
+        File::open(new).and_then(|file| file.sync_all()).map_err(failed)?;
         match std::fs::hard_link(new, path) {
             Ok(()) => Ok(()),
             // Another process was faster; opening will say that it has the file.
@@ -74,22 +72,14 @@ fn create(path: &Path, name: &str) -> Result<()> {
         Some(dir) if !dir.as_os_str().is_empty() => dir,
         _ => Path::new("."),
     };
-    File::open(dir)
-        .and_then(|dir| dir.sync_all())
-        .map_err(failed)
+    File::open(dir).and_then(|dir| dir.sync_all()).map_err(failed)
 }
 
-pub(super) fn open_backend(
-    backend: impl StorageBackend,
-    cache_bytes: usize,
-    name: &str,
-) -> Result<(Database, State)> {
+pub(super) fn open_backend(backend: impl StorageBackend, cache_bytes: usize, name: &str) -> Result<(Database, State)> {
     guarded(name, || {
         let mut builder = Builder::new();
         builder.set_cache_size(cache_bytes);
-        let db = builder
-            .create_with_backend(backend)
-            .map_err(|e| open_error(name, e))?;
+        let db = builder.create_with_backend(backend).map_err(|e| open_error(name, e))?;
         let state = match check(&db, name)? {
             Some(state) => state,
             None => initialise(&db).map_err(|fault| fault.at(name))?,
@@ -111,17 +101,12 @@ fn inspect(file: &File, name: &str) -> Result<()> {
         builder.set_cache_size(8 << 20);
         // Called where the file was not closed in order; every checksum is verified then.
         builder.set_repair_callback(move |_| seen.store(true, Ordering::Relaxed));
-        let mut db = builder
-            .create_with_backend(overlay)
-            .map_err(|e| open_error(name, e))?;
+        let mut db = builder.create_with_backend(overlay).map_err(|e| open_error(name, e))?;
         if !repaired.load(Ordering::Relaxed) {
             let sound = db.check_integrity().map_err(|e| open_error(name, e))?;
             if !sound {
                 let reason = "the checksums of its pages do not match".to_owned();
-                return Err(Error::Corrupt {
-                    path: name.to_owned(),
-                    reason,
-                });
+                return Err(Error::Corrupt { path: name.to_owned(), reason });
             }
         } else {
             info!(path = name, elapsed = ?started.elapsed(), "store was not closed in order; recovering");
@@ -149,19 +134,12 @@ fn check(db: &Database, name: &str) -> Result<Option<State>> {
         }
         Err(error) => return Err(at(error.into())),
     };
-    let format = meta
-        .get(META_FORMAT)
-        .map_err(|e| at(e.into()))?
-        .map(|v| v.value());
+    let format = meta.get(META_FORMAT).map_err(|e| at(e.into()))?.map(|v| v.value());
     match format {
         Some(FORMAT) => {}
         Some(found) => {
             let (path, found) = (name.to_owned(), found.to_string());
-            return Err(Error::Version {
-                path,
-                found,
-                supported: FORMAT,
-            });
+            return Err(Error::Version { path, found, supported: FORMAT });
         }
         None => return Err(not_ours(name, "it names no format version")),
     }
@@ -173,10 +151,7 @@ fn check(db: &Database, name: &str) -> Result<Option<State>> {
     let newest = last((|| {
         use redb::ReadableTable;
         txn.open_table(INDEX)?;
-        Ok(txn
-            .open_table(LOG)?
-            .last()?
-            .map(|(revision, _)| revision.value()))
+        Ok(txn.open_table(LOG)?.last()?.map(|(revision, _)| revision.value()))
     })())?;
     if newest.is_some_and(|newest| newest > state.revision) || state.compacted > state.revision {
         return Err(not_ours(name, "its log and its revision do not agree"));
@@ -185,10 +160,7 @@ fn check(db: &Database, name: &str) -> Result<Option<State>> {
 }
 
 fn not_ours(name: &str, reason: &str) -> Error {
-    Error::Corrupt {
-        path: name.to_owned(),
-        reason: reason.to_owned(),
-    }
+    Error::Corrupt { path: name.to_owned(), reason: reason.to_owned() }
 }
 
 fn initialise(db: &Database) -> Faulty<State> {
@@ -206,8 +178,7 @@ fn initialise(db: &Database) -> Faulty<State> {
 
 /// Some damage makes redb panic rather than return: that is an answer about the file too.
 fn guarded<T>(name: &str, open: impl FnOnce() -> Result<T>) -> Result<T> {
-    catch_unwind(AssertUnwindSafe(open))
-        .unwrap_or_else(|_| Err(not_ours(name, "reading it ended in a contradiction")))
+    catch_unwind(AssertUnwindSafe(open)).unwrap_or_else(|_| Err(not_ours(name, "reading it ended in a contradiction")))
 }
 
 const PAGE: u64 = 4096;
@@ -230,15 +201,8 @@ struct Changed {
 impl Overlay {
     fn new(base: FileBackend) -> io::Result<Self> {
         let len = base.len()?;
-        let changed = Changed {
-            len,
-            base_len: len,
-            pages: HashMap::new(),
-        };
-        Ok(Self {
-            base,
-            changed: Mutex::new(changed),
-        })
+        let changed = Changed { len, base_len: len, pages: HashMap::new() };
+        Ok(Self { base, changed: Mutex::new(changed) })
     }
 
     fn page(&self, changed: &Changed, index: u64) -> io::Result<Box<[u8]>> {
@@ -272,11 +236,7 @@ impl Overlay {
 
 impl StorageBackend for Overlay {
     fn len(&self) -> io::Result<u64> {
-        Ok(self
-            .changed
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .len)
+        Ok(self.changed.lock().unwrap_or_else(PoisonError::into_inner).len)
     }
 
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
@@ -288,11 +248,7 @@ impl StorageBackend for Overlay {
             let Some(out) = out.get_mut(part) else {
                 return Ok(());
             };
-            match changed
-                .pages
-                .get(&index)
-                .and_then(|page| page.get(within.clone()))
-            {
+            match changed.pages.get(&index).and_then(|page| page.get(within.clone())) {
                 Some(page) => out.copy_from_slice(page),
                 None => {
                     let start = index * PAGE + within.start as u64;
@@ -314,9 +270,7 @@ impl StorageBackend for Overlay {
             changed.base_len = changed.base_len.min(len);
             changed.pages.retain(|index, _| index * PAGE < len);
             if let Some(page) = changed.pages.get_mut(&(len / PAGE)) {
-                page.iter_mut()
-                    .skip((len % PAGE) as usize)
-                    .for_each(|byte| *byte = 0);
+                page.iter_mut().skip((len % PAGE) as usize).for_each(|byte| *byte = 0);
             }
         }
         changed.len = len;
@@ -337,10 +291,7 @@ impl StorageBackend for Overlay {
                 let page = self.page(&changed, index)?;
                 changed.pages.insert(index, page);
             }
-            let page = changed
-                .pages
-                .get_mut(&index)
-                .and_then(|page| page.get_mut(within));
+            let page = changed.pages.get_mut(&index).and_then(|page| page.get_mut(within));
             if let (Some(page), Some(data)) = (page, data.get(part)) {
                 page.copy_from_slice(data);
             }
@@ -356,11 +307,7 @@ impl StorageBackend for Overlay {
         self.base.try_lock_range(start, end)
     }
 
-    fn try_lock_shared_range(
-        &self,
-        start: Bound<u64>,
-        end: Bound<u64>,
-    ) -> Result<bool, BackendError> {
+    fn try_lock_shared_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<bool, BackendError> {
         self.base.try_lock_shared_range(start, end)
     }
 

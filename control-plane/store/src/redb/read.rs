@@ -20,32 +20,19 @@ pub(super) struct Stored {
 }
 
 /// The record that must be in the log at `revision`.
-pub(super) fn load(
-    log: &impl ReadableTable<u64, &'static [u8]>,
-    revision: Revision,
-) -> Faulty<Stored> {
-    let bytes = log
-        .get(revision)?
-        .ok_or_else(|| Fault::Corrupt(format!("the log has no record of revision {revision}")))?;
+pub(super) fn load(log: &impl ReadableTable<u64, &'static [u8]>, revision: Revision) -> Faulty<Stored> {
+    let bytes =
+        log.get(revision)?.ok_or_else(|| Fault::Corrupt(format!("the log has no record of revision {revision}")))?;
     let record = decode(revision, bytes.value())?;
-    Ok(Stored {
-        created: record.created,
-        key: record.key.into(),
-        value: Bytes::copy_from_slice(record.value),
-    })
+    Ok(Stored { created: record.created, key: record.key.into(), value: Bytes::copy_from_slice(record.value) })
 }
 
 pub(super) fn decode(revision: Revision, bytes: &[u8]) -> Faulty<Record<'_>> {
-    Record::decode(bytes).ok_or_else(|| {
-        Fault::Corrupt(format!(
-            "the log's record of revision {revision} is garbled"
-        ))
-    })
+    Record::decode(bytes).ok_or_else(|| Fault::Corrupt(format!("the log's record of revision {revision} is garbled")))
 }
 
 fn state(txn: &redb::ReadTransaction) -> Faulty<State> {
-    State::read(&txn.open_table(META)?)?
-        .ok_or_else(|| Fault::Corrupt("the store's revision is missing".into()))
+    State::read(&txn.open_table(META)?)?.ok_or_else(|| Fault::Corrupt("the store's revision is missing".into()))
 }
 
 pub(super) fn revision(db: &Database) -> Faulty<Revision> {
@@ -54,33 +41,15 @@ pub(super) fn revision(db: &Database) -> Faulty<Revision> {
 
 pub(super) fn get(db: &Database, key: &str) -> Faulty<Option<Entry>> {
     let txn = db.begin_read()?;
-    let Some(revision) = txn
-        .open_table(INDEX)?
-        .get(key)?
-        .map(|revision| revision.value())
-    else {
+    let Some(revision) = txn.open_table(INDEX)?.get(key)?.map(|revision| revision.value()) else {
         return Ok(None);
     };
-    let Stored {
-        created,
-        key,
-        value,
-    } = load(&txn.open_table(LOG)?, revision)?;
-    Ok(Some(Entry {
-        key,
-        value,
-        created,
-        revision,
-    }))
+    let Stored { created, key, value } = load(&txn.open_table(LOG)?, revision)?;
+    Ok(Some(Entry { key, value, created, revision }))
 }
 
 /// The entries of `range` as of revision `at` (none: of the snapshot), at most `limit` (0: all).
-pub(super) fn list(
-    db: &Database,
-    range: &Range,
-    at: Option<Revision>,
-    limit: usize,
-) -> Faulty<Page> {
+pub(super) fn list(db: &Database, range: &Range, at: Option<Revision>, limit: usize) -> Faulty<Page> {
     let txn = db.begin_read()?;
     let state = state(&txn)?;
     let at = at.unwrap_or(state.revision);
@@ -101,28 +70,15 @@ pub(super) fn list(
     }
     let mut then = then.into_iter().peekable();
 
-    let mut page = Page {
-        entries: Vec::new(),
-        revision: at,
-        remaining: 0,
-    };
+    let mut page = Page { entries: Vec::new(), revision: at, remaining: 0 };
     let mut take = |revision: Revision| -> Faulty<()> {
         if revision == 0 {
             // Did not exist then.
         } else if limit != 0 && page.entries.len() >= limit {
             page.remaining += 1;
         } else {
-            let Stored {
-                created,
-                key,
-                value,
-            } = load(&log, revision)?;
-            page.entries.push(Entry {
-                key,
-                value,
-                created,
-                revision,
-            });
+            let Stored { created, key, value } = load(&log, revision)?;
+            page.entries.push(Entry { key, value, created, revision });
         }
         Ok(())
     };
@@ -157,16 +113,10 @@ fn covers(range: &Range, key: &str) -> bool {
 /// Whether `state` still, or already, knows revision `requested`.
 fn check(state: &State, requested: Revision) -> Result<(), Error> {
     if requested < state.compacted {
-        return Err(Error::Compacted {
-            requested,
-            oldest: state.compacted,
-        });
+        return Err(Error::Compacted { requested, oldest: state.compacted });
     }
     if requested > state.revision {
-        return Err(Error::Future {
-            requested,
-            current: state.revision,
-        });
+        return Err(Error::Future { requested, current: state.revision });
     }
     Ok(())
 }
@@ -183,20 +133,12 @@ const STRETCH_RECORDS: usize = 2048;
 const STRETCH_BYTES: usize = 4 << 20;
 
 /// The events under `prefix` after `from`, up to `until` or as many as one transaction may read.
-pub(super) fn history(
-    db: &Database,
-    prefix: &str,
-    from: Revision,
-    until: Revision,
-) -> Faulty<Stretch> {
+pub(super) fn history(db: &Database, prefix: &str, from: Revision, until: Revision) -> Faulty<Stretch> {
     let txn = db.begin_read()?;
     let state = state(&txn)?;
     check(&state, from)?;
     let log = txn.open_table(LOG)?;
-    let mut stretch = Stretch {
-        events: Vec::new(),
-        position: from,
-    };
+    let mut stretch = Stretch { events: Vec::new(), position: from };
     let (mut records, mut size) = (0, 0);
     for item in log.range(from + 1..=until.min(state.revision))? {
         if records >= STRETCH_RECORDS || size >= STRETCH_BYTES {

@@ -32,36 +32,18 @@ pub(super) struct State {
 }
 
 impl State {
-    pub(super) const EMPTY: Self = Self {
-        revision: 1,
-        compacted: 0,
-        history: 0,
-    };
+    pub(super) const EMPTY: Self = Self { revision: 1, compacted: 0, history: 0 };
 
     pub(super) fn read(meta: &impl ReadableTable<&'static str, u64>) -> redb::Result<Option<Self>> {
         let row = |name| Ok::<_, redb::StorageError>(meta.get(name)?.map(|v| v.value()));
-        Ok(
-            match (
-                row(META_REVISION)?,
-                row(META_COMPACTED)?,
-                row(META_HISTORY)?,
-            ) {
-                (Some(revision), Some(compacted), Some(history)) => Some(Self {
-                    revision,
-                    compacted,
-                    history,
-                }),
-                _ => None,
-            },
-        )
+        Ok(match (row(META_REVISION)?, row(META_COMPACTED)?, row(META_HISTORY)?) {
+            (Some(revision), Some(compacted), Some(history)) => Some(Self { revision, compacted, history }),
+            _ => None,
+        })
     }
 
     /// Writes what differs from `old`.
-    pub(super) fn write(
-        &self,
-        meta: &mut redb::Table<'_, &'static str, u64>,
-        old: Option<&Self>,
-    ) -> redb::Result<()> {
+    pub(super) fn write(&self, meta: &mut redb::Table<'_, &'static str, u64>, old: Option<&Self>) -> redb::Result<()> {
         let rows = [
             (META_REVISION, self.revision, old.map(|o| o.revision)),
             (META_COMPACTED, self.compacted, old.map(|o| o.compacted)),

@@ -57,27 +57,14 @@ struct Subscription {
 
 fn cost(events: &[Event]) -> usize {
     let values = |event: &Event| event.value.len() + event.previous.as_ref().map_or(0, |p| p.len());
-    events
-        .iter()
-        .map(|event| size_of::<Event>() + values(event))
-        .sum()
+    events.iter().map(|event| size_of::<Event>() + values(event)).sum()
 }
 
 impl Hub {
     pub(super) fn new(options: &Options, published: Revision) -> Self {
-        let limit = Limit {
-            events: options.watch_backlog,
-            bytes: options.watch_backlog_bytes,
-        };
-        let state = HubState {
-            published,
-            feeds: BTreeMap::new(),
-            closed: None,
-        };
-        Self {
-            state: Mutex::new(state),
-            limit,
-        }
+        let limit = Limit { events: options.watch_backlog, bytes: options.watch_backlog_bytes };
+        let state = HubState { published, feeds: BTreeMap::new(), closed: None };
+        Self { state: Mutex::new(state), limit }
     }
 
     fn lock(&self) -> MutexGuard<'_, HubState> {
@@ -91,10 +78,7 @@ impl Hub {
         let mut state = self.lock();
         state.published = revision;
         state.feeds.retain(|prefix, feeds| {
-            let covered = batch
-                .iter()
-                .filter(|event| event.key.starts_with(&**prefix))
-                .count();
+            let covered = batch.iter().filter(|event| event.key.starts_with(&**prefix)).count();
             if covered == 0 {
                 feeds.retain(|feed| !feed.batches.is_closed());
                 return !feeds.is_empty();
@@ -102,11 +86,7 @@ impl Hub {
             let batch = if covered == batch.len() {
                 Arc::clone(&batch)
             } else {
-                batch
-                    .iter()
-                    .filter(|event| event.key.starts_with(&**prefix))
-                    .cloned()
-                    .collect()
+                batch.iter().filter(|event| event.key.starts_with(&**prefix)).cloned().collect()
             };
             let cost = cost(&batch);
             feeds.retain(|feed| feed.offer(&batch, cost, self.limit));
@@ -116,12 +96,7 @@ impl Hub {
 
     /// Joins the feed of `prefix` if at most `gap` revisions were published after `position`. Also
     /// says what was published by then: later events come through the subscription.
-    fn subscribe(
-        &self,
-        prefix: &str,
-        position: Revision,
-        gap: u64,
-    ) -> Result<Option<(Subscription, Revision)>> {
+    fn subscribe(&self, prefix: &str, position: Revision, gap: u64) -> Result<Option<(Subscription, Revision)>> {
         let mut state = self.lock();
         if let Some(error) = &state.closed {
             return Err(error.clone());
@@ -131,10 +106,7 @@ impl Hub {
         }
         let (sender, batches) = mpsc::unbounded_channel();
         let waiting = Arc::new(Waiting::default());
-        let feed = Feed {
-            batches: sender,
-            waiting: Arc::clone(&waiting),
-        };
+        let feed = Feed { batches: sender, waiting: Arc::clone(&waiting) };
         state.feeds.entry(prefix.into()).or_default().push(feed);
         Ok(Some((Subscription { batches, waiting }, state.published)))
     }
@@ -151,12 +123,7 @@ impl Hub {
     }
 
     pub(super) fn watchers(&self) -> usize {
-        self.lock()
-            .feeds
-            .values()
-            .flatten()
-            .filter(|feed| !feed.batches.is_closed())
-            .count()
+        self.lock().feeds.values().flatten().filter(|feed| !feed.batches.is_closed()).count()
     }
 }
 
@@ -167,9 +134,7 @@ impl Feed {
         let bytes = self.waiting.bytes.load(Ordering::Acquire);
         // A reader that has nothing waiting takes any batch, however large.
         if events > 0 && (events + batch.len() > limit.events || bytes + cost > limit.bytes) {
-            self.waiting
-                .lagged
-                .store(events + batch.len(), Ordering::Release);
+            self.waiting.lagged.store(events + batch.len(), Ordering::Release);
             return false;
         }
         self.waiting.events.fetch_add(batch.len(), Ordering::AcqRel);
@@ -223,29 +188,18 @@ struct Watch {
 pub(super) fn watch(shared: &Arc<Shared>, prefix: &str, from: Revision) -> Result<Events> {
     let current = shared.attempted.load(Ordering::Acquire);
     if from > current {
-        return Err(Error::Future {
-            requested: from,
-            current,
-        });
+        return Err(Error::Future { requested: from, current });
     }
     let oldest = shared.compacted.load(Ordering::Acquire);
     if from < oldest {
-        return Err(Error::Compacted {
-            requested: from,
-            oldest,
-        });
+        return Err(Error::Compacted { requested: from, oldest });
     }
     let phase = match shared.hub.subscribe(prefix, from, 0)? {
         Some((subscription, _)) => Phase::Live(subscription),
         None => Phase::History,
     };
     let shared = Arc::downgrade(shared);
-    let watch = Watch {
-        shared,
-        prefix: prefix.into(),
-        position: from,
-        phase,
-    };
+    let watch = Watch { shared, prefix: prefix.into(), position: from, phase };
     let stream = stream::unfold(watch, |mut watch| async move {
         if matches!(watch.phase, Phase::Ended) {
             return None;
@@ -291,11 +245,8 @@ impl Watch {
                 }
                 Phase::Live(mut subscription) => {
                     let Some(batch) = subscription.next().await else {
-                        return Err(subscription.error(|| {
-                            self.shared
-                                .upgrade()
-                                .map_or(Error::Closed, |shared| shared.hub.ended())
-                        }));
+                        return Err(subscription
+                            .error(|| self.shared.upgrade().map_or(Error::Closed, |shared| shared.hub.ended())));
                     };
                     self.phase = Phase::Live(subscription);
                     // A snapshot can be newer than what had been published when the watch began.
@@ -313,9 +264,7 @@ impl Watch {
     /// The next stretch of the log, up to `until`.
     async fn read(&mut self, shared: Arc<Shared>, until: Revision) -> Result<Arc<[Event]>> {
         let (prefix, from) = (Arc::clone(&self.prefix), self.position);
-        let Stretch { events, position } = shared
-            .blocking(move |db| read::history(db, &prefix, from, until))
-            .await?;
+        let Stretch { events, position } = shared.blocking(move |db| read::history(db, &prefix, from, until)).await?;
         self.position = position;
         Ok(events.into())
     }

@@ -22,10 +22,7 @@ use crate::{Change, Error, Event, Result, Revision};
 
 pub(super) enum Request {
     Write(Write),
-    Compact {
-        before: Revision,
-        reply: oneshot::Sender<Result<()>>,
-    },
+    Compact { before: Revision, reply: oneshot::Sender<Result<()>> },
     Stop,
 }
 
@@ -132,10 +129,7 @@ impl Writer {
             }
             let now = Instant::now();
             let deadline = *deadline.get_or_insert_with(|| now + (took / 4).min(GATHER));
-            let Ok(request) = self
-                .requests
-                .recv_timeout(deadline.saturating_duration_since(now))
-            else {
+            let Ok(request) = self.requests.recv_timeout(deadline.saturating_duration_since(now)) else {
                 return;
             };
             self.take(request, batch, &mut size);
@@ -154,10 +148,7 @@ impl Writer {
             Request::Compact { before, reply } => {
                 if before > self.state.revision {
                     let current = self.state.revision;
-                    let _ = reply.send(Err(Error::Future {
-                        requested: before,
-                        current,
-                    }));
+                    let _ = reply.send(Err(Error::Future { requested: before, current }));
                 } else if before <= self.state.compacted {
                     let _ = reply.send(Ok(()));
                 } else {
@@ -180,27 +171,16 @@ impl Writer {
     /// Commits, publishes and answers `batch`; leaves it as it is where that fails.
     fn commit(&mut self, batch: &mut Vec<Write>) -> Faulty<()> {
         let started = Instant::now();
-        let outcome =
-            catch_unwind(AssertUnwindSafe(|| self.transact(batch))).unwrap_or_else(|_| {
-                Err(Fault::Corrupt("writing it ended in a contradiction".into()))
-            })?;
-        let Outcome {
-            state,
-            events,
-            answers,
-        } = outcome;
+        let outcome = catch_unwind(AssertUnwindSafe(|| self.transact(batch)))
+            .unwrap_or_else(|_| Err(Fault::Corrupt("writing it ended in a contradiction".into())))?;
+        let Outcome { state, events, answers } = outcome;
         let logged = events.iter().map(|event| logged(event) as u64).sum();
         self.last = (batch.len(), started.elapsed());
         if state.compacted > self.state.compacted {
-            debug!(
-                before = state.compacted,
-                history = state.history,
-                "compacted history"
-            );
+            debug!(before = state.compacted, history = state.history, "compacted history");
         }
         self.state = state;
-        self.history
-            .note(self.shared.options.clock.now(), state.revision, logged);
+        self.history.note(self.shared.options.clock.now(), state.revision, logged);
         self.shared.note(&state, events.len());
         if !events.is_empty() {
             self.shared.hub.publish(events, state.revision);
@@ -210,10 +190,7 @@ impl Writer {
             let _ = write.reply.send(answer);
             drop(write.room);
         }
-        for (_, reply) in self
-            .compactions
-            .extract_if(.., |(before, _)| *before <= state.compacted)
-        {
+        for (_, reply) in self.compactions.extract_if(.., |(before, _)| *before <= state.compacted) {
             let _ = reply.send(Ok(()));
         }
         Ok(())
@@ -227,11 +204,7 @@ impl Writer {
         {
             let mut log = txn.open_table(LOG)?;
             let mut index = txn.open_table(INDEX)?;
-            let mut pending = Pending {
-                log: &log,
-                index: &index,
-                keys: BTreeMap::new(),
-            };
+            let mut pending = Pending { log: &log, index: &index, keys: BTreeMap::new() };
             let mut previous = Vec::with_capacity(batch.len());
             for write in batch {
                 answers.push(match pending.apply(write, state.revision + 1)? {
@@ -267,16 +240,10 @@ impl Writer {
             txn.abort()?;
         } else {
             // A reader can see the commit before it is published: it must count as known by then.
-            self.shared
-                .attempted
-                .store(state.revision, Ordering::Release);
+            self.shared.attempted.store(state.revision, Ordering::Release);
             txn.commit()?;
         }
-        Ok(Outcome {
-            state,
-            events,
-            answers,
-        })
+        Ok(Outcome { state, events, answers })
     }
 
     /// After a failed commit nobody knows what is on disk until the file is opened again, so all
@@ -319,11 +286,7 @@ fn stored_value(event: &Event) -> &[u8] {
     }
 }
 
-fn append(
-    log: &mut Table<'_, u64, &'static [u8]>,
-    events: &[Event],
-    previous: &[Revision],
-) -> Faulty<()> {
+fn append(log: &mut Table<'_, u64, &'static [u8]>, events: &[Event], previous: &[Revision]) -> Faulty<()> {
     let mut end = log.upper_bound_mut(std::ops::Bound::<u64>::Unbounded)?;
     let mut bytes = Vec::new();
     for (event, previous) in events.iter().zip(previous) {
@@ -368,49 +331,26 @@ where
             (_, None) => return refused(|key| Error::NotFound { key }),
             (Op::Update(_, expected) | Op::Delete(expected), Some(current)) => {
                 if *expected != current {
-                    return Ok(Err(Error::Conflict {
-                        key: key.to_owned(),
-                        current,
-                    }));
+                    return Ok(Err(Error::Conflict { key: key.to_owned(), current }));
                 }
                 Some((current, self.stored(key, current)?))
             }
         };
         let before = current.as_ref().map_or(0, |(revision, _)| *revision);
-        let created = current
-            .as_ref()
-            .map_or(revision, |(_, stored)| stored.created);
+        let created = current.as_ref().map_or(revision, |(_, stored)| stored.created);
         let previous = current.map(|(_, stored)| stored.value);
         let (change, value, now) = match &write.op {
             Op::Create(value) | Op::Update(value, _) => {
                 let key = Arc::clone(&write.key);
-                let stored = Stored {
-                    created,
-                    key,
-                    value: value.clone(),
-                };
-                let change = if before == 0 {
-                    Change::Created
-                } else {
-                    Change::Updated
-                };
+                let stored = Stored { created, key, value: value.clone() };
+                let change = if before == 0 { Change::Created } else { Change::Updated };
                 (change, value.clone(), Some((revision, stored)))
             }
             Op::Delete(_) => (Change::Deleted, previous.clone().unwrap_or_default(), None),
         };
         self.keys.insert(key, now);
         let key = Arc::clone(&write.key);
-        Ok(Ok((
-            Event {
-                revision,
-                change,
-                key,
-                value,
-                created,
-                previous,
-            },
-            before,
-        )))
+        Ok(Ok((Event { revision, change, key, value, created, previous }, before)))
     }
 
     fn stored(&self, key: &str, revision: Revision) -> Faulty<Stored> {

@@ -65,10 +65,7 @@ impl Clock for Hands {
 async fn renew(store: &RedbStore, leases: &mut [u64]) {
     let value = Bytes::from(vec![b'l'; 400]);
     let renewed = futures::future::join_all(leases.iter().enumerate().map(|(index, at)| {
-        let (key, value) = (
-            format!("/leases/kube-node-lease/node-{index:03}"),
-            value.clone(),
-        );
+        let (key, value) = (format!("/leases/kube-node-lease/node-{index:03}"), value.clone());
         async move {
             match at {
                 0 => store.create(&key, value).await,
@@ -85,10 +82,7 @@ async fn renew(store: &RedbStore, leases: &mut [u64]) {
 /// An event appears, and the one an hour older goes.
 async fn events(store: &RedbStore, round: u64, kept: u64) {
     let key = |round: u64| format!("/events/default/event-{round}");
-    store
-        .create(&key(round), Bytes::from(vec![b'e'; 900]))
-        .await
-        .unwrap();
+    store.create(&key(round), Bytes::from(vec![b'e'; 900])).await.unwrap();
     if round >= kept {
         let old = store.get(&key(round - kept)).await.unwrap().unwrap();
         store.delete(&old.key, old.revision).await.unwrap();
@@ -107,10 +101,7 @@ fn settled(sizes: &[usize]) {
 async fn the_file_does_not_grow_under_churn() {
     let file = Memory::default();
     let clock = Arc::new(Hands::default());
-    let options = Options {
-        clock: clock.clone(),
-        ..Options::default()
-    };
+    let options = Options { clock: clock.clone(), ..Options::default() };
     let store = RedbStore::open_backend(file.clone(), options).unwrap();
     let mut leases = [0; 50];
     let mut sizes = Vec::new();
@@ -134,11 +125,7 @@ async fn the_file_does_not_grow_flat_out() {
     let file = Memory::default();
     // No time passes: only size can limit history.
     let clock = Arc::new(Hands::default());
-    let options = Options {
-        clock,
-        keep_bytes: 1 << 20,
-        ..Options::default()
-    };
+    let options = Options { clock, keep_bytes: 1 << 20, ..Options::default() };
     let store = RedbStore::open_backend(file.clone(), options).unwrap();
     let mut leases = [0; 64];
     let mut sizes = Vec::new();
@@ -156,11 +143,7 @@ async fn an_idle_store_forgets_too() {
     let clock = Arc::new(Hands::default());
     // A short history makes the writer look often.
     let keep_history = Duration::from_millis(40);
-    let options = Options {
-        clock: clock.clone(),
-        keep_history,
-        ..Options::default()
-    };
+    let options = Options { clock: clock.clone(), keep_history, ..Options::default() };
     let store = RedbStore::in_memory(options).unwrap();
     let mut leases = [0; 20];
     renew(&store, &mut leases).await;
@@ -170,9 +153,6 @@ async fn an_idle_store_forgets_too() {
         tokio::task::yield_now().await;
     }
     assert_eq!(store.stats().history_bytes, 0);
-    let page = store
-        .list(Range::prefix("/leases/"), None, 0)
-        .await
-        .unwrap();
+    let page = store.list(Range::prefix("/leases/"), None, 0).await.unwrap();
     assert_eq!(page.entries.len(), 20);
 }

@@ -21,12 +21,7 @@ async fn filled() -> (TempDir, PathBuf) {
     let store = open(&path).unwrap();
     let writes = (0..200u8).map(|index| {
         let (store, key) = (&store, format!("/pods/{index:03}"));
-        async move {
-            store
-                .create(&key, Bytes::from(vec![index; 2000]))
-                .await
-                .unwrap()
-        }
+        async move { store.create(&key, Bytes::from(vec![index; 2000])).await.unwrap() }
     });
     futures::future::join_all(writes).await;
     (dir, path)
@@ -37,10 +32,7 @@ fn refused(path: &Path, what: impl Fn(&Error) -> bool) -> String {
     let before = fs::read(path).unwrap();
     let error = open(path).unwrap_err();
     assert!(what(&error), "{error:?}");
-    assert!(
-        error.to_string().contains(&path.display().to_string()),
-        "{error}"
-    );
+    assert!(error.to_string().contains(&path.display().to_string()), "{error}");
     assert!(fs::read(path).unwrap() == before, "the file was changed");
     error.to_string()
 }
@@ -52,15 +44,8 @@ fn corrupt(error: &Error) -> bool {
 #[tokio::test]
 async fn what_was_written_is_there_after_opening_again() {
     let (_dir, path) = filled().await;
-    assert_eq!(
-        fs::metadata(&path).unwrap().permissions().mode() & 0o777,
-        0o600
-    );
-    assert_eq!(
-        fs::read_dir(path.parent().unwrap()).unwrap().count(),
-        1,
-        "nothing left beside it"
-    );
+    assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1, "nothing left beside it");
     let store = open(&path).unwrap();
     assert_eq!(store.revision().await, Ok(201));
     let page = store.list(Range::prefix("/pods/"), None, 0).await.unwrap();
@@ -69,14 +54,8 @@ async fn what_was_written_is_there_after_opening_again() {
         assert!(entry.value.len() == 2000 && entry.value.iter().all(|b| *b == index as u8));
     }
     // Revisions go on where they were, and the history is still there.
-    assert_eq!(
-        store.delete("/pods/007", page.entries[7].revision).await,
-        Ok(202)
-    );
-    let past = store
-        .list(Range::prefix("/pods/"), Some(101), 0)
-        .await
-        .unwrap();
+    assert_eq!(store.delete("/pods/007", page.entries[7].revision).await, Ok(202));
+    let past = store.list(Range::prefix("/pods/"), Some(101), 0).await.unwrap();
     assert_eq!(past.entries.len(), 100);
 }
 
@@ -85,16 +64,8 @@ async fn a_file_in_use_is_locked() {
     let (_dir, path) = filled().await;
     let store = open(&path).unwrap();
     let error = open(&path).unwrap_err();
-    assert_eq!(
-        error,
-        Error::Locked {
-            path: path.display().to_string()
-        }
-    );
-    assert!(
-        error.to_string().contains("in use by another process"),
-        "{error}"
-    );
+    assert_eq!(error, Error::Locked { path: path.display().to_string() });
+    assert!(error.to_string().contains("in use by another process"), "{error}");
     store.create("/more", Bytes::new()).await.unwrap();
     drop(store);
     assert_eq!(open(&path).unwrap().revision().await, Ok(202));
@@ -106,20 +77,11 @@ async fn places_that_cannot_be_written_say_so() {
     let missing = dir.path().join("none/store.redb");
     let error = open(&missing).unwrap_err();
     assert!(matches!(error, Error::Io { .. }), "{error:?}");
-    assert!(
-        error.to_string().contains("No such file or directory"),
-        "{error}"
-    );
-    assert!(
-        matches!(open(dir.path()), Err(Error::Io { .. })),
-        "a directory"
-    );
+    assert!(error.to_string().contains("No such file or directory"), "{error}");
+    assert!(matches!(open(dir.path()), Err(Error::Io { .. })), "a directory");
     // Where even root may not write.
     let error = open(Path::new("/proc/self/store.redb")).unwrap_err();
-    assert!(
-        matches!(error, Error::Io { .. } | Error::ReadOnly { .. }),
-        "{error:?}"
-    );
+    assert!(matches!(error, Error::Io { .. } | Error::ReadOnly { .. }), "{error:?}");
 
     let (_dir, path) = filled().await;
     fs::set_permissions(&path, fs::Permissions::from_mode(0o400)).unwrap();
@@ -142,13 +104,8 @@ async fn another_format_version_is_refused() {
     txn.open_table(META).unwrap().insert("format", 7).unwrap();
     txn.commit().unwrap();
     drop(db);
-    let text = refused(&path, |error| {
-        matches!(error, Error::Version { supported: 1, .. })
-    });
-    assert!(
-        text.contains("written in format 7") && text.contains("reads format 1"),
-        "{text}"
-    );
+    let text = refused(&path, |error| matches!(error, Error::Version { supported: 1, .. }));
+    assert!(text.contains("written in format 7") && text.contains("reads format 1"), "{text}");
 }
 
 #[tokio::test]
@@ -164,10 +121,7 @@ async fn a_file_of_another_program_is_refused() {
     let path = dir.path().join("other.redb");
     let db = Database::create(&path).unwrap();
     let txn = db.begin_write().unwrap();
-    txn.open_table(OTHER)
-        .unwrap()
-        .insert("colour", "blue")
-        .unwrap();
+    txn.open_table(OTHER).unwrap().insert("colour", "blue").unwrap();
     txn.commit().unwrap();
     drop(db);
     assert!(refused(&path, corrupt).contains("another program"));
@@ -184,10 +138,7 @@ async fn a_damaged_file_is_refused_whole() {
         refused(&damaged, corrupt);
     }
     // Bytes changed inside a value, and the first of the file.
-    let value = good
-        .windows(500)
-        .position(|w| w.iter().all(|b| *b == 77))
-        .unwrap();
+    let value = good.windows(500).position(|w| w.iter().all(|b| *b == 77)).unwrap();
     for at in [value + 100, 0] {
         let mut bad = good.clone();
         bad[at..at + 16].iter_mut().for_each(|byte| *byte ^= 0x5a);
@@ -204,11 +155,7 @@ async fn a_damaged_file_is_refused_whole() {
 async fn no_flipped_byte_goes_unnoticed() {
     let (dir, path) = filled().await;
     let good = fs::read(&path).unwrap();
-    let whole = open(&path)
-        .unwrap()
-        .list(Range::default(), None, 0)
-        .await
-        .unwrap();
+    let whole = open(&path).unwrap().list(Range::default(), None, 0).await.unwrap();
     let damaged = dir.path().join("damaged.redb");
     let mut refusals = 0;
     let pages = good.len() / 4096;

@@ -65,11 +65,7 @@ fn op() -> impl Strategy<Value = Op> {
 
 /// Keys of three kinds, so that prefixes cover some.
 fn key(index: u8) -> String {
-    format!(
-        "/{}/{:02}",
-        ["pods", "leases", "podtemplates"][usize::from(index % 3)],
-        index
-    )
+    format!("/{}/{:02}", ["pods", "leases", "podtemplates"][usize::from(index % 3)], index)
 }
 
 fn prefix(index: u8) -> &'static str {
@@ -96,18 +92,11 @@ impl Model {
     }
 
     fn now(&self) -> BTreeMap<String, Value> {
-        self.states
-            .values()
-            .next_back()
-            .cloned()
-            .unwrap_or_default()
+        self.states.values().next_back().cloned().unwrap_or_default()
     }
 
     fn expected(&self, key: &str, behind: u8) -> Revision {
-        self.now()
-            .get(key)
-            .map_or(1, |v| v.revision)
-            .saturating_sub(behind.into())
+        self.now().get(key).map_or(1, |v| v.revision).saturating_sub(behind.into())
     }
 
     fn percent(&self, percent: u8) -> Revision {
@@ -115,9 +104,7 @@ impl Model {
     }
 
     fn apply(&mut self, op: &Op, expected: Revision, value: Bytes) -> Result<Revision, Error> {
-        let (Op::Create { key: k, .. } | Op::Update { key: k, .. } | Op::Delete { key: k, .. }) =
-            op
-        else {
+        let (Op::Create { key: k, .. } | Op::Update { key: k, .. } | Op::Delete { key: k, .. }) = op else {
             unreachable!()
         };
         let key = key(*k);
@@ -130,10 +117,7 @@ impl Model {
             (Op::Create { .. }, None) => Change::Created,
             (_, None) => return Err(Error::NotFound { key }),
             (_, Some(v)) if v.revision != expected => {
-                return Err(Error::Conflict {
-                    key,
-                    current: v.revision,
-                });
+                return Err(Error::Conflict { key, current: v.revision });
             }
             (Op::Update { .. }, _) => Change::Updated,
             _ => Change::Deleted,
@@ -145,44 +129,21 @@ impl Model {
                 previous.clone().unwrap()
             }
             _ => {
-                state.insert(
-                    key.clone(),
-                    Value {
-                        value: value.clone(),
-                        created,
-                        revision,
-                    },
-                );
+                state.insert(key.clone(), Value { value: value.clone(), created, revision });
                 value
             }
         };
-        self.events.push(Event {
-            revision,
-            change,
-            key: key.into(),
-            value,
-            created,
-            previous,
-        });
+        self.events.push(Event { revision, change, key: key.into(), value, created, previous });
         self.states.insert(revision, state);
         Ok(revision)
     }
 
     fn at(&self, revision: Revision) -> BTreeMap<String, Value> {
-        self.states
-            .range(..=revision)
-            .next_back()
-            .map(|(_, s)| s.clone())
-            .unwrap_or_default()
+        self.states.range(..=revision).next_back().map(|(_, s)| s.clone()).unwrap_or_default()
     }
 }
 
-async fn send(
-    store: &RedbStore,
-    op: &Op,
-    expected: Revision,
-    value: Bytes,
-) -> Result<Revision, Error> {
+async fn send(store: &RedbStore, op: &Op, expected: Revision, value: Bytes) -> Result<Revision, Error> {
     match op {
         Op::Create { key: k, .. } => store.create(&key(*k), value).await,
         Op::Update { key: k, .. } => store.update(&key(*k), value, expected).await,
@@ -193,19 +154,16 @@ async fn send(
 
 fn value_of(op: &Op, seed: u64) -> Bytes {
     match op {
-        Op::Create { size, .. } | Op::Update { size, .. } => (0..*size)
-            .map(|index| (seed as u8).wrapping_mul(31) ^ index as u8)
-            .collect(),
+        Op::Create { size, .. } | Op::Update { size, .. } => {
+            (0..*size).map(|index| (seed as u8).wrapping_mul(31) ^ index as u8).collect()
+        }
         _ => Bytes::new(),
     }
 }
 
 async fn run(ops: Vec<Op>) {
     // A short history, so that compaction by size happens within a run too.
-    let options = Options {
-        keep_bytes: 1 << 30,
-        ..Options::default()
-    };
+    let options = Options { keep_bytes: 1 << 30, ..Options::default() };
     let store = RedbStore::in_memory(options).unwrap();
     let mut model = Model::default();
     let mut live = store.watch("", 1).unwrap();
@@ -239,36 +197,21 @@ async fn run(ops: Vec<Op>) {
                     })
                     .collect();
                 let answers = futures::future::join_all(
-                    sent.iter()
-                        .map(|(op, expected, value)| send(&store, op, *expected, value.clone())),
+                    sent.iter().map(|(op, expected, value)| send(&store, op, *expected, value.clone())),
                 );
                 let answers = tokio::task::unconstrained(answers).await;
                 for ((op, expected, value), answer) in sent.into_iter().zip(answers) {
                     assert_eq!(answer, model.apply(op, expected, value));
                 }
             }
-            Op::List {
-                prefix: p,
-                after,
-                at,
-                limit,
-            } => {
+            Op::List { prefix: p, after, at, limit } => {
                 let at = at.map(|at| model.percent(at));
-                let range = Range {
-                    prefix: prefix(*p).into(),
-                    after: after.map(key),
-                };
+                let range = Range { prefix: prefix(*p).into(), after: after.map(key) };
                 let answer = store.list(range.clone(), at, usize::from(*limit)).await;
                 let revision = at.unwrap_or(model.revision());
                 if revision < model.compacted {
                     let oldest = model.compacted;
-                    assert_eq!(
-                        answer,
-                        Err(Error::Compacted {
-                            requested: revision,
-                            oldest
-                        })
-                    );
+                    assert_eq!(answer, Err(Error::Compacted { requested: revision, oldest }));
                     continue;
                 }
                 let page = answer.unwrap();
@@ -278,25 +221,14 @@ async fn run(ops: Vec<Op>) {
                     .filter(|(key, _)| key.starts_with(&range.prefix))
                     .filter(|(key, _)| range.after.as_ref().is_none_or(|after| *key > after))
                     .collect();
-                let taken = if *limit == 0 {
-                    all.len()
-                } else {
-                    all.len().min(usize::from(*limit))
-                };
+                let taken = if *limit == 0 { all.len() } else { all.len().min(usize::from(*limit)) };
                 assert_eq!(page.revision, revision);
                 assert_eq!(page.remaining, (all.len() - taken) as u64);
                 assert_eq!(page.entries.len(), taken);
                 for (entry, (key, value)) in page.entries.iter().zip(all) {
                     assert_eq!(&*entry.key, key);
-                    let Value {
-                        value,
-                        created,
-                        revision,
-                    } = value;
-                    assert_eq!(
-                        (&entry.value, entry.created, entry.revision),
-                        (value, *created, *revision)
-                    );
+                    let Value { value, created, revision } = value;
+                    assert_eq!((&entry.value, entry.created, entry.revision), (value, *created, *revision));
                 }
             }
             Op::Watch { prefix: p, from } => {
@@ -305,24 +237,13 @@ async fn run(ops: Vec<Op>) {
                     Err(error) => {
                         let oldest = model.compacted;
                         assert!(from < oldest);
-                        assert_eq!(
-                            error,
-                            Error::Compacted {
-                                requested: from,
-                                oldest
-                            }
-                        );
+                        assert_eq!(error, Error::Compacted { requested: from, oldest });
                     }
                     Ok(mut watch) => {
                         assert!(from >= model.compacted);
-                        let expected = model
-                            .events
-                            .iter()
-                            .filter(|e| e.revision > from && e.key.starts_with(prefix(*p)));
-                        for event in super::suite::next(&mut watch, expected.clone().count())
-                            .await
-                            .iter()
-                            .zip(expected)
+                        let expected =
+                            model.events.iter().filter(|e| e.revision > from && e.key.starts_with(prefix(*p)));
+                        for event in super::suite::next(&mut watch, expected.clone().count()).await.iter().zip(expected)
                         {
                             assert_eq!(event.0, event.1);
                         }
@@ -337,9 +258,7 @@ async fn run(ops: Vec<Op>) {
         }
         // The watch that was there all along has every event by now, in order.
         while told < model.events.len() {
-            let batch = tokio::task::unconstrained(live.next())
-                .now_or_never()
-                .expect("published before acknowledged");
+            let batch = tokio::task::unconstrained(live.next()).now_or_never().expect("published before acknowledged");
             for event in batch.unwrap().unwrap().iter() {
                 assert_eq!(event, &model.events[told]);
                 told += 1;

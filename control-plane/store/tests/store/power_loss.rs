@@ -34,10 +34,7 @@ struct Disk {
 
 impl Disk {
     fn holding(image: Vec<u8>) -> Self {
-        Self {
-            now: Arc::new(Mutex::new(image)),
-            ..Self::default()
-        }
+        Self { now: Arc::new(Mutex::new(image)), ..Self::default() }
     }
 
     fn room(&self) -> io::Result<()> {
@@ -69,9 +66,7 @@ impl StorageBackend for Disk {
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
         let offset = offset as usize;
         let now = self.now.lock().unwrap();
-        let part = now
-            .get(offset..offset + out.len())
-            .ok_or(io::ErrorKind::UnexpectedEof)?;
+        let part = now.get(offset..offset + out.len()).ok_or(io::ErrorKind::UnexpectedEof)?;
         out.copy_from_slice(part);
         Ok(())
     }
@@ -89,10 +84,7 @@ impl StorageBackend for Disk {
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         self.room()?;
-        self.record(Step::Write {
-            offset: offset as usize,
-            data: data.to_vec(),
-        });
+        self.record(Step::Write { offset: offset as usize, data: data.to_vec() });
         Ok(())
     }
 }
@@ -141,22 +133,13 @@ type Contents = BTreeMap<String, (Bytes, Revision)>;
 /// Bytes that tell which write they are of, from the first to the last.
 fn value(revision: Revision) -> Bytes {
     let size = 100 + (revision as usize * 613) % 5000;
-    revision
-        .to_le_bytes()
-        .iter()
-        .copied()
-        .cycle()
-        .take(size)
-        .collect()
+    revision.to_le_bytes().iter().copied().cycle().take(size).collect()
 }
 
 /// Writes of every kind, alone and together, with compaction in between. Values depend on the
 /// revision they will get, so a state is known from its revision.
 async fn workload(disk: &Disk) -> Vec<Contents> {
-    let options = Options {
-        keep_bytes: 40_000,
-        ..Options::default()
-    };
+    let options = Options { keep_bytes: 40_000, ..Options::default() };
     let store = RedbStore::open_backend(disk.clone(), options).unwrap();
     // Making a store is another matter: a file gets its name only once it is one.
     disk.record(Step::Acknowledged(1));
@@ -205,32 +188,16 @@ async fn check(image: Vec<u8>, acknowledged: Revision, states: &[Contents]) {
     let disk = Disk::holding(image);
     let store = RedbStore::open_backend(disk, Options::default()).unwrap();
     let revision = store.revision().await.unwrap();
-    assert!(
-        revision >= acknowledged,
-        "{acknowledged} was acknowledged, and {revision} is there"
-    );
+    assert!(revision >= acknowledged, "{acknowledged} was acknowledged, and {revision} is there");
     let holds = |revision: Revision, page: &sampan_store::Page| {
-        let found: Contents = page
-            .entries
-            .iter()
-            .map(|e| (e.key.to_string(), (e.value.clone(), e.revision)))
-            .collect();
-        assert!(
-            found == states[revision as usize],
-            "torn at revision {revision}"
-        );
+        let found: Contents = page.entries.iter().map(|e| (e.key.to_string(), (e.value.clone(), e.revision))).collect();
+        assert!(found == states[revision as usize], "torn at revision {revision}");
     };
-    holds(
-        revision,
-        &store.list(Range::default(), None, 0).await.unwrap(),
-    );
+    holds(revision, &store.list(Range::default(), None, 0).await.unwrap());
     // History is whole, too: every state since the compaction, and the events between them.
     let oldest = store.stats().compacted.max(1);
     for at in oldest..revision {
-        holds(
-            at,
-            &store.list(Range::default(), Some(at), 0).await.unwrap(),
-        );
+        holds(at, &store.list(Range::default(), Some(at), 0).await.unwrap());
     }
     let mut state = states[oldest as usize].clone();
     let mut at = oldest;
@@ -247,10 +214,7 @@ async fn check(image: Vec<u8>, acknowledged: Revision, states: &[Contents]) {
         }
     }
     // And it can be written.
-    let next = store
-        .create("/after", Bytes::from_static(b"power"))
-        .await
-        .unwrap();
+    let next = store.create("/after", Bytes::from_static(b"power")).await.unwrap();
     assert_eq!(next, revision + 1);
 }
 
@@ -275,12 +239,7 @@ async fn lose_power(survives: impl Fn(usize) -> Survives) {
             continue;
         }
         points += 1;
-        check(
-            after_power_loss(&durable, &unsynced, survives(index)),
-            acknowledged,
-            &states,
-        )
-        .await;
+        check(after_power_loss(&durable, &unsynced, survives(index)), acknowledged, &states).await;
     }
     assert_eq!(acknowledged as usize, states.len() - 1);
     assert!(points > 300, "{points}");
@@ -308,14 +267,9 @@ async fn a_missing_fsync_would_be_seen() {
     let states = workload(&disk).await;
     let steps = std::mem::take(&mut *disk.steps.lock().unwrap());
     // Everything up to the middle is synced, nothing later is.
-    let middle = steps
-        .iter()
-        .position(|s| matches!(s, Step::Acknowledged(20)))
-        .unwrap();
+    let middle = steps.iter().position(|s| matches!(s, Step::Acknowledged(20))).unwrap();
     let mut durable = Vec::new();
-    steps[..middle]
-        .iter()
-        .for_each(|step| apply(&mut durable, step));
+    steps[..middle].iter().for_each(|step| apply(&mut durable, step));
     let lost = tokio::spawn(async move {
         check(durable, states.len() as Revision - 1, &states).await;
     });
@@ -329,10 +283,7 @@ async fn a_full_disk_stops_the_store_and_loses_nothing() {
     let store = RedbStore::open_backend(disk.clone(), Options::default()).unwrap();
     let mut watch = store.watch("", 1).unwrap();
     for index in 0..20 {
-        store
-            .create(&format!("/{index}"), value(index))
-            .await
-            .unwrap();
+        store.create(&format!("/{index}"), value(index)).await.unwrap();
     }
     disk.full.store(true, Ordering::SeqCst);
     let writes = (20..30).map(|index| {
@@ -357,14 +308,6 @@ async fn a_full_disk_stops_the_store_and_loses_nothing() {
     disk.full.store(false, Ordering::SeqCst);
     let store = RedbStore::open_backend(disk, Options::default()).unwrap();
     assert_eq!(store.revision().await, Ok(21));
-    assert_eq!(
-        store
-            .list(Range::default(), None, 0)
-            .await
-            .unwrap()
-            .entries
-            .len(),
-        20
-    );
+    assert_eq!(store.list(Range::default(), None, 0).await.unwrap().entries.len(), 20);
     assert_eq!(store.create("/20", value(20)).await, Ok(22));
 }

@@ -20,10 +20,7 @@ async fn watches_that_begin_amid_writes_miss_and_repeat_nothing() {
             let store = Arc::clone(&store);
             tokio::spawn(async move {
                 for write in 0..WRITES {
-                    store
-                        .create(&format!("/{writer}/{write}"), bytes("value"))
-                        .await
-                        .unwrap();
+                    store.create(&format!("/{writer}/{write}"), bytes("value")).await.unwrap();
                 }
             })
         })
@@ -37,11 +34,7 @@ async fn watches_that_begin_amid_writes_miss_and_repeat_nothing() {
                 }
                 // As a client does: list, then watch from there.
                 let page = store.list(Range::default(), None, 1).await.unwrap();
-                let from = if index % 2 == 0 {
-                    page.revision
-                } else {
-                    page.revision / 2 + 1
-                };
+                let from = if index % 2 == 0 { page.revision } else { page.revision / 2 + 1 };
                 let mut watch = store.watch("", from).unwrap();
                 let mut at = from;
                 while at < last {
@@ -74,21 +67,14 @@ async fn long_history_is_replayed_in_parts() {
     let first = watch.next().await.unwrap().unwrap();
     assert!(first.len() < WRITES / 2, "all at once");
     let rest = next(&mut watch, WRITES / 2 - first.len()).await;
-    let revisions: Vec<u64> = first
-        .iter()
-        .chain(&rest)
-        .map(|event| event.revision)
-        .collect();
+    let revisions: Vec<u64> = first.iter().chain(&rest).map(|event| event.revision).collect();
     let expected: Vec<u64> = (0..WRITES as u64 / 2).map(|index| 3 + 2 * index).collect();
     assert_eq!(revisions, expected);
 }
 
 #[tokio::test]
 async fn a_reader_that_falls_behind_is_dropped() {
-    let options = Options {
-        watch_backlog: 10,
-        ..Options::default()
-    };
+    let options = Options { watch_backlog: 10, ..Options::default() };
     let store = RedbStore::in_memory(options).unwrap();
     let mut slow = store.watch("", 1).unwrap();
     let mut other = store.watch("/other/", 1).unwrap();
@@ -104,17 +90,11 @@ async fn a_reader_that_falls_behind_is_dropped() {
     assert_eq!(next(&mut other, 1).await[0].revision, 13);
 
     // The same by size.
-    let options = Options {
-        watch_backlog_bytes: 10_000,
-        ..Options::default()
-    };
+    let options = Options { watch_backlog_bytes: 10_000, ..Options::default() };
     let store = RedbStore::in_memory(options).unwrap();
     let mut slow = store.watch("", 1).unwrap();
     for index in 0..3 {
-        store
-            .create(&format!("/{index}"), Bytes::from(vec![0; 6000]))
-            .await
-            .unwrap();
+        store.create(&format!("/{index}"), Bytes::from(vec![0; 6000])).await.unwrap();
     }
     assert_eq!(slow.next().await, Some(Err(Error::Lagged { behind: 2 })));
 }
@@ -142,13 +122,7 @@ async fn history_that_goes_under_a_watch_ends_it() {
     // Everything is still queued for it; a new one has to read the log.
     let mut replaying = store.watch("", 1).unwrap();
     store.compact(4000).await.unwrap();
-    assert_eq!(
-        replaying.next().await,
-        Some(Err(Error::Compacted {
-            requested: 1,
-            oldest: 4000
-        }))
-    );
+    assert_eq!(replaying.next().await, Some(Err(Error::Compacted { requested: 1, oldest: 4000 })));
     assert_eq!(replaying.next().await, None);
     assert_eq!(next(&mut watch, 4998).await[4997].revision, 5000);
 }
@@ -160,18 +134,13 @@ async fn closing_ends_watches_and_writes() {
     let mut live = store.watch("", 2).unwrap();
     let mut replaying = store.watch("", 1).unwrap();
     let closing = Arc::clone(&store);
-    tokio::task::spawn_blocking(move || closing.close())
-        .await
-        .unwrap();
+    tokio::task::spawn_blocking(move || closing.close()).await.unwrap();
     assert_eq!(live.next().await, Some(Err(Error::Closed)));
     assert_eq!(live.next().await, None);
     assert_eq!(replaying.next().await, Some(Err(Error::Closed)));
     assert_eq!(store.create("/b", bytes("")).await, Err(Error::Closed));
     assert_eq!(store.get("/a").await, Err(Error::Closed));
-    assert_eq!(
-        store.list(Range::default(), None, 0).await,
-        Err(Error::Closed)
-    );
+    assert_eq!(store.list(Range::default(), None, 0).await, Err(Error::Closed));
     assert_eq!(store.compact(1).await, Err(Error::Closed));
     assert_eq!(store.watch("", 2).err(), Some(Error::Closed));
 }
@@ -179,23 +148,14 @@ async fn closing_ends_watches_and_writes() {
 /// Callers wait when the queue is full, and none is lost.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_full_queue_makes_writers_wait() {
-    let options = Options {
-        queue: 4,
-        queue_bytes: 4000,
-        ..Options::default()
-    };
+    let options = Options { queue: 4, queue_bytes: 4000, ..Options::default() };
     let store = Arc::new(RedbStore::in_memory(options).unwrap());
     let writes: Vec<_> = (0..200)
         .map(|index| {
             let store = Arc::clone(&store);
             // One in ten is larger than the whole queue.
             let size = if index % 10 == 0 { 6000 } else { 10 };
-            tokio::spawn(async move {
-                store
-                    .create(&format!("/{index}"), Bytes::from(vec![1; size]))
-                    .await
-                    .unwrap()
-            })
+            tokio::spawn(async move { store.create(&format!("/{index}"), Bytes::from(vec![1; size])).await.unwrap() })
         })
         .collect();
     let mut revisions = Vec::new();

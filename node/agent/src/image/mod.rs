@@ -265,9 +265,7 @@ impl Drop for Removal {
 }
 
 fn sync_dir(dir: &Path) -> Result<(), Error> {
-    fs::File::open(dir)
-        .and_then(|dir| dir.sync_all())
-        .map_err(|source| Error::Io { path: dir.to_owned(), source })
+    fs::File::open(dir).and_then(|dir| dir.sync_all()).map_err(|source| Error::Io { path: dir.to_owned(), source })
 }
 
 #[cfg(test)]

@@ -133,7 +133,20 @@ mod tests {
 
     #[test]
     fn refused() {
-        for text in ["", "UPPER", "a:", "a:b c", "a//b", "/a", "a@sha256:12", "a..b", "local host/a", "x:99999/a", "a/b:c/d", "-a"] {
+        for text in [
+            "",
+            "UPPER",
+            "a:",
+            "a:b c",
+            "a//b",
+            "/a",
+            "a@sha256:12",
+            "a..b",
+            "local host/a",
+            "x:99999/a",
+            "a/b:c/d",
+            "-a",
+        ] {
             assert!(Reference::parse(text).is_err(), "{text}");
         }
     }

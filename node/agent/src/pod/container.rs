@@ -21,10 +21,24 @@ pub enum State {
     /// Its turn has not come.
     New,
     /// Could not be started; `retry` is when it is tried again.
-    Blocked { reason: &'static str, message: String, since: Timestamp, retry: Timestamp },
-    Starting { attempt: u32 },
-    Running { attempt: u32, started_at: Timestamp, stopping: Option<u32> },
-    Exited { attempt: u32, exit: Exit },
+    Blocked {
+        reason: &'static str,
+        message: String,
+        since: Timestamp,
+        retry: Timestamp,
+    },
+    Starting {
+        attempt: u32,
+    },
+    Running {
+        attempt: u32,
+        started_at: Timestamp,
+        stopping: Option<u32>,
+    },
+    Exited {
+        attempt: u32,
+        exit: Exit,
+    },
 }
 
 /// A run that ended.

@@ -115,9 +115,7 @@ async fn value_from(
     match object.data.get(key) {
         Some(value) => Ok(Some(String::from_utf8_lossy(value).into_owned())),
         None if optional => Ok(None),
-        None => {
-            Err(format!("couldn't find key {key} in {} {}/{name}", kind.title(), spec::namespace(context.pod)))
-        }
+        None => Err(format!("couldn't find key {key} in {} {}/{name}", kind.title(), spec::namespace(context.pod))),
     }
 }
 
@@ -153,8 +151,7 @@ pub fn field(pod: &core::Pod, path: &str, addresses: &[IpAddr], host: &[IpAddr])
 
 /// `key="value"` lines, values quoted as Go quotes them.
 fn map_lines(map: Option<&BTreeMap<String, String>>) -> String {
-    let lines: Vec<String> =
-        map.into_iter().flatten().map(|(key, value)| format!("{key}={}", quote(value))).collect();
+    let lines: Vec<String> = map.into_iter().flatten().map(|(key, value)| format!("{key}={}", quote(value))).collect();
     lines.join("\n")
 }
 
@@ -285,18 +282,29 @@ mod tests {
         )
         .unwrap();
         let expected = [
-            ("APP", "web"), ("COLOUR", "blue"), ("IP", "10.0.0.7"), ("MEMORY", "64"), ("PASSWORD", "hush"),
-            ("S_colour", "blue"), ("S_size", "9"), ("URL", "http://10.0.0.7:9/$(UNKNOWN)"),
+            ("APP", "web"),
+            ("COLOUR", "blue"),
+            ("IP", "10.0.0.7"),
+            ("MEMORY", "64"),
+            ("PASSWORD", "hush"),
+            ("S_colour", "blue"),
+            ("S_size", "9"),
+            ("URL", "http://10.0.0.7:9/$(UNKNOWN)"),
         ];
         assert_eq!(got, expected.map(|(k, v)| (k.to_owned(), v.to_owned())).into());
     }
 
     #[test]
     fn what_is_missing_is_named() {
-        let with = |from: serde_json::Value| run(json!({ "name": "a", "env": [{ "name": "X", "valueFrom": from }] }), &[]).unwrap_err();
+        let with = |from: serde_json::Value| {
+            run(json!({ "name": "a", "env": [{ "name": "X", "valueFrom": from }] }), &[]).unwrap_err()
+        };
         assert_eq!(with(json!({ "configMapKeyRef": { "name": "no", "key": "k" } })), "configmap \"no\" not found");
         assert_eq!(with(json!({ "secretKeyRef": { "name": "no", "key": "k" } })), "secret \"no\" not found");
-        assert_eq!(with(json!({ "secretKeyRef": { "name": "login", "key": "k" } })), "couldn't find key k in Secret shop/login");
+        assert_eq!(
+            with(json!({ "secretKeyRef": { "name": "login", "key": "k" } })),
+            "couldn't find key k in Secret shop/login"
+        );
     }
 
     #[test]

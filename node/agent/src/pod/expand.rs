@@ -11,9 +11,7 @@ pub fn expand<'a>(input: &str, lookup: impl Fn(&str) -> Option<&'a str>) -> Stri
         if let Some(following) = after.strip_prefix('$') {
             out.push('$');
             rest = following;
-        } else if let Some((name, following)) =
-            after.strip_prefix('(').and_then(|opened| opened.split_once(')'))
-        {
+        } else if let Some((name, following)) = after.strip_prefix('(').and_then(|opened| opened.split_once(')')) {
             match lookup(name) {
                 Some(value) => out.push_str(value),
                 None => {

@@ -20,13 +20,32 @@ pub enum Input {
     /// The pod is gone from the API.
     Removed(PodRef),
     /// The node does not take it.
-    Rejected { reason: String, message: String },
+    Rejected {
+        reason: String,
+        message: String,
+    },
     SetUp(Result<Vec<IpAddr>, SetUpError>),
-    Started { index: usize, attempt: u32, result: Result<Started, StartFailure> },
-    Changed { container: String, attempt: u32, state: RunState },
+    Started {
+        index: usize,
+        attempt: u32,
+        result: Result<Started, StartFailure>,
+    },
+    Changed {
+        container: String,
+        attempt: u32,
+        state: RunState,
+    },
     /// Nothing is known of this run any more.
-    Lost { container: String, attempt: u32 },
-    Probed { index: usize, attempt: u32, kind: ProbeKind, result: Result<(), String> },
+    Lost {
+        container: String,
+        attempt: u32,
+    },
+    Probed {
+        index: usize,
+        attempt: u32,
+        kind: ProbeKind,
+        result: Result<(), String>,
+    },
     /// Something a start or the set-up waited for may be there now: try at once.
     Retry,
     CleanedUp,
@@ -49,9 +68,16 @@ pub struct Started {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StartFailure {
-    ImageAbsent { image: String, message: String },
-    ImageNever { image: String },
-    ImageName { message: String },
+    ImageAbsent {
+        image: String,
+        message: String,
+    },
+    ImageNever {
+        image: String,
+    },
+    ImageName {
+        message: String,
+    },
     Config(String),
     Create(String),
     /// It was made, and ended before it ran.
@@ -63,12 +89,31 @@ pub enum StartFailure {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Action {
     SetUp,
-    Start { index: usize, attempt: u32 },
-    Stop { index: usize, attempt: u32, grace: u32 },
+    Start {
+        index: usize,
+        attempt: u32,
+    },
+    Stop {
+        index: usize,
+        attempt: u32,
+        grace: u32,
+    },
     /// An ended run that nothing refers to any more.
-    Remove { container: String, attempt: u32 },
-    Probe { index: usize, attempt: u32, kind: ProbeKind },
-    Event { index: Option<usize>, kind: EventKind, reason: &'static str, message: String },
+    Remove {
+        container: String,
+        attempt: u32,
+    },
+    Probe {
+        index: usize,
+        attempt: u32,
+        kind: ProbeKind,
+    },
+    Event {
+        index: Option<usize>,
+        kind: EventKind,
+        reason: &'static str,
+        message: String,
+    },
     /// Gives back addresses and volumes.
     CleanUp,
     /// Removes the API's object, after the last status.
@@ -421,14 +466,7 @@ impl Machine {
         }
     }
 
-    fn take_probed(
-        &mut self,
-        now: Timestamp,
-        index: usize,
-        attempt: u32,
-        kind: ProbeKind,
-        result: Result<(), String>,
-    ) {
+    fn take_probed(&mut self, now: Timestamp, index: usize, attempt: u32, kind: ProbeKind, result: Result<(), String>) {
         let pod = self.pod.clone();
         let (Some(spec), Some(container)) = (spec::container(&pod, index), self.containers.get_mut(index)) else {
             return;

@@ -219,7 +219,10 @@ fn a_pod_runs() {
     assert_eq!(
         world.events,
         [
-            ("Pulled", "Container image \"localhost/app:v1\" already present on machine and can be accessed by the pod"),
+            (
+                "Pulled",
+                "Container image \"localhost/app:v1\" already present on machine and can be accessed by the pod"
+            ),
             ("Created", "Container created"),
             ("Started", "Container started"),
         ]
@@ -305,7 +308,8 @@ fn init_containers_in_order() {
 
 #[test]
 fn a_failed_init_container_fails_the_pod() {
-    let spec = json!({ "restartPolicy": "Never", "initContainers": [{ "name": "one" }], "containers": [{ "name": "app" }] });
+    let spec =
+        json!({ "restartPolicy": "Never", "initContainers": [{ "name": "one" }], "containers": [{ "name": "app" }] });
     let mut world = World::new(pod(spec)).begin();
     world.ends("one", 2);
     assert_eq!(world.phase(), "Failed");
@@ -437,7 +441,10 @@ fn probed(probes: Value) -> core::Pod {
 
 #[test]
 fn readiness_follows_its_probe() {
-    let mut world = World::new(probed(json!({ "readinessProbe": { "httpGet": { "port": 80 }, "periodSeconds": 5, "failureThreshold": 2 } }))).begin();
+    let mut world = World::new(probed(
+        json!({ "readinessProbe": { "httpGet": { "port": 80 }, "periodSeconds": 5, "failureThreshold": 2 } }),
+    ))
+    .begin();
     assert_eq!(world.condition("Ready").0, "True");
     world.healthy = false;
     world.wait(5);
@@ -454,7 +461,9 @@ fn readiness_follows_its_probe() {
 
 #[test]
 fn liveness_restarts() {
-    let mut world = World::new(probed(json!({ "livenessProbe": { "tcpSocket": { "port": 80 }, "initialDelaySeconds": 3 } }))).begin();
+    let mut world =
+        World::new(probed(json!({ "livenessProbe": { "tcpSocket": { "port": 80 }, "initialDelaySeconds": 3 } })))
+            .begin();
     world.healthy = false;
     world.wait(22);
     assert_eq!(world.starts.len(), 1);
@@ -585,11 +594,7 @@ fn an_end_that_overtakes_the_answer_to_the_start() {
     world.machine.handle(now, Input::SetUp(Ok(addresses)));
     let exit = world.exit(4);
     world.machine.handle(now, Input::Changed { container: "app".into(), attempt: 0, state: RunState::Exited(exit) });
-    let started = Started {
-        image: "a".into(),
-        image_id: "a".into(),
-        state: RunState::Running { started_at: now },
-    };
+    let started = Started { image: "a".into(), image_id: "a".into(), state: RunState::Running { started_at: now } };
     world.machine.handle(now, Input::Started { index: 0, attempt: 0, result: Ok(started) });
     assert_eq!(world.phase(), "Failed");
 }
@@ -600,7 +605,10 @@ fn another_image_restarts() {
     let mut pod = core::Pod::clone(world.machine.pod());
     pod.spec.as_mut().unwrap().containers[0].image = Some("localhost/app:v2".into());
     world.input(Input::Spec(Arc::new(pod)));
-    assert_eq!(world.events.iter().find(|(reason, _)| reason == "Killing").unwrap().1, "Container app definition changed, will be restarted");
+    assert_eq!(
+        world.events.iter().find(|(reason, _)| reason == "Killing").unwrap().1,
+        "Container app definition changed, will be restarted"
+    );
     assert_eq!(world.starts.len(), 2);
 }
 

@@ -56,16 +56,13 @@ pub fn resolve(
                 }
                 Ok(_) => {}
                 Err(_) if volume.empty_dir.is_some() => {
-                    make_below(&tenant.join(paths::volume(uid, &mount.name)), sub).map_err(|error| at(error.to_string()))?;
+                    make_below(&tenant.join(paths::volume(uid, &mount.name)), sub)
+                        .map_err(|error| at(error.to_string()))?;
                 }
                 Err(_) => return Err(at(format!("subPath \"{sub}\" is not in volume \"{}\"", mount.name))),
             }
         }
-        mounts.push(Mount {
-            source,
-            target,
-            read_only: mount.read_only == Some(true) || volume.empty_dir.is_none(),
-        });
+        mounts.push(Mount { source, target, read_only: mount.read_only == Some(true) || volume.empty_dir.is_none() });
     }
     for (number, (parent, files)) in files.into_iter().enumerate() {
         if let Some(other) = mounts.iter().find(|mount| mount.target == parent) {
@@ -100,7 +97,9 @@ fn make_below(volume: &Path, sub: &str) -> std::io::Result<()> {
             // A link that a guest laid would lead elsewhere.
             Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
                 if !fs::symlink_metadata(&dir)?.is_dir() {
-                    return Err(std::io::Error::other(format!("subPath \"{sub}\" passes through what is no directory")));
+                    return Err(std::io::Error::other(format!(
+                        "subPath \"{sub}\" passes through what is no directory"
+                    )));
                 }
             }
             Err(error) => return Err(error),
@@ -150,9 +149,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let settings = dir.path().join("pods/u/volumes/settings");
         fs::create_dir_all(dir.path().join("pods/u/volumes/work")).unwrap();
-        super::super::writer::write(&settings, &BTreeMap::from([
-            ("app.toml".to_owned(), super::super::writer::File { content: b"x=1".to_vec(), mode: 0o644 }),
-        ]), None)
+        super::super::writer::write(
+            &settings,
+            &BTreeMap::from([(
+                "app.toml".to_owned(),
+                super::super::writer::File { content: b"x=1".to_vec(), mode: 0o644 },
+            )]),
+            None,
+        )
         .unwrap();
         let got = run(
             json!([

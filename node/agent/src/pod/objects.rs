@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
+use kube::Client;
 use kube::api::Api;
 use kube::runtime::{WatchStreamExt, watcher};
-use kube::Client;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -109,7 +109,13 @@ impl Objects {
     }
 
     /// The object as it is now, for a pod that hears of its changes until it is released.
-    pub async fn get(&self, pod_uid: &str, kind: Kind, namespace: &str, name: &str) -> Result<Option<Arc<Data>>, String> {
+    pub async fn get(
+        &self,
+        pod_uid: &str,
+        kind: Kind,
+        namespace: &str,
+        name: &str,
+    ) -> Result<Option<Arc<Data>>, String> {
         let entry = self.entry((kind, namespace.to_owned(), name.to_owned()));
         entry.users.lock().unwrap_or_else(PoisonError::into_inner).insert(pod_uid.to_owned());
         let mut state = entry.state.subscribe();
@@ -122,7 +128,9 @@ impl Objects {
             Known::Present(data) => Ok(Some(data)),
             Known::Absent => Ok(None),
             Known::Failed(error) => Err(error),
-            Known::NotYet => Err(format!("failed to sync {} cache: timed out waiting for the condition", kind.resource())),
+            Known::NotYet => {
+                Err(format!("failed to sync {} cache: timed out waiting for the condition", kind.resource()))
+            }
         }
     }
 

@@ -54,7 +54,9 @@ pub fn port(container: &core::Container, port: &IntOrString) -> Result<u16, Stri
             .or_else(|| name.parse().ok()),
     };
     match number {
-        Some(number) => u16::try_from(number).ok().filter(|port| *port > 0).ok_or_else(|| format!("invalid port number: {number}")),
+        Some(number) => {
+            u16::try_from(number).ok().filter(|port| *port > 0).ok_or_else(|| format!("invalid port number: {number}"))
+        }
         None => Err(format!(
             "couldn't find port: {}",
             match port {
@@ -97,11 +99,13 @@ pub fn target(container: &core::Container, probe: &core::Probe, address: IpAddr)
 /// Asks once; the error is what the kubelet would say.
 pub async fn ask(target: &Target, shift: PortShift) -> Result<(), String> {
     match &target.action {
-        Ask::Tcp { host, port } => match tokio::time::timeout(target.timeout, connect(host, shift.apply(*port))).await {
-            Ok(Ok(_)) => Ok(()),
-            Ok(Err(error)) => Err(dial_error(host, *port, &error)),
-            Err(_) => Err(format!("dial tcp {}: i/o timeout", join(host, *port))),
-        },
+        Ask::Tcp { host, port } => {
+            match tokio::time::timeout(target.timeout, connect(host, shift.apply(*port))).await {
+                Ok(Ok(_)) => Ok(()),
+                Ok(Err(error)) => Err(dial_error(host, *port, &error)),
+                Err(_) => Err(format!("dial tcp {}: i/o timeout", join(host, *port))),
+            }
+        }
         Ask::Http { scheme, host, port, path, headers } => {
             let url = format!("{scheme}://{}{}{path}", join(host, *port), if path.starts_with('/') { "" } else { "/" });
             let get = get(scheme, host, *port, shift, &url, headers);
@@ -163,12 +167,13 @@ async fn get(
         }
     }
     if scheme == "https" {
-        let config = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
-            .with_safe_default_protocol_versions()
-            .map_err(|error| error.to_string())?
-            .dangerous()
-            .with_custom_certificate_verifier(Arc::new(AnyCertificate))
-            .with_no_client_auth();
+        let config =
+            rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
+                .with_safe_default_protocol_versions()
+                .map_err(|error| error.to_string())?
+                .dangerous()
+                .with_custom_certificate_verifier(Arc::new(AnyCertificate))
+                .with_no_client_auth();
         let name = ServerName::try_from(host.to_owned()).map_err(|error| error.to_string())?;
         let stream = tokio_rustls::TlsConnector::from(Arc::new(config))
             .connect(name, stream)
@@ -321,7 +326,8 @@ mod tests {
     #[test]
     fn ports_by_name() {
         let container: core::Container =
-            serde_json::from_value(json!({ "name": "a", "ports": [{ "name": "web", "containerPort": 8080 }] })).unwrap();
+            serde_json::from_value(json!({ "name": "a", "ports": [{ "name": "web", "containerPort": 8080 }] }))
+                .unwrap();
         assert_eq!(port(&container, &IntOrString::String("web".to_owned())), Ok(8080));
         assert!(port(&container, &IntOrString::String("other".to_owned())).is_err());
         assert!(port(&container, &IntOrString::Int(0)).is_err());

@@ -105,14 +105,12 @@ impl Probing {
         if success {
             self.failed = 0;
             self.passed = self.passed.saturating_add(1);
-            let verdict =
-                if self.passed >= self.success_threshold { Verdict::Passed } else { Verdict::Undecided };
+            let verdict = if self.passed >= self.success_threshold { Verdict::Passed } else { Verdict::Undecided };
             (verdict, false)
         } else {
             self.passed = 0;
             self.failed = self.failed.saturating_add(1);
-            let verdict =
-                if self.failed >= self.failure_threshold { Verdict::Failed } else { Verdict::Undecided };
+            let verdict = if self.failed >= self.failure_threshold { Verdict::Failed } else { Verdict::Undecided };
             (verdict, true)
         }
     }

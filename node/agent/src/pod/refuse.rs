@@ -38,7 +38,9 @@ pub fn volume(volume: &core::Volume) -> Option<String> {
         .and_then(|value| value.as_object())
         .and_then(|fields| fields.keys().find(|key| *key != "name"))
         .map_or("no source", String::as_str);
-    Some(format!("{source}: this node has no such volumes; it has emptyDir, configMap, secret, downwardAPI and projected"))
+    Some(format!(
+        "{source}: this node has no such volumes; it has emptyDir, configMap, secret, downwardAPI and projected"
+    ))
 }
 
 /// Why a container cannot be created as it is written.
@@ -70,7 +72,9 @@ pub fn container(container: &core::Container) -> Option<String> {
         }
     }
     if container.security_context.as_ref().and_then(|context| context.privileged) == Some(true) {
-        return Some("securityContext.privileged: a WebAssembly container cannot be given the machine; leave it out".to_owned());
+        return Some(
+            "securityContext.privileged: a WebAssembly container cannot be given the machine; leave it out".to_owned(),
+        );
     }
     if container.volume_devices.as_ref().is_some_and(|devices| !devices.is_empty()) {
         return Some("volumeDevices: a WebAssembly container cannot use block devices; use volumeMounts".to_owned());

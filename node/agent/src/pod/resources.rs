@@ -88,10 +88,7 @@ pub fn requests(container: &core::Container) -> Option<&List> {
 /// Bytes and thousandths of a core; 0 is no limit.
 pub fn enforced(container: &core::Container) -> (u64, u32) {
     let of = |name: &str| limits(container).and_then(|list| list.get(name));
-    (
-        of("memory").map_or(0, value),
-        of("cpu").map_or(0, |cpu| u32::try_from(milli(cpu)).unwrap_or(u32::MAX)),
-    )
+    (of("memory").map_or(0, value), of("cpu").map_or(0, |cpu| u32::try_from(milli(cpu)).unwrap_or(u32::MAX)))
 }
 
 /// What a pod asks of a node in `name`, in billionths: its containers together, or the largest
@@ -167,9 +164,15 @@ mod tests {
 
     #[test]
     fn suffixes() {
-        for (text, expected) in
-            [("1", 1), ("1500m", 2), ("64Mi", 64 << 20), ("1.5Gi", 3 << 29), ("1e3", 1000), ("0.1", 1), ("2E", 2_000_000_000_000_000_000)]
-        {
+        for (text, expected) in [
+            ("1", 1),
+            ("1500m", 2),
+            ("64Mi", 64 << 20),
+            ("1.5Gi", 3 << 29),
+            ("1e3", 1000),
+            ("0.1", 1),
+            ("2E", 2_000_000_000_000_000_000),
+        ] {
             assert_eq!(value(&quantity(text)), expected, "{text}");
         }
         assert_eq!(milli(&quantity("100m")), 100);
@@ -184,7 +187,9 @@ mod tests {
 
     #[test]
     fn quality_of_service() {
-        let with = |resources: serde_json::Value| pod(serde_json::json!({ "containers": [{ "name": "a", "resources": resources }] }));
+        let with = |resources: serde_json::Value| {
+            pod(serde_json::json!({ "containers": [{ "name": "a", "resources": resources }] }))
+        };
         assert_eq!(qos_class(&with(serde_json::json!({}))), "BestEffort");
         assert_eq!(qos_class(&with(serde_json::json!({ "requests": { "cpu": "1" } }))), "Burstable");
         let full = serde_json::json!({ "limits": { "cpu": "1", "memory": "1Gi" }, "requests": { "cpu": "1000m", "memory": "1Gi" } });
@@ -193,10 +198,12 @@ mod tests {
 
     #[test]
     fn init_containers_count_by_their_peak() {
-        let asks = |name: &str, cpu: &str| serde_json::json!({ "name": name, "resources": { "requests": { "cpu": cpu } } });
+        let asks =
+            |name: &str, cpu: &str| serde_json::json!({ "name": name, "resources": { "requests": { "cpu": cpu } } });
         let mut sidecar = asks("s", "1");
         sidecar["restartPolicy"] = "Always".into();
-        let pod = pod(serde_json::json!({ "initContainers": [sidecar, asks("i", "4")], "containers": [asks("a", "2")] }));
+        let pod =
+            pod(serde_json::json!({ "initContainers": [sidecar, asks("i", "4")], "containers": [asks("a", "2")] }));
         assert_eq!(requested(&pod, "cpu"), 5 * NANO);
     }
 

@@ -140,10 +140,7 @@ impl Shared {
         let Some(name) = pod.spec.as_ref().and_then(|spec| spec.runtime_class_name.as_deref()) else {
             return Ok(false);
         };
-        let class = self
-            .runtime_classes
-            .get("", name)
-            .ok_or_else(|| format!("RuntimeClass \"{name}\" not found"))?;
+        let class = self.runtime_classes.get("", name).ok_or_else(|| format!("RuntimeClass \"{name}\" not found"))?;
         match class.handler.as_str() {
             "wasm" => Ok(false),
             ISOLATED => Ok(true),

@@ -10,7 +10,7 @@ use k8s_openapi::api::core::v1 as core;
 
 use super::env::{self, PodObjects};
 use super::expand::expand;
-use super::machine::{Started, StartFailure};
+use super::machine::{StartFailure, Started};
 use super::shared::Shared;
 use super::{hooks, mounts, paths, refuse, resources, spec};
 use crate::image::{Image, Reference};
@@ -114,7 +114,9 @@ fn find_image(shared: &Shared, container: &core::Container) -> Result<(Reference
     })?;
     match shared.images.find(&reference) {
         Some(image) => Ok((reference, image)),
-        None if container.image_pull_policy.as_deref() == Some("Never") => Err(StartFailure::ImageNever { image: text }),
+        None if container.image_pull_policy.as_deref() == Some("Never") => {
+            Err(StartFailure::ImageNever { image: text })
+        }
         None => Err(StartFailure::ImageAbsent {
             message: format!(
                 "image \"{reference}\" is not on node \"{}\", which pulls from no registry: bring it with `sampan image import FILE --as {text}`",
@@ -161,11 +163,7 @@ fn dns(pod: &core::Pod, domain: &str) -> Dns {
     let Some(spec) = pod.spec.as_ref() else { return Dns::default() };
     let mut dns = Dns::default();
     if !matches!(spec.dns_policy.as_deref(), Some("None" | "Default")) {
-        dns.search = vec![
-            format!("{}.svc.{domain}", spec::namespace(pod)),
-            format!("svc.{domain}"),
-            domain.to_owned(),
-        ];
+        dns.search = vec![format!("{}.svc.{domain}", spec::namespace(pod)), format!("svc.{domain}"), domain.to_owned()];
     }
     if let Some(config) = &spec.dns_config {
         dns.nameservers.extend(config.nameservers.iter().flatten().cloned());
@@ -205,9 +203,8 @@ mod tests {
     fn command_and_args() {
         let reference = Reference::parse("localhost/tools/resvg:v1").unwrap();
         let env = BTreeMap::from([("N".to_owned(), "7".to_owned())]);
-        let run = |container: serde_json::Value| {
-            arguments(&serde_json::from_value(container).unwrap(), &reference, &env)
-        };
+        let run =
+            |container: serde_json::Value| arguments(&serde_json::from_value(container).unwrap(), &reference, &env);
         assert_eq!(run(json!({ "name": "a" })), ["resvg"]);
         assert_eq!(run(json!({ "name": "a", "args": ["-n", "$(N)"] })), ["resvg", "-n", "7"]);
         assert_eq!(run(json!({ "name": "a", "command": ["x", "$(N)"], "args": ["$$(N)"] })), ["x", "7", "$(N)"]);

@@ -10,8 +10,8 @@ use sha2::{Digest, Sha256};
 
 use super::container::{Container, Ended, Role, State};
 use super::machine::{self, Machine};
-use super::spec::{self, RestartPolicy};
 use super::resources;
+use super::spec::{self, RestartPolicy};
 use crate::runtime::{Exit, RunState};
 
 /// Kubernetes' times have whole seconds.
@@ -97,8 +97,7 @@ impl Machine {
         let running = mains().filter(|it| it.is_running()).count();
         let stopped = mains().filter(|it| it.exit().is_some()).count();
         let waiting = mains().count() - running - stopped;
-        let succeeded =
-            mains().filter(|it| matches!(&it.state, State::Exited { exit, .. } if exit.code == 0)).count();
+        let succeeded = mains().filter(|it| matches!(&it.state, State::Exited { exit, .. } if exit.code == 0)).count();
         if waiting > 0 {
             if over { "Failed" } else { "Pending" }
         } else if running > 0 {
@@ -174,8 +173,8 @@ impl Machine {
                 }
             }
         };
-        let done = container.role == Role::Init
-            && matches!(&container.state, State::Exited { exit, .. } if exit.code == 0);
+        let done =
+            container.role == Role::Init && matches!(&container.state, State::Exited { exit, .. } if exit.code == 0);
         core::ContainerStatus {
             name: container.name.clone(),
             image: spec.image.clone().unwrap_or_default(),
@@ -249,7 +248,8 @@ impl Machine {
             }
         };
         let ready = if containers_ready.status { self.gates() } else { containers_ready.clone() };
-        let sandbox = if self.is_set_up() { Wanted::yes() } else { Wanted { status: false, reason: None, message: None } };
+        let sandbox =
+            if self.is_set_up() { Wanted::yes() } else { Wanted { status: false, reason: None, message: None } };
         [
             ("PodReadyToStartContainers", sandbox),
             ("Initialized", initialized),
@@ -264,8 +264,7 @@ impl Machine {
 
     fn gates(&self) -> Wanted {
         let gates = self.pod.spec.as_ref().and_then(|spec| spec.readiness_gates.as_deref()).unwrap_or_default();
-        let conditions =
-            self.pod.status.as_ref().and_then(|status| status.conditions.as_deref()).unwrap_or_default();
+        let conditions = self.pod.status.as_ref().and_then(|status| status.conditions.as_deref()).unwrap_or_default();
         let problems: Vec<String> = gates
             .iter()
             .filter_map(|gate| {
@@ -280,7 +279,11 @@ impl Machine {
                 }
             })
             .collect();
-        if problems.is_empty() { Wanted::yes() } else { Wanted::no("ReadinessGatesNotReady", Some(problems.join(", "))) }
+        if problems.is_empty() {
+            Wanted::yes()
+        } else {
+            Wanted::no("ReadinessGatesNotReady", Some(problems.join(", ")))
+        }
     }
 
     fn condition(&self, kind: &str, wanted: Wanted, now: Timestamp) -> core::PodCondition {
@@ -346,9 +349,8 @@ pub fn restore(pod: &core::Pod, known: Vec<(String, u32, RunState)>, now: Timest
         if let Some(told) = &told {
             container.image_id.clone_from(&told.image_id);
             let attempt = u32::try_from(told.restart_count).unwrap_or(0);
-            let ended = |state: Option<&core::ContainerState>| {
-                state.and_then(|state| state.terminated.as_ref()).map(exit_of)
-            };
+            let ended =
+                |state: Option<&core::ContainerState>| state.and_then(|state| state.terminated.as_ref()).map(exit_of);
             let state = told.state.as_ref();
             let last = ended(told.last_state.as_ref());
             if let Some(exit) = ended(state) {

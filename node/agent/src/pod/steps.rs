@@ -97,7 +97,8 @@ impl Machine {
                 if retry > now {
                     let shown = since.saturating_add(SHOW_FAILURE).unwrap_or(retry);
                     if reason == "ErrImagePull" && shown <= now {
-                        let image = spec::container(&self.pod, index).and_then(|it| it.image.clone()).unwrap_or_default();
+                        let image =
+                            spec::container(&self.pod, index).and_then(|it| it.image.clone()).unwrap_or_default();
                         let told = format!("Back-off pulling image \"{image}\"");
                         container.state = State::Blocked {
                             reason: "ImagePullBackOff",

@@ -91,7 +91,8 @@ async fn content(
     if let Some(source) = &volume.config_map {
         let default = source.default_mode.unwrap_or(DEFAULT_MODE);
         let optional = source.optional == Some(true);
-        object(context, Kind::ConfigMap, &source.name, source.items.as_deref(), default, optional, &mut payload).await?;
+        object(context, Kind::ConfigMap, &source.name, source.items.as_deref(), default, optional, &mut payload)
+            .await?;
     } else if let Some(source) = &volume.secret {
         let default = source.default_mode.unwrap_or(DEFAULT_MODE);
         let optional = source.optional == Some(true);
@@ -105,8 +106,16 @@ async fn content(
         for source in projected.sources.as_deref().unwrap_or_default() {
             if let Some(source) = &source.config_map {
                 let optional = source.optional == Some(true);
-                object(context, Kind::ConfigMap, &source.name, source.items.as_deref(), default, optional, &mut payload)
-                    .await?;
+                object(
+                    context,
+                    Kind::ConfigMap,
+                    &source.name,
+                    source.items.as_deref(),
+                    default,
+                    optional,
+                    &mut payload,
+                )
+                .await?;
             } else if let Some(source) = &source.secret {
                 let optional = source.optional == Some(true);
                 object(context, Kind::Secret, &source.name, source.items.as_deref(), default, optional, &mut payload)
@@ -197,8 +206,7 @@ async fn token(
     ends: &mut Option<Timestamp>,
     payload: &mut Payload,
 ) -> Result<(), String> {
-    let account =
-        pod.spec.as_ref().and_then(|spec| spec.service_account_name.as_deref()).unwrap_or("default");
+    let account = pod.spec.as_ref().and_then(|spec| spec.service_account_name.as_deref()).unwrap_or("default");
     let seconds = source.expiration_seconds.unwrap_or(3600);
     let request = TokenRequest {
         spec: Some(TokenRequestSpec {

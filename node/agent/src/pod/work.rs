@@ -60,7 +60,12 @@ pub(super) async fn write_volumes(
     volumes::write(&context, pod).await
 }
 
-pub(super) fn target(pod: &core::Pod, index: usize, kind: ProbeKind, addresses: &[IpAddr]) -> Result<prober::Target, String> {
+pub(super) fn target(
+    pod: &core::Pod,
+    index: usize,
+    kind: ProbeKind,
+    addresses: &[IpAddr],
+) -> Result<prober::Target, String> {
     let container = spec::container(pod, index).ok_or("no such container")?;
     let probe = probes::of(container, kind).ok_or("no such probe")?;
     let address = *addresses.first().ok_or("the pod has no address")?;
@@ -156,7 +161,11 @@ pub(super) fn agrees(published: &core::PodStatus, api: Option<&core::PodStatus>)
 }
 
 /// Writes the status; `Err` asks for another try.
-pub(super) async fn write_status(shared: &Shared, pod: &core::Pod, status: &core::PodStatus) -> Result<Option<u64>, ()> {
+pub(super) async fn write_status(
+    shared: &Shared,
+    pod: &core::Pod,
+    status: &core::PodStatus,
+) -> Result<Option<u64>, ()> {
     let pods: Api<core::Pod> = Api::namespaced(shared.client.clone(), spec::namespace(pod));
     let mut body = match serde_json::to_value(status) {
         Ok(serde_json::Value::Object(body)) => body,

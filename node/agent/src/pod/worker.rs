@@ -202,7 +202,8 @@ impl Manager {
     }
 
     fn updated(&mut self, uid: &str, old: &core::Pod, new: Arc<core::Pod>) {
-        let meta_changed = old.metadata.labels != new.metadata.labels || old.metadata.annotations != new.metadata.annotations;
+        let meta_changed =
+            old.metadata.labels != new.metadata.labels || old.metadata.annotations != new.metadata.annotations;
         if let Some(worker) = self.workers.get_mut(uid) {
             let version = new.metadata.resource_version.as_deref().and_then(|it| it.parse::<u64>().ok()).unwrap_or(0);
             // Somebody else wrote our part of the status: say it again.
@@ -351,7 +352,9 @@ impl Manager {
                 self.beside(uid, async move {
                     let exit = stop(&shared, &container, &id, &addresses, grace, &pod).await;
                     Fact::Input(match exit {
-                        Some(exit) => Input::Changed { container: id.container, attempt, state: RunState::Exited(exit) },
+                        Some(exit) => {
+                            Input::Changed { container: id.container, attempt, state: RunState::Exited(exit) }
+                        }
                         None => Input::Lost { container: id.container, attempt },
                     })
                 });

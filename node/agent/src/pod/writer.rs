@@ -65,7 +65,10 @@ fn check(path: &str) -> io::Result<()> {
     if plain {
         Ok(())
     } else {
-        Err(io::Error::new(io::ErrorKind::InvalidInput, format!("path \"{path}\" must be relative and not contain '..'")))
+        Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            format!("path \"{path}\" must be relative and not contain '..'"),
+        ))
     }
 }
 
@@ -183,7 +186,8 @@ mod tests {
         let two = payload(&[("a", "changed"), ("deep/c", "3")]);
         assert!(write(dir.path(), &two, None).unwrap());
         assert_eq!(seen(dir.path()), texts(&two));
-        let versions = fs::read_dir(dir.path()).unwrap().filter(|it| it.as_ref().unwrap().file_type().unwrap().is_dir());
+        let versions =
+            fs::read_dir(dir.path()).unwrap().filter(|it| it.as_ref().unwrap().file_type().unwrap().is_dir());
         assert_eq!(versions.count(), 1);
     }
 

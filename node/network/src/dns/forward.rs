@@ -40,14 +40,7 @@ pub(crate) struct Upstream {
 
 fn parse(text: &str, not_in: [Ipv4Net; 2]) -> Vec<SocketAddr> {
     text.lines()
-        .filter_map(|line| {
-            line.trim()
-                .strip_prefix("nameserver")?
-                .split_whitespace()
-                .next()?
-                .parse()
-                .ok()
-        })
+        .filter_map(|line| line.trim().strip_prefix("nameserver")?.split_whitespace().next()?.parse().ok())
         .filter(|address| match address {
             IpAddr::V4(address) => !not_in.iter().any(|range| range.contains(address)),
             IpAddr::V6(_) => true,
@@ -59,19 +52,11 @@ fn parse(text: &str, not_in: [Ipv4Net; 2]) -> Vec<SocketAddr> {
 
 impl Upstream {
     pub(crate) fn new(source: Source, not_in: [Ipv4Net; 2]) -> Self {
-        Self {
-            source,
-            not_in,
-            read: Mutex::default(),
-            permits: Semaphore::new(MOST),
-        }
+        Self { source, not_in, read: Mutex::default(), permits: Semaphore::new(MOST) }
     }
 
     async fn servers(&self) -> Vec<SocketAddr> {
-        #[allow(
-            clippy::infallible_destructuring_match,
-            reason = "tests have another source"
-        )]
+        #[allow(clippy::infallible_destructuring_match, reason = "tests have another source")]
         let path = match &self.source {
             Source::File(path) => path,
             #[cfg(test)]
@@ -85,10 +70,7 @@ impl Upstream {
                 return servers.clone();
             }
         }
-        let servers = parse(
-            &tokio::fs::read_to_string(path).await.unwrap_or_default(),
-            self.not_in,
-        );
+        let servers = parse(&tokio::fs::read_to_string(path).await.unwrap_or_default(), self.not_in);
         let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
         *read = Some((Instant::now(), servers.clone()));
         servers
@@ -108,9 +90,7 @@ impl Upstream {
             for server in &servers {
                 match timeout(TRY, exchange(*server, question)).await {
                     Ok(Ok(answer)) => match answer.metadata.response_code {
-                        code @ (ResponseCode::ServFail
-                        | ResponseCode::Refused
-                        | ResponseCode::NotImp) => last = code,
+                        code @ (ResponseCode::ServFail | ResponseCode::Refused | ResponseCode::NotImp) => last = code,
                         _ => return Ok(answer),
                     },
                     Ok(Err(error)) => {
@@ -132,21 +112,14 @@ async fn exchange(server: SocketAddr, question: &Query) -> io::Result<Message> {
     edns.set_max_payload(PAYLOAD).set_version(0);
     message.set_edns(edns);
     let bytes = message.to_vec().map_err(io::Error::other)?;
-    let any = if server.is_ipv4() {
-        "0.0.0.0:0"
-    } else {
-        "[::]:0"
-    };
+    let any = if server.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
     let socket = UdpSocket::bind(any).await?;
     socket.connect(server).await?;
     socket.send(&bytes).await?;
     let mut buffer = vec![0; 4096];
     loop {
         let length = socket.recv(&mut buffer).await?;
-        let Some(answer) = buffer
-            .get(..length)
-            .and_then(|bytes| matching(bytes, &message))
-        else {
+        let Some(answer) = buffer.get(..length).and_then(|bytes| matching(bytes, &message)) else {
             continue;
         };
         if !answer.metadata.truncation {
@@ -159,9 +132,7 @@ async fn exchange(server: SocketAddr, question: &Query) -> io::Result<Message> {
 async fn over_tcp(server: SocketAddr, bytes: &[u8], asked: &Message) -> io::Result<Message> {
     let mut stream = TcpStream::connect(server).await?;
     let length = u16::try_from(bytes.len()).map_err(io::Error::other)?;
-    stream
-        .write_all(&[&length.to_be_bytes(), bytes].concat())
-        .await?;
+    stream.write_all(&[&length.to_be_bytes(), bytes].concat()).await?;
     let mut answer = vec![0; usize::from(stream.read_u16().await?)];
     stream.read_exact(&mut answer).await?;
     matching(&answer, asked).ok_or_else(|| io::Error::other("the answer is to another question"))
@@ -184,15 +155,9 @@ mod tests {
 
     #[test]
     fn name_servers_of_the_machine() {
-        let ranges = [
-            "10.96.0.0/16".parse().unwrap(),
-            "10.244.0.0/16".parse().unwrap(),
-        ];
+        let ranges = ["10.96.0.0/16".parse().unwrap(), "10.244.0.0/16".parse().unwrap()];
         let text = "# x\nsearch a.b\nnameserver 192.0.2.1\n nameserver 10.96.0.10\nnameserver nonsense\nnameserver ::1\noptions ndots:5\n";
-        let found: Vec<_> = parse(text, ranges)
-            .iter()
-            .map(ToString::to_string)
-            .collect();
+        let found: Vec<_> = parse(text, ranges).iter().map(ToString::to_string).collect();
         assert_eq!(found, ["192.0.2.1:53", "[::1]:53"]);
         assert_eq!(parse("", ranges), []);
     }

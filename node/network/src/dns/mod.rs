@@ -53,10 +53,7 @@ struct Reply {
 
 impl Reply {
     fn failed(code: ResponseCode) -> Self {
-        Self {
-            code,
-            ..Self::default()
-        }
+        Self { code, ..Self::default() }
     }
 }
 
@@ -70,10 +67,7 @@ impl Handler {
                 return Reply::failed(ResponseCode::ServFail);
             }
             let first = reply.answers.is_empty();
-            match self
-                .catalog
-                .read(|state| self.zone.answer(state, &name, kind))
-            {
+            match self.catalog.read(|state| self.zone.answer(state, &name, kind)) {
                 Answer::Records(records) => {
                     reply.authoritative |= first;
                     reply.answers.extend(records.answers);
@@ -121,21 +115,12 @@ impl Handler {
 
 #[async_trait]
 impl RequestHandler for Handler {
-    async fn handle_request<R: ResponseHandler, T: Time>(
-        &self,
-        request: &Request,
-        mut handle: R,
-    ) -> ResponseInfo {
-        let question = request
-            .request_info()
-            .ok()
-            .map(|info| info.query.original().clone());
+    async fn handle_request<R: ResponseHandler, T: Time>(&self, request: &Request, mut handle: R) -> ResponseInfo {
+        let question = request.request_info().ok().map(|info| info.query.original().clone());
         let reply = match question {
             _ if request.metadata.op_code != OpCode::Query => Reply::failed(ResponseCode::NotImp),
             None => Reply::failed(ResponseCode::FormErr),
-            Some(question) if question.query_class() != DNSClass::IN => {
-                Reply::failed(ResponseCode::Refused)
-            }
+            Some(question) if question.query_class() != DNSClass::IN => Reply::failed(ResponseCode::Refused),
             Some(question) => self.reply(&question).await,
         };
         let mut metadata = Metadata::response_from_request(&request.metadata);
@@ -144,31 +129,20 @@ impl RequestHandler for Handler {
         metadata.recursion_available = true;
         let edns = request.edns.as_ref().map(|_| {
             let mut edns = Edns::new();
-            edns.set_max_payload(request.max_payload().min(PAYLOAD))
-                .set_version(0);
+            edns.set_max_payload(request.max_payload().min(PAYLOAD)).set_version(0);
             edns
         });
         let mut builder = MessageResponseBuilder::from_message_request(request);
         if let Some(edns) = &edns {
             builder.edns(edns);
         }
-        let response = builder.build(
-            metadata,
-            &reply.answers,
-            &reply.authorities,
-            [],
-            &reply.additionals,
-        );
+        let response = builder.build(metadata, &reply.answers, &reply.authorities, [], &reply.additionals);
         match handle.send_response(response).await {
             Ok(info) => info,
             Err(error) => {
                 tracing::debug!(%error, "a DNS answer was not sent");
                 metadata.response_code = ResponseCode::ServFail;
-                hickory_proto::op::Header {
-                    metadata,
-                    counts: Default::default(),
-                }
-                .into()
+                hickory_proto::op::Header { metadata, counts: Default::default() }.into()
             }
         }
     }
@@ -178,11 +152,7 @@ impl RequestHandler for Handler {
 async fn bind(address: SocketAddrV4) -> io::Result<(UdpSocket, TcpListener)> {
     let udp = UdpSocket::from_std(socket(SocketType::DGRAM, address, true)?.into())?;
     let port = udp.local_addr()?.port();
-    let tcp = socket(
-        SocketType::STREAM,
-        SocketAddrV4::new(*address.ip(), port),
-        true,
-    )?;
+    let tcp = socket(SocketType::STREAM, SocketAddrV4::new(*address.ip(), port), true)?;
     rustix::net::listen(&tcp, BACKLOG)?;
     Ok((udp, TcpListener::from_std(tcp.into())?))
 }
@@ -196,17 +166,10 @@ pub(crate) async fn serve(
     shutdown: CancellationToken,
 ) -> Result<SocketAddr> {
     let mut bound = bind(address).await;
-    if any_port
-        && bound
-            .as_ref()
-            .is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse)
-    {
+    if any_port && bound.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse) {
         bound = bind(SocketAddrV4::new(*address.ip(), 0)).await;
     }
-    let failed = |error| Error::Dns {
-        address: (*address.ip()).into(),
-        error,
-    };
+    let failed = |error| Error::Dns { address: (*address.ip()).into(), error };
     let (udp, tcp) = bound.map_err(failed)?;
     let local = udp.local_addr().map_err(failed)?;
     let mut server = Server::new(handler);

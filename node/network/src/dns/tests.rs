@@ -28,20 +28,14 @@ async fn world(large: bool) -> SocketAddr {
         if name == Name::from_ascii("nowhere.test.").unwrap() {
             message.metadata.response_code = ResponseCode::NXDomain;
         } else if !cut {
-            message.add_answer(Record::from_rdata(
-                name,
-                60,
-                RData::A(A(Ipv4Addr::new(192, 0, 2, 7))),
-            ));
+            message.add_answer(Record::from_rdata(name, 60, RData::A(A(Ipv4Addr::new(192, 0, 2, 7)))));
         }
         message.to_vec().unwrap()
     };
     tokio::spawn(async move {
         let mut buffer = [0; 1024];
         while let Ok((length, from)) = socket.recv_from(&mut buffer).await {
-            let _ = socket
-                .send_to(&answer(&buffer[..length], large), from)
-                .await;
+            let _ = socket.send_to(&answer(&buffer[..length], large), from).await;
         }
     });
     tokio::spawn(async move {
@@ -50,10 +44,7 @@ async fn world(large: bool) -> SocketAddr {
             let mut bytes = vec![0; length.into()];
             stream.read_exact(&mut bytes).await.unwrap();
             let answer = answer(&bytes, false);
-            stream
-                .write_u16(u16::try_from(answer.len()).unwrap())
-                .await
-                .unwrap();
+            stream.write_u16(u16::try_from(answer.len()).unwrap()).await.unwrap();
             stream.write_all(&answer).await.unwrap();
         }
     });
@@ -68,10 +59,7 @@ struct Dns {
 
 async fn dns(upstream: Vec<SocketAddr>) -> Dns {
     let catalog = Catalog::default();
-    let ranges = [
-        "10.96.0.0/16".parse().unwrap(),
-        "10.244.0.0/16".parse().unwrap(),
-    ];
+    let ranges = ["10.96.0.0/16".parse().unwrap(), "10.244.0.0/16".parse().unwrap()];
     let services = [
         json!({ "metadata": { "name": "web", "namespace": "shop" }, "spec": { "clusterIP": "10.96.0.7" } }),
         json!({ "metadata": { "name": "world", "namespace": "shop" },
@@ -83,18 +71,12 @@ async fn dns(upstream: Vec<SocketAddr>) -> Dns {
         json!({ "metadata": { "name": "many", "namespace": "shop" }, "spec": { "clusterIP": "None" } }),
     ];
     for service in services {
-        catalog.apply_service(&Change::Added(Arc::new(
-            serde_json::from_value(service).unwrap(),
-        )));
+        catalog.apply_service(&Change::Added(Arc::new(serde_json::from_value(service).unwrap())));
     }
-    let endpoints: Vec<_> = (1..60)
-        .map(|last| json!({ "addresses": [format!("10.244.0.{last}")] }))
-        .collect();
+    let endpoints: Vec<_> = (1..60).map(|last| json!({ "addresses": [format!("10.244.0.{last}")] })).collect();
     let slice = json!({ "metadata": { "name": "many-1", "namespace": "shop",
         "labels": { "kubernetes.io/service-name": "many" } }, "addressType": "IPv4", "endpoints": endpoints });
-    catalog.apply_slice(&Change::Added(Arc::new(
-        serde_json::from_value(slice).unwrap(),
-    )));
+    catalog.apply_slice(&Change::Added(Arc::new(serde_json::from_value(slice).unwrap())));
     let ready = CancellationToken::new();
     let handler = Handler {
         zone: Zone::new("cluster.local", Ipv4Addr::new(10, 96, 0, 10), ranges).unwrap(),
@@ -103,19 +85,8 @@ async fn dns(upstream: Vec<SocketAddr>) -> Dns {
         ready: ready.clone(),
     };
     let stop = CancellationToken::new();
-    let address = serve(
-        handler,
-        SocketAddrV4::new(own_loopback(1), 0),
-        true,
-        stop.clone(),
-    )
-    .await
-    .unwrap();
-    Dns {
-        address,
-        ready,
-        _stop: stop.drop_guard(),
-    }
+    let address = serve(handler, SocketAddrV4::new(own_loopback(1), 0), true, stop.clone()).await.unwrap();
+    Dns { address, ready, _stop: stop.drop_guard() }
 }
 
 fn question(name: &str, kind: RecordType) -> Message {
@@ -140,10 +111,7 @@ impl Dns {
     async fn ask_tcp(&self, message: &Message) -> Message {
         let bytes = message.to_vec().unwrap();
         let mut stream = TcpStream::connect(self.address).await.unwrap();
-        stream
-            .write_u16(u16::try_from(bytes.len()).unwrap())
-            .await
-            .unwrap();
+        stream.write_u16(u16::try_from(bytes.len()).unwrap()).await.unwrap();
         stream.write_all(&bytes).await.unwrap();
         let mut answer = vec![0; stream.read_u16().await.unwrap().into()];
         stream.read_exact(&mut answer).await.unwrap();
@@ -152,41 +120,24 @@ impl Dns {
 }
 
 fn data(message: &Message) -> Vec<String> {
-    message
-        .answers
-        .iter()
-        .map(|record| record.data.to_string())
-        .collect()
+    message.answers.iter().map(|record| record.data.to_string()).collect()
 }
 
 #[tokio::test]
 async fn answers_for_the_cluster_once_it_knows() {
     let dns = dns(Vec::new()).await;
     let web = question("web.shop.svc.cluster.local.", RecordType::A);
-    assert_eq!(
-        dns.ask(&web).await.metadata.response_code,
-        ResponseCode::ServFail
-    );
+    assert_eq!(dns.ask(&web).await.metadata.response_code, ResponseCode::ServFail);
     dns.ready.cancel();
     let answer = dns.ask(&web).await;
-    assert_eq!(
-        (answer.metadata.response_code, answer.metadata.authoritative),
-        (ResponseCode::NoError, true)
-    );
+    assert_eq!((answer.metadata.response_code, answer.metadata.authoritative), (ResponseCode::NoError, true));
     assert_eq!(data(&answer), ["10.96.0.7"]);
     assert_eq!(data(&dns.ask_tcp(&web).await), ["10.96.0.7"]);
-    let none = dns
-        .ask(&question("none.shop.svc.cluster.local.", RecordType::A))
-        .await;
+    let none = dns.ask(&question("none.shop.svc.cluster.local.", RecordType::A)).await;
     assert_eq!(none.metadata.response_code, ResponseCode::NXDomain);
     assert_eq!(none.authorities.len(), 1);
-    let nothing = dns
-        .ask(&question("web.shop.svc.cluster.local.", RecordType::AAAA))
-        .await;
-    assert_eq!(
-        (nothing.metadata.response_code, nothing.answers.len()),
-        (ResponseCode::NoError, 0)
-    );
+    let nothing = dns.ask(&question("web.shop.svc.cluster.local.", RecordType::AAAA)).await;
+    assert_eq!((nothing.metadata.response_code, nothing.answers.len()), (ResponseCode::NoError, 0));
     assert_eq!(nothing.authorities.len(), 1);
 }
 
@@ -217,9 +168,7 @@ async fn forwards_the_rest() {
         assert_eq!(data(&answer), ["192.0.2.7"], "large: {large}");
         let none = dns.ask(&question("nowhere.test.", RecordType::A)).await;
         assert_eq!(none.metadata.response_code, ResponseCode::NXDomain);
-        let alias = dns
-            .ask(&question("world.shop.svc.cluster.local.", RecordType::A))
-            .await;
+        let alias = dns.ask(&question("world.shop.svc.cluster.local.", RecordType::A)).await;
         assert_eq!(data(&alias), ["example.test.", "192.0.2.7"]);
     }
 }
@@ -228,20 +177,11 @@ async fn forwards_the_rest() {
 async fn aliases_within_the_cluster_end_somewhere() {
     let dns = dns(Vec::new()).await;
     dns.ready.cancel();
-    let same = dns
-        .ask(&question("same.shop.svc.cluster.local.", RecordType::A))
-        .await;
+    let same = dns.ask(&question("same.shop.svc.cluster.local.", RecordType::A)).await;
     assert_eq!(data(&same), ["web.shop.svc.cluster.local.", "10.96.0.7"]);
-    let around = dns
-        .ask(&question("loop.shop.svc.cluster.local.", RecordType::A))
-        .await;
+    let around = dns.ask(&question("loop.shop.svc.cluster.local.", RecordType::A)).await;
     assert_eq!(around.metadata.response_code, ResponseCode::ServFail);
-    let alias = dns
-        .ask(&question(
-            "world.shop.svc.cluster.local.",
-            RecordType::CNAME,
-        ))
-        .await;
+    let alias = dns.ask(&question("world.shop.svc.cluster.local.", RecordType::CNAME)).await;
     assert_eq!(data(&alias), ["example.test."]);
 }
 
@@ -261,18 +201,14 @@ async fn nonsense_is_answered_or_ignored_but_never_fatal() {
     for junk in [&b""[..], b"x", &[0xff; 40], &[0; 12]] {
         socket.send(junk).await.unwrap();
     }
-    let answer = dns
-        .ask(&question("web.shop.svc.cluster.local.", RecordType::A))
-        .await;
+    let answer = dns.ask(&question("web.shop.svc.cluster.local.", RecordType::A)).await;
     assert_eq!(data(&answer), ["10.96.0.7"]);
 }
 
 #[tokio::test]
 async fn two_nodes_of_a_machine_share_the_address() {
     let first = dns(Vec::new()).await;
-    let SocketAddr::V4(address) = first.address else {
-        panic!()
-    };
+    let SocketAddr::V4(address) = first.address else { panic!() };
     let again = bind(address).await.unwrap();
     drop(again);
 }

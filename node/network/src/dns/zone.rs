@@ -56,24 +56,15 @@ struct Host {
 }
 
 fn labels(name: &Name) -> Vec<String> {
-    name.iter()
-        .map(|label| String::from_utf8_lossy(label).to_ascii_lowercase())
-        .collect()
+    name.iter().map(|label| String::from_utf8_lossy(label).to_ascii_lowercase()).collect()
 }
 
 fn is_headless(service: &Service) -> bool {
-    service
-        .spec
-        .as_ref()
-        .and_then(|spec| spec.cluster_ip.as_deref())
-        == Some("None")
+    service.spec.as_ref().and_then(|spec| spec.cluster_ip.as_deref()) == Some("None")
 }
 
 fn external_name(service: &Service) -> Option<&str> {
-    let spec = service
-        .spec
-        .as_ref()
-        .filter(|spec| spec.type_.as_deref() == Some("ExternalName"))?;
+    let spec = service.spec.as_ref().filter(|spec| spec.type_.as_deref() == Some("ExternalName"))?;
     spec.external_name.as_deref()
 }
 
@@ -104,43 +95,19 @@ fn hosts<'a>(slices: impl Iterator<Item = &'a EndpointSlice>) -> Vec<Host> {
                     Some("UDP") => Protocol::Udp,
                     Some(_) => return None,
                 };
-                Some((
-                    port.name.clone().unwrap_or_default(),
-                    protocol,
-                    u16::try_from(port.port?).ok()?,
-                ))
+                Some((port.name.clone().unwrap_or_default(), protocol, u16::try_from(port.port?).ok()?))
             })
             .collect();
-        for endpoint in slice
-            .endpoints
-            .iter()
-            .flatten()
-            .filter(|it| model::is_ready(it))
-        {
-            for address in endpoint
-                .addresses
-                .iter()
-                .filter_map(|text| text.parse().ok())
-            {
+        for endpoint in slice.endpoints.iter().flatten().filter(|it| model::is_ready(it)) {
+            for address in endpoint.addresses.iter().filter_map(|text| text.parse().ok()) {
                 let name = endpoint.hostname.clone().unwrap_or_else(|| dashed(address));
-                match hosts
-                    .iter_mut()
-                    .find(|host| host.name == name && host.address == address)
-                {
+                match hosts.iter_mut().find(|host| host.name == name && host.address == address) {
                     Some(host) => {
                         host.ports.extend(
-                            ports
-                                .iter()
-                                .filter(|port| !host.ports.contains(port))
-                                .cloned()
-                                .collect::<Vec<_>>(),
+                            ports.iter().filter(|port| !host.ports.contains(port)).cloned().collect::<Vec<_>>(),
                         );
                     }
-                    None => hosts.push(Host {
-                        name,
-                        address,
-                        ports: ports.clone(),
-                    }),
+                    None => hosts.push(Host { name, address, ports: ports.clone() }),
                 }
             }
         }
@@ -149,42 +116,17 @@ fn hosts<'a>(slices: impl Iterator<Item = &'a EndpointSlice>) -> Vec<Host> {
 }
 
 impl Zone {
-    pub(crate) fn new(
-        domain: &str,
-        address: Ipv4Addr,
-        ranges: [Ipv4Net; 2],
-    ) -> Result<Self, ProtoError> {
+    pub(crate) fn new(domain: &str, address: Ipv4Addr, ranges: [Ipv4Net; 2]) -> Result<Self, ProtoError> {
         let mut origin = Name::from_ascii(domain)?;
         origin.set_fqdn(true);
-        Ok(Self {
-            labels: labels(&origin),
-            origin,
-            address,
-            ranges,
-        })
+        Ok(Self { labels: labels(&origin), origin, address, ranges })
     }
 
     /// For answers that say there is nothing, so that this is not believed for long.
     pub(crate) fn soa(&self) -> Option<Record> {
-        let name = |text| {
-            Name::from_ascii(text)
-                .and_then(|name: Name| name.append_domain(&self.origin))
-                .ok()
-        };
-        let soa = SOA::new(
-            name("ns.dns")?,
-            name("hostmaster")?,
-            1,
-            7200,
-            1800,
-            86400,
-            TTL,
-        );
-        Some(Record::from_rdata(
-            self.origin.clone(),
-            TTL,
-            RData::SOA(soa),
-        ))
+        let name = |text| Name::from_ascii(text).and_then(|name: Name| name.append_domain(&self.origin)).ok();
+        let soa = SOA::new(name("ns.dns")?, name("hostmaster")?, 1, 7200, 1800, 86400, TTL);
+        Some(Record::from_rdata(self.origin.clone(), TTL, RData::SOA(soa)))
     }
 
     /// A name of the zone from its first labels.
@@ -213,10 +155,7 @@ impl Zone {
             return None;
         }
         let address: Ipv4Addr = format!("{a}.{b}.{c}.{d}").parse().ok()?;
-        self.ranges
-            .iter()
-            .any(|range| range.contains(&address))
-            .then_some(address)
+        self.ranges.iter().any(|range| range.contains(&address)).then_some(address)
     }
 
     pub(crate) fn answer(&self, state: &State, name: &Name, kind: RecordType) -> Answer {
@@ -231,9 +170,7 @@ impl Zone {
             [] => self.apex(name, kind),
             ["dns"] => Answer::nothing(),
             ["ns", "dns"] => addresses(name, kind, vec![self.address]),
-            ["dns-version"] => only(kind, RecordType::TXT, name, || {
-                RData::TXT(TXT::new(vec!["1.1.0".to_owned()]))
-            }),
+            ["dns-version"] => only(kind, RecordType::TXT, name, || RData::TXT(TXT::new(vec!["1.1.0".to_owned()]))),
             ["svc" | "pod"] => Answer::nothing(),
             [namespace, "svc" | "pod"] if state.has_namespace(namespace) => Answer::nothing(),
             [dashed, _, "pod"] => match dashed.replace('-', ".").parse() {
@@ -250,13 +187,12 @@ impl Zone {
 
     fn apex(&self, name: &Name, kind: RecordType) -> Answer {
         match kind {
-            RecordType::SOA => Answer::Records(Records {
-                answers: self.soa().into_iter().collect(),
-                additionals: Vec::new(),
-            }),
-            RecordType::NS => only(kind, RecordType::NS, name, || {
-                RData::NS(NS(self.name(&["ns", "dns"]).unwrap_or_default()))
-            }),
+            RecordType::SOA => {
+                Answer::Records(Records { answers: self.soa().into_iter().collect(), additionals: Vec::new() })
+            }
+            RecordType::NS => {
+                only(kind, RecordType::NS, name, || RData::NS(NS(self.name(&["ns", "dns"]).unwrap_or_default())))
+            }
             _ => Answer::nothing(),
         }
     }
@@ -283,38 +219,18 @@ impl Zone {
         let hosts = || hosts(state.slices(&key));
         let headless = is_headless(service);
         match rest {
-            [] if kind == RecordType::SRV => {
-                self.srv(name, service, &hosts(), headless, None, &key)
-            }
-            [] if headless => addresses(
-                name,
-                kind,
-                hosts().iter().map(|host| host.address).collect(),
-            ),
+            [] if kind == RecordType::SRV => self.srv(name, service, &hosts(), headless, None, &key),
+            [] if headless => addresses(name, kind, hosts().iter().map(|host| host.address).collect()),
             [] => addresses(name, kind, model::cluster_ips(service)),
             [protocol] if parse_protocol(protocol).is_some() => Answer::nothing(),
             [host] => {
-                let found: Vec<Ipv4Addr> = hosts()
-                    .iter()
-                    .filter(|it| it.name.eq_ignore_ascii_case(host))
-                    .map(|it| it.address)
-                    .collect();
-                if found.is_empty() {
-                    Answer::NotFound
-                } else {
-                    addresses(name, kind, found)
-                }
+                let found: Vec<Ipv4Addr> =
+                    hosts().iter().filter(|it| it.name.eq_ignore_ascii_case(host)).map(|it| it.address).collect();
+                if found.is_empty() { Answer::NotFound } else { addresses(name, kind, found) }
             }
             [port, protocol] => match (port.strip_prefix('_'), parse_protocol(protocol)) {
                 (Some(port), Some(protocol)) => {
-                    let found = self.srv(
-                        name,
-                        service,
-                        &hosts(),
-                        headless,
-                        Some((port, protocol)),
-                        &key,
-                    );
+                    let found = self.srv(name, service, &hosts(), headless, Some((port, protocol)), &key);
                     match found {
                         Answer::Records(records) if records.answers.is_empty() => Answer::NotFound,
                         found if kind == RecordType::SRV => found,
@@ -337,9 +253,7 @@ impl Zone {
         asked: Option<(&str, Protocol)>,
         (namespace, label): &Key,
     ) -> Answer {
-        let matches = |port: &str, protocol| {
-            asked.is_none_or(|it| it.0.eq_ignore_ascii_case(port) && it.1 == protocol)
-        };
+        let matches = |port: &str, protocol| asked.is_none_or(|it| it.0.eq_ignore_ascii_case(port) && it.1 == protocol);
         let mut found: Vec<(u16, Name, Vec<Ipv4Addr>)> = Vec::new();
         if headless {
             for host in hosts {
@@ -353,10 +267,7 @@ impl Zone {
                 }
             }
         } else if let Some(target) = self.name(&[label, namespace, "svc"]) {
-            let ports = service
-                .spec
-                .iter()
-                .flat_map(|spec| spec.ports.iter().flatten());
+            let ports = service.spec.iter().flat_map(|spec| spec.ports.iter().flatten());
             for port in ports {
                 let protocol = match port.protocol.as_deref() {
                     None | Some("TCP") => Protocol::Tcp,
@@ -381,9 +292,7 @@ impl Zone {
                 }
             }
             let srv = SRV::new(0, weight, port, target);
-            records
-                .answers
-                .push(Record::from_rdata(name.clone(), TTL, RData::SRV(srv)));
+            records.answers.push(Record::from_rdata(name.clone(), TTL, RData::SRV(srv)));
         }
         Answer::Records(records)
     }
@@ -394,11 +303,8 @@ impl Zone {
             targets.extend(self.name(&[service, namespace, "svc"]));
         } else {
             for key in state.by_endpoint(address) {
-                let host = hosts(state.slices(key))
-                    .into_iter()
-                    .find(|host| host.address == address);
-                targets
-                    .extend(host.and_then(|host| self.name(&[&host.name, &key.1, &key.0, "svc"])));
+                let host = hosts(state.slices(key)).into_iter().find(|host| host.address == address);
+                targets.extend(host.and_then(|host| self.name(&[&host.name, &key.1, &key.0, "svc"])));
             }
         }
         if targets.is_empty() {
@@ -407,14 +313,9 @@ impl Zone {
         if kind != RecordType::PTR {
             return Answer::nothing();
         }
-        let answers = targets
-            .into_iter()
-            .map(|target| Record::from_rdata(name.clone(), TTL, RData::PTR(PTR(target))))
-            .collect();
-        Answer::Records(Records {
-            answers,
-            additionals: Vec::new(),
-        })
+        let answers =
+            targets.into_iter().map(|target| Record::from_rdata(name.clone(), TTL, RData::PTR(PTR(target)))).collect();
+        Answer::Records(Records { answers, additionals: Vec::new() })
     }
 
     pub(crate) fn alias(&self, name: &Name, target: Name) -> Record {
@@ -429,14 +330,8 @@ fn addresses(name: &Name, kind: RecordType, mut found: Vec<Ipv4Addr>) -> Answer 
     // Clients take the first.
     found.shuffle(&mut rand::rng());
     found.truncate(MOST);
-    let answers = found
-        .into_iter()
-        .map(|it| Record::from_rdata(name.clone(), TTL, RData::A(A(it))))
-        .collect();
-    Answer::Records(Records {
-        answers,
-        additionals: Vec::new(),
-    })
+    let answers = found.into_iter().map(|it| Record::from_rdata(name.clone(), TTL, RData::A(A(it)))).collect();
+    Answer::Records(Records { answers, additionals: Vec::new() })
 }
 
 fn only(kind: RecordType, has: RecordType, name: &Name, data: impl FnOnce() -> RData) -> Answer {
@@ -444,10 +339,7 @@ fn only(kind: RecordType, has: RecordType, name: &Name, data: impl FnOnce() -> R
         return Answer::nothing();
     }
     let answers = vec![Record::from_rdata(name.clone(), TTL, data())];
-    Answer::Records(Records {
-        answers,
-        additionals: Vec::new(),
-    })
+    Answer::Records(Records { answers, additionals: Vec::new() })
 }
 
 #[cfg(test)]

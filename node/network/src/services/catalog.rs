@@ -33,12 +33,7 @@ fn key(object: &impl ResourceExt) -> Key {
 }
 
 fn addresses(slice: &EndpointSlice) -> impl Iterator<Item = Ipv4Addr> {
-    slice
-        .endpoints
-        .iter()
-        .flatten()
-        .flat_map(|it| it.addresses.iter())
-        .filter_map(|text| text.parse().ok())
+    slice.endpoints.iter().flatten().flat_map(|it| it.addresses.iter()).filter_map(|text| text.parse().ok())
 }
 
 impl State {
@@ -51,11 +46,7 @@ impl State {
     }
 
     pub(crate) fn slices(&self, key: &Key) -> impl Iterator<Item = &EndpointSlice> + Clone {
-        self.slices
-            .get(key)
-            .into_iter()
-            .flat_map(|slices| slices.values())
-            .map(AsRef::as_ref)
+        self.slices.get(key).into_iter().flat_map(|slices| slices.values()).map(AsRef::as_ref)
     }
 
     pub(crate) fn by_cluster_ip(&self, address: Ipv4Addr) -> Option<&Key> {
@@ -103,11 +94,7 @@ impl State {
     pub(crate) fn apply_slice(&mut self, change: &Change<EndpointSlice>) {
         let slice = change.object();
         let namespace = slice.namespace().unwrap_or_default();
-        let owner = |it: &EndpointSlice| {
-            it.labels()
-                .get(SERVICE_NAME)
-                .map(|name| (namespace.clone(), name.clone()))
-        };
+        let owner = |it: &EndpointSlice| it.labels().get(SERVICE_NAME).map(|name| (namespace.clone(), name.clone()));
         let old = match change {
             Change::Updated { old, .. } => Some(old),
             Change::Deleted(old) => Some(old),
@@ -134,15 +121,9 @@ impl State {
         if let Change::Added(new) | Change::Updated { new, .. } = change
             && let Some(key) = owner(new)
         {
-            self.slices
-                .entry(key.clone())
-                .or_default()
-                .insert(new.name_any(), new.clone());
+            self.slices.entry(key.clone()).or_default().insert(new.name_any(), new.clone());
             for address in addresses(new) {
-                self.by_endpoint
-                    .entry(address)
-                    .or_default()
-                    .insert(key.clone());
+                self.by_endpoint.entry(address).or_default().insert(key.clone());
             }
             self.changed.insert(key);
         }
@@ -238,25 +219,15 @@ mod tests {
         let (first, second) = (at("10.0.0.1"), at("10.0.0.2"));
         state.apply_service(&Change::Added(one.clone()));
         state.apply_slice(&Change::Added(first.clone()));
-        assert_eq!(
-            state.by_cluster_ip("10.96.0.7".parse().unwrap()),
-            Some(&web())
-        );
+        assert_eq!(state.by_cluster_ip("10.96.0.7".parse().unwrap()), Some(&web()));
         assert_eq!(state.by_endpoint("10.0.0.1".parse().unwrap()).count(), 1);
-        state.apply_slice(&Change::Updated {
-            old: first,
-            new: second.clone(),
-        });
+        state.apply_slice(&Change::Updated { old: first, new: second.clone() });
         assert_eq!(state.by_endpoint("10.0.0.1".parse().unwrap()).count(), 0);
         assert_eq!(state.by_endpoint("10.0.0.2".parse().unwrap()).count(), 1);
         assert!(state.has_namespace("shop"));
         state.apply_service(&Change::Deleted(one));
         state.apply_slice(&Change::Deleted(second));
-        assert!(
-            state.by_cluster_ip.is_empty()
-                && state.by_endpoint.is_empty()
-                && state.slices.is_empty()
-        );
+        assert!(state.by_cluster_ip.is_empty() && state.by_endpoint.is_empty() && state.slices.is_empty());
         assert!(!state.has_namespace("shop"));
         assert_eq!(state.changed, [web()].into());
     }
@@ -270,9 +241,6 @@ mod tests {
         state.apply_service(&Change::Added(old.clone()));
         state.apply_service(&Change::Added(Arc::new(new)));
         state.apply_service(&Change::Deleted(old));
-        assert_eq!(
-            state.by_cluster_ip("10.96.0.7".parse().unwrap()).unwrap().1,
-            "other"
-        );
+        assert_eq!(state.by_cluster_ip("10.96.0.7".parse().unwrap()).unwrap().1, "other");
     }
 }

@@ -23,23 +23,11 @@ pub(crate) struct Flows {
 impl Flows {
     /// The places of changed Services that led to an endpoint they do not lead to any more, or
     /// lead to one at last.
-    pub(crate) fn stale(
-        &mut self,
-        changes: &[(Key, Vec<Port>)],
-        node_addresses: &[Ipv4Addr],
-    ) -> Places {
+    pub(crate) fn stale(&mut self, changes: &[(Key, Vec<Port>)], node_addresses: &[Ipv4Addr]) -> Places {
         let mut places = Places::new();
         for (key, ports) in changes {
-            let udp: Vec<Port> = ports
-                .iter()
-                .filter(|it| it.protocol == Protocol::Udp)
-                .cloned()
-                .collect();
-            let old = if udp.is_empty() {
-                self.ports.remove(key)
-            } else {
-                self.ports.insert(key.clone(), udp.clone())
-            };
+            let udp: Vec<Port> = ports.iter().filter(|it| it.protocol == Protocol::Udp).cloned().collect();
+            let old = if udp.is_empty() { self.ports.remove(key) } else { self.ports.insert(key.clone(), udp.clone()) };
             let before = fronts(&old.unwrap_or_default(), node_addresses);
             let now = fronts(&udp, node_addresses);
             for (place, old) in &before {
@@ -50,10 +38,7 @@ impl Flows {
             }
             // A flow from before there was an endpoint leads to none, however long it goes on.
             let first = |place: &(Ipv4Addr, u16)| before.get(place).is_none_or(HashSet::is_empty);
-            places.extend(
-                now.into_iter()
-                    .filter(|(place, left)| first(place) && !left.is_empty()),
-            );
+            places.extend(now.into_iter().filter(|(place, left)| first(place) && !left.is_empty()));
         }
         places
     }
@@ -63,10 +48,7 @@ fn fronts(ports: &[Port], node_addresses: &[Ipv4Addr]) -> Places {
     let mut places = Places::new();
     for port in ports {
         let mut add = |address: Ipv4Addr, number: u16, endpoints: &[Endpoint]| {
-            places
-                .entry((address, number))
-                .or_default()
-                .extend(endpoints);
+            places.entry((address, number)).or_default().extend(endpoints);
         };
         for address in &port.cluster_ips {
             add(*address, port.port, &port.inside);
@@ -85,8 +67,7 @@ fn fronts(ports: &[Port], node_addresses: &[Ipv4Addr]) -> Places {
 
 /// Ends the flows to these places that lead where they should not any more; tells how many.
 pub(crate) async fn end(places: Places) -> Result<usize> {
-    namespace::on_thread(move || end_here(&places).map_err(Error::system("end flows of datagrams")))
-        .await
+    namespace::on_thread(move || end_here(&places).map_err(Error::system("end flows of datagrams"))).await
 }
 
 const SUBSYSTEM: u16 = 1 << 8;
@@ -125,14 +106,7 @@ fn end_here(places: &Places) -> io::Result<usize> {
         }
     }
     for flow in &doomed {
-        socket.send(
-            &message(
-                DELETE,
-                REQUEST | ACK,
-                &attribute(TUPLE_ORIGINAL | NESTED, &flow.original),
-            ),
-            0,
-        )?;
+        socket.send(&message(DELETE, REQUEST | ACK, &attribute(TUPLE_ORIGINAL | NESTED, &flow.original)), 0)?;
         // Gone meanwhile is as good: the answer does not matter.
         socket.recv_from_full()?;
     }
@@ -140,9 +114,7 @@ fn end_here(places: &Places) -> io::Result<usize> {
 }
 
 fn failure(body: &[u8]) -> io::Error {
-    let code = body
-        .first_chunk()
-        .map_or(0, |bytes| i32::from_ne_bytes(*bytes));
+    let code = body.first_chunk().map_or(0, |bytes| i32::from_ne_bytes(*bytes));
     io::Error::from_raw_os_error(-code)
 }
 
@@ -156,9 +128,7 @@ struct Flow {
 impl Flow {
     fn is_stale(&self, places: &Places) -> bool {
         let (address, port) = self.answers_from;
-        places
-            .get(&self.to)
-            .is_some_and(|left| !left.contains(&Endpoint { address, port }))
+        places.get(&self.to).is_some_and(|left| !left.contains(&Endpoint { address, port }))
     }
 }
 
@@ -214,11 +184,7 @@ fn flow(body: &[u8]) -> Option<Flow> {
     let original = find(body, TUPLE_ORIGINAL)?;
     let (_, to) = ends(original)?;
     let (answers_from, _) = ends(find(body, TUPLE_REPLY)?)?;
-    Some(Flow {
-        original: original.to_vec(),
-        to,
-        answers_from,
-    })
+    Some(Flow { original: original.to_vec(), to, answers_from })
 }
 
 /// Where a tuple of datagrams comes from and goes to.
@@ -242,23 +208,15 @@ mod tests {
 
     fn tuple(protocol: u8, from: ([u8; 4], u16), to: ([u8; 4], u16)) -> Vec<u8> {
         let ip = [attribute(1, &from.0), attribute(2, &to.0)].concat();
-        let ports = [
-            attribute(1, &[protocol]),
-            attribute(2, &from.1.to_be_bytes()),
-            attribute(3, &to.1.to_be_bytes()),
-        ]
-        .concat();
+        let ports = [attribute(1, &[protocol]), attribute(2, &from.1.to_be_bytes()), attribute(3, &to.1.to_be_bytes())]
+            .concat();
         [attribute(1 | NESTED, &ip), attribute(2 | NESTED, &ports)].concat()
     }
 
     fn entry(protocol: u8) -> Vec<u8> {
         let original = tuple(protocol, ([10, 244, 0, 1], 4000), ([10, 96, 0, 7], 53));
         let reply = tuple(protocol, ([10, 244, 0, 9], 5353), ([10, 244, 0, 1], 4000));
-        let both = [
-            attribute(TUPLE_ORIGINAL | NESTED, &original),
-            attribute(TUPLE_REPLY | NESTED, &reply),
-        ]
-        .concat();
+        let both = [attribute(TUPLE_ORIGINAL | NESTED, &original), attribute(TUPLE_REPLY | NESTED, &reply)].concat();
         message(NEW, 0, &both)
     }
 
@@ -266,19 +224,12 @@ mod tests {
     fn finds_flows_that_lead_elsewhere() {
         let bytes = [entry(UDP), entry(6), message(DONE, 0, &[])].concat();
         let all: Vec<_> = messages(&bytes).collect();
-        assert_eq!(
-            all.iter().map(|it| it.0).collect::<Vec<_>>(),
-            [NEW, NEW, DONE]
-        );
+        assert_eq!(all.iter().map(|it| it.0).collect::<Vec<_>>(), [NEW, NEW, DONE]);
         assert!(flow(all[1].1).is_none());
         let flow = flow(all[0].1).unwrap();
         assert_eq!(flow.to, (Ipv4Addr::new(10, 96, 0, 7), 53));
-        let valid = |address: [u8; 4]| Endpoint {
-            address: address.into(),
-            port: 5353,
-        };
-        let places =
-            |endpoints: &[Endpoint]| Places::from([(flow.to, endpoints.iter().copied().collect())]);
+        let valid = |address: [u8; 4]| Endpoint { address: address.into(), port: 5353 };
+        let places = |endpoints: &[Endpoint]| Places::from([(flow.to, endpoints.iter().copied().collect())]);
         assert!(flow.is_stale(&places(&[])));
         assert!(flow.is_stale(&places(&[valid([10, 244, 0, 8])])));
         assert!(!flow.is_stale(&places(&[valid([10, 244, 0, 9])])));

@@ -35,13 +35,7 @@ impl Services {
     pub(crate) async fn run(mut self, shutdown: CancellationToken) {
         loop {
             let complete = self.sync().await;
-            let again = async {
-                if complete {
-                    std::future::pending().await
-                } else {
-                    sleep(AGAIN).await
-                }
-            };
+            let again = async { if complete { std::future::pending().await } else { sleep(AGAIN).await } };
             tokio::select! {
                 () = shutdown.cancelled() => return,
                 () = self.catalog.changed() => sleep(TOGETHER).await,

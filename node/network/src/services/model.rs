@@ -71,10 +71,7 @@ pub(crate) struct Port {
 }
 
 fn v4(addresses: impl IntoIterator<Item = impl AsRef<str>>) -> Vec<Ipv4Addr> {
-    let mut found: Vec<Ipv4Addr> = addresses
-        .into_iter()
-        .filter_map(|text| text.as_ref().parse().ok())
-        .collect();
+    let mut found: Vec<Ipv4Addr> = addresses.into_iter().filter_map(|text| text.as_ref().parse().ok()).collect();
     found.sort_unstable();
     found.dedup();
     found
@@ -101,12 +98,7 @@ pub(crate) fn ports<'a>(
     let Some(spec) = service.spec.as_ref().filter(|_| !cluster_ips.is_empty()) else {
         return Vec::new();
     };
-    if service
-        .metadata
-        .labels
-        .as_ref()
-        .is_some_and(|labels| labels.contains_key(PROXY_NAME))
-    {
+    if service.metadata.labels.as_ref().is_some_and(|labels| labels.contains_key(PROXY_NAME)) {
         return Vec::new();
     }
     let balancer = service
@@ -118,10 +110,7 @@ pub(crate) fn ports<'a>(
         .filter_map(|ingress| ingress.ip.as_ref());
     let external_ips = v4(spec.external_ips.iter().flatten().chain(balancer));
     let affinity = (spec.session_affinity.as_deref() == Some("ClientIP")).then(|| {
-        let config = spec
-            .session_affinity_config
-            .as_ref()
-            .and_then(|it| it.client_ip.as_ref());
+        let config = spec.session_affinity_config.as_ref().and_then(|it| it.client_ip.as_ref());
         config
             .and_then(|it| it.timeout_seconds)
             .and_then(|it| u32::try_from(it).ok())
@@ -136,8 +125,7 @@ pub(crate) fn ports<'a>(
         .filter_map(|port| {
             let protocol = Protocol::parse(port.protocol.as_deref())?;
             let name = port.name.clone().unwrap_or_default();
-            let endpoints =
-                |local: bool| endpoints(slices.clone(), &name, protocol, local.then_some(node));
+            let endpoints = |local: bool| endpoints(slices.clone(), &name, protocol, local.then_some(node));
             Some(Port {
                 inside: endpoints(inside_local),
                 outside: endpoints(outside_local),
@@ -168,9 +156,7 @@ fn endpoints<'a>(
         let number = slice.ports.iter().flatten().find_map(|port| {
             let same = port.name.as_deref().unwrap_or_default() == port_name
                 && Protocol::parse(port.protocol.as_deref()) == Some(protocol);
-            port.port
-                .filter(|_| same)
-                .and_then(|port| u16::try_from(port).ok())
+            port.port.filter(|_| same).and_then(|port| u16::try_from(port).ok())
         });
         let Some(port) = number else { continue };
         for endpoint in slice.endpoints.iter().flatten() {
@@ -185,31 +171,21 @@ fn endpoints<'a>(
                 continue;
             };
             // All addresses of an endpoint are one and the same; the first is the one to use.
-            let address = endpoint
-                .addresses
-                .first()
-                .and_then(|text| text.parse().ok());
+            let address = endpoint.addresses.first().and_then(|text| text.parse().ok());
             into.extend(address.map(|address| Endpoint { address, port }));
         }
     }
-    if ready.is_empty() { ending } else { ready }
-        .into_iter()
-        .collect()
+    if ready.is_empty() { ending } else { ready }.into_iter().collect()
 }
 
 /// Not said to be unready.
 pub(crate) fn is_ready(endpoint: &SliceEndpoint) -> bool {
-    endpoint
-        .conditions
-        .as_ref()
-        .and_then(|it| it.ready)
-        .unwrap_or(true)
+    endpoint.conditions.as_ref().and_then(|it| it.ready).unwrap_or(true)
 }
 
 fn is_ending(endpoint: &SliceEndpoint) -> bool {
     let conditions = endpoint.conditions.as_ref();
-    conditions.and_then(|it| it.terminating).unwrap_or(false)
-        && conditions.and_then(|it| it.serving).unwrap_or(false)
+    conditions.and_then(|it| it.terminating).unwrap_or(false) && conditions.and_then(|it| it.serving).unwrap_or(false)
 }
 
 #[cfg(test)]
@@ -239,9 +215,7 @@ pub(crate) mod tests {
     }
 
     fn at(list: &[Endpoint]) -> Vec<String> {
-        list.iter()
-            .map(|it| format!("{}:{}", it.address, it.port))
-            .collect()
+        list.iter().map(|it| format!("{}:{}", it.address, it.port)).collect()
     }
 
     fn http() -> Value {
@@ -261,20 +235,11 @@ pub(crate) mod tests {
 
     #[test]
     fn ready_endpoints_by_port_name() {
-        let service = service(
-            json!({ "clusterIP": "10.96.0.7", "clusterIPs": ["10.96.0.7"], "ports": http() }),
-        );
-        let slices = [
-            two_nodes(),
-            slice(
-                json!([{ "name": "other", "port": 1 }]),
-                json!([{ "addresses": ["10.0.0.9"] }]),
-            ),
-        ];
+        let service = service(json!({ "clusterIP": "10.96.0.7", "clusterIPs": ["10.96.0.7"], "ports": http() }));
+        let slices =
+            [two_nodes(), slice(json!([{ "name": "other", "port": 1 }]), json!([{ "addresses": ["10.0.0.9"] }]))];
         let ports = ports(&service, slices.iter(), "a");
-        let [port] = ports.as_slice() else {
-            panic!("{ports:?}")
-        };
+        let [port] = ports.as_slice() else { panic!("{ports:?}") };
         assert_eq!(at(&port.inside), ["10.0.0.1:8080", "10.0.0.2:8080"]);
         assert_eq!(port.inside, port.outside);
         assert_eq!((port.port, port.node_port, port.affinity), (80, None, None));
@@ -305,14 +270,7 @@ pub(crate) mod tests {
         let ended = json!({ "addresses": ["10.0.0.6"],
             "conditions": { "ready": false, "serving": false, "terminating": true } });
         let ready = json!({ "addresses": ["10.0.0.4"], "conditions": { "ready": true } });
-        let only = |list: Value| {
-            at(&ports(
-                &service(spec.clone()),
-                [slice(port.clone(), list)].iter(),
-                "a",
-            )[0]
-            .inside)
-        };
+        let only = |list: Value| at(&ports(&service(spec.clone()), [slice(port.clone(), list)].iter(), "a")[0].inside);
         assert_eq!(only(json!([ending, ended])), ["10.0.0.5:8080"]);
         assert_eq!(only(json!([ending, ended, ready])), ["10.0.0.4:8080"]);
         assert_eq!(only(json!([ended])), Vec::<String>::new());
@@ -326,9 +284,7 @@ pub(crate) mod tests {
             "externalIPs": ["192.0.2.1"], "sessionAffinity": "ClientIP",
             "sessionAffinityConfig": { "clientIP": { "timeoutSeconds": 7 } } }));
         let ports = ports(&service, [two_nodes()].iter(), "a");
-        let [port] = ports.as_slice() else {
-            panic!("{ports:?}")
-        };
+        let [port] = ports.as_slice() else { panic!("{ports:?}") };
         assert_eq!(at(&port.inside), ["10.0.0.1:8080", "10.0.0.2:8080"]);
         assert_eq!(at(&port.outside), ["10.0.0.2:8080"]);
         assert!(port.keep_source);

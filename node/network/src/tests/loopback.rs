@@ -36,19 +36,10 @@ async fn unprivileged_everything_is_on_loopback() {
         ),
     );
     api.put("endpointslices", slice("web", 8080, &[(one, true)]));
-    until("it answers", || async {
-        hear(None, None, web).await.is_ok()
-    })
-    .await;
+    until("it answers", || async { hear(None, None, web).await.is_ok() }).await;
     let node_port = (own_loopback(100).into(), 30080);
-    until("the node port", || async {
-        hear(None, None, node_port).await.is_ok()
-    })
-    .await;
-    assert_eq!(
-        lookup(None, shop.nameserver, "web.shop.svc.cluster.local.").await,
-        [web.0.to_string()]
-    );
+    until("the node port", || async { hear(None, None, node_port).await.is_ok() }).await;
+    assert_eq!(lookup(None, shop.nameserver, "web.shop.svc.cluster.local.").await, [web.0.to_string()]);
     network.release("one").await.unwrap();
     shutdown.cancel();
     assert_eq!(clean(dir.path()).await.unwrap(), Removed::default());
@@ -61,11 +52,7 @@ async fn ranges_must_make_sense() {
     let good = on_loopback(dir.path());
     let attempt = |config: Config| async {
         let informers = Informers::new(FakeApi::new().client(), CancellationToken::new());
-        Network::start(config, informers, CancellationToken::new())
-            .await
-            .map(drop)
-            .unwrap_err()
-            .to_string()
+        Network::start(config, informers, CancellationToken::new()).await.map(drop).unwrap_err().to_string()
     };
     let outside = Config {
         cluster_cidr: "10.0.0.0/8".parse().unwrap(),
@@ -73,37 +60,18 @@ async fn ranges_must_make_sense() {
         ..good.clone()
     };
     assert!(attempt(outside).await.contains("127.0.0.0/8"));
-    let elsewhere = Config {
-        pod_cidr: "127.1.1.0/24".parse().unwrap(),
-        ..good.clone()
-    };
-    assert!(
-        attempt(elsewhere)
-            .await
-            .contains("the node's range 127.1.1.0/24")
-    );
-    let dns = Config {
-        cluster_dns: ip("127.1.1.10"),
-        ..good.clone()
-    };
+    let elsewhere = Config { pod_cidr: "127.1.1.0/24".parse().unwrap(), ..good.clone() };
+    assert!(attempt(elsewhere).await.contains("the node's range 127.1.1.0/24"));
+    let dns = Config { cluster_dns: ip("127.1.1.10"), ..good.clone() };
     assert!(attempt(dns).await.contains("cluster DNS"));
-    let six = Config {
-        cluster_cidr: "fd00::/64".parse().unwrap(),
-        ..good
-    };
+    let six = Config { cluster_cidr: "fd00::/64".parse().unwrap(), ..good };
     assert!(attempt(six).await.contains("not an IPv4 range"));
 }
 
 #[test]
 fn ports_below_the_limit_are_shifted() {
-    let shift = PortShift {
-        below: 1024,
-        by: 10_000,
-    };
-    assert_eq!(
-        [0, 80, 1023, 1024, 8080].map(|port| shift.apply(port)),
-        [0, 10_080, 11_023, 1024, 8080]
-    );
+    let shift = PortShift { below: 1024, by: 10_000 };
+    assert_eq!([0, 80, 1023, 1024, 8080].map(|port| shift.apply(port)), [0, 10_080, 11_023, 1024, 8080]);
     assert_eq!(PortShift::default().apply(80), 80);
     let _ = detect_mode();
 }

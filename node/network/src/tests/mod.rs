@@ -24,10 +24,7 @@ use crate::testing::{FakeApi, in_fresh_network, own_loopback};
 const WAIT: Duration = Duration::from_secs(3);
 
 fn config(dir: &Path, node: &str) -> Config {
-    let number = node
-        .trim_start_matches(|it: char| !it.is_ascii_digit())
-        .parse::<u8>()
-        .unwrap_or(0);
+    let number = node.trim_start_matches(|it: char| !it.is_ascii_digit()).parse::<u8>().unwrap_or(0);
     Config {
         cluster_id: "0a0b0c0d".to_owned(),
         node_name: node.to_owned(),
@@ -50,13 +47,8 @@ struct Node0 {
 async fn start(api: &FakeApi, config: Config, nftables: bool) -> Node0 {
     let shutdown = CancellationToken::new();
     let informers = Informers::new(api.client(), shutdown.clone());
-    let machine = Machine {
-        upstream: forward::Source::Fixed(Vec::new()),
-        nftables,
-    };
-    let network = Network::start_on(machine, config, informers, shutdown.clone())
-        .await
-        .unwrap();
+    let machine = Machine { upstream: forward::Source::Fixed(Vec::new()), nftables };
+    let network = Network::start_on(machine, config, informers, shutdown.clone()).await.unwrap();
     Node0 { network, shutdown }
 }
 
@@ -80,19 +72,11 @@ async fn serve(netns: Option<PathBuf>, address: IpAddr, port: u16, name: &'stati
 }
 
 fn connect_from(source: Option<IpAddr>, to: (IpAddr, u16)) -> std::io::Result<String> {
-    let socket = rustix::net::socket(
-        rustix::net::AddressFamily::INET,
-        rustix::net::SocketType::STREAM,
-        None,
-    )?;
+    let socket = rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::STREAM, None)?;
     if let Some(source) = source {
         rustix::net::bind(&socket, &SocketAddr::new(source, 0))?;
     }
-    rustix::net::sockopt::set_socket_timeout(
-        &socket,
-        rustix::net::sockopt::Timeout::Send,
-        Some(WAIT),
-    )?;
+    rustix::net::sockopt::set_socket_timeout(&socket, rustix::net::sockopt::Timeout::Send, Some(WAIT))?;
     rustix::net::connect(&socket, &SocketAddr::from(to))?;
     let mut stream = TcpStream::from(socket);
     stream.set_read_timeout(Some(WAIT))?;
@@ -102,16 +86,10 @@ fn connect_from(source: Option<IpAddr>, to: (IpAddr, u16)) -> std::io::Result<St
 }
 
 /// What a program hears at an address: from a tenant, or from the machine.
-async fn hear(
-    netns: Option<&Tenant>,
-    source: Option<IpAddr>,
-    to: (IpAddr, u16),
-) -> std::io::Result<String> {
+async fn hear(netns: Option<&Tenant>, source: Option<IpAddr>, to: (IpAddr, u16)) -> std::io::Result<String> {
     let work = move || Ok(connect_from(source, to));
     match netns {
-        Some(tenant) => namespace::inside(tenant.netns.clone().unwrap(), work)
-            .await
-            .unwrap(),
+        Some(tenant) => namespace::inside(tenant.netns.clone().unwrap(), work).await.unwrap(),
         None => namespace::on_thread(work).await.unwrap(),
     }
 }
@@ -150,23 +128,16 @@ fn ip(text: &str) -> IpAddr {
 async fn add_own_address(address: &str) {
     let netlink = Netlink::here().unwrap();
     let lo = netlink.up("lo").await.unwrap();
-    netlink
-        .add_address(lo, address.parse().unwrap())
-        .await
-        .unwrap();
+    netlink.add_address(lo, address.parse().unwrap()).await.unwrap();
 }
 
 fn is_refused<T>(result: &std::io::Result<T>) -> bool {
-    result
-        .as_ref()
-        .is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionRefused)
+    result.as_ref().is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionRefused)
 }
 
 fn is_unreachable<T>(result: &std::io::Result<T>) -> bool {
     use std::io::ErrorKind::{HostUnreachable, NetworkUnreachable};
-    result
-        .as_ref()
-        .is_err_and(|error| matches!(error.kind(), HostUnreachable | NetworkUnreachable))
+    result.as_ref().is_err_and(|error| matches!(error.kind(), HostUnreachable | NetworkUnreachable))
 }
 
 async fn lookup(tenant: Option<&Tenant>, server: SocketAddr, name: &'static str) -> Vec<String> {
@@ -180,16 +151,10 @@ async fn lookup(tenant: Option<&Tenant>, server: SocketAddr, name: &'static str)
         let mut buffer = [0; 512];
         let length = socket.recv(&mut buffer).unwrap();
         let answer = Message::from_vec(&buffer[..length]).unwrap();
-        Ok(answer
-            .answers
-            .iter()
-            .map(|record| record.data.to_string())
-            .collect())
+        Ok(answer.answers.iter().map(|record| record.data.to_string()).collect())
     };
     match tenant {
-        Some(tenant) => namespace::inside(tenant.netns.clone().unwrap(), work)
-            .await
-            .unwrap(),
+        Some(tenant) => namespace::inside(tenant.netns.clone().unwrap(), work).await.unwrap(),
         None => namespace::on_thread(work).await.unwrap(),
     }
 }

@@ -27,53 +27,24 @@ async fn services(nftables: bool) {
         ),
     );
     api.put("endpointslices", slice("web", 8080, &[(one, true)]));
-    until("a Service answers", || async {
-        hear(None, None, web).await.is_ok()
-    })
-    .await;
+    until("a Service answers", || async { hear(None, None, web).await.is_ok() }).await;
     // From the machine, and from the pod behind it.
     assert!(hear(None, None, web).await.unwrap().starts_with("one "));
-    assert!(
-        hear(Some(&shop), Some(one), web)
-            .await
-            .unwrap()
-            .starts_with("one ")
-    );
+    assert!(hear(Some(&shop), Some(one), web).await.unwrap().starts_with("one "));
     let heard = hear(Some(&bank), Some(two), web).await.unwrap();
     assert!(heard.starts_with("one "));
     if nftables {
         assert_eq!(heard, "one 10.244.0.2", "the client is seen");
     }
     for node in ["192.0.2.1", "127.0.0.1"] {
-        until(node, || async {
-            hear(None, None, (ip(node), 30080)).await.is_ok()
-        })
-        .await;
-        assert!(
-            hear(None, None, (ip(node), 30080))
-                .await
-                .unwrap()
-                .starts_with("one "),
-            "{node}"
-        );
+        until(node, || async { hear(None, None, (ip(node), 30080)).await.is_ok() }).await;
+        assert!(hear(None, None, (ip(node), 30080)).await.unwrap().starts_with("one "), "{node}");
     }
-    assert!(
-        hear(Some(&bank), Some(two), (ip("192.0.2.1"), 30080))
-            .await
-            .unwrap()
-            .starts_with("one ")
-    );
+    assert!(hear(Some(&bank), Some(two), (ip("192.0.2.1"), 30080)).await.unwrap().starts_with("one "));
 
     // Both endpoints, from everywhere.
-    api.put(
-        "endpointslices",
-        slice("web", 8080, &[(one, true), (two, true)]),
-    );
-    for (tenant, source) in [
-        (None, None),
-        (Some(&shop), Some(one)),
-        (Some(&bank), Some(two)),
-    ] {
+    api.put("endpointslices", slice("web", 8080, &[(one, true), (two, true)]));
+    for (tenant, source) in [(None, None), (Some(&shop), Some(one)), (Some(&bank), Some(two))] {
         until("both endpoints", || async {
             let mut seen = HashSet::new();
             for _ in 0..24 {
@@ -84,32 +55,20 @@ async fn services(nftables: bool) {
         .await;
     }
     // One that is not ready is left alone.
-    api.put(
-        "endpointslices",
-        slice("web", 8080, &[(one, false), (two, true)]),
-    );
+    api.put("endpointslices", slice("web", 8080, &[(one, false), (two, true)]));
     until("only two", || async {
         let mut all = true;
         for _ in 0..12 {
-            all &= hear(Some(&shop), Some(one), web)
-                .await
-                .unwrap()
-                .starts_with("two");
+            all &= hear(Some(&shop), Some(one), web).await.unwrap().starts_with("two");
         }
         all
     })
     .await;
     // None: refused.
     api.put("endpointslices", slice("web", 8080, &[(one, false)]));
-    until("refused", || async {
-        is_refused(&hear(Some(&shop), Some(one), web).await)
-    })
-    .await;
+    until("refused", || async { is_refused(&hear(Some(&shop), Some(one), web).await) }).await;
     assert!(is_refused(&hear(None, None, web).await));
-    until("refused", || async {
-        is_refused(&hear(None, None, (ip("192.0.2.1"), 30080)).await)
-    })
-    .await;
+    until("refused", || async { is_refused(&hear(None, None, (ip("192.0.2.1"), 30080)).await) }).await;
 
     // A client keeps its endpoint.
     api.put(
@@ -120,78 +79,37 @@ async fn services(nftables: bool) {
         "sessionAffinity": "ClientIP", "ports": [{ "port": 80, "nodePort": 30080 }] }),
         ),
     );
-    api.put(
-        "endpointslices",
-        slice("web", 8080, &[(one, true), (two, true)]),
-    );
-    until("it answers again", || async {
-        hear(Some(&shop), Some(one), web).await.is_ok()
-    })
-    .await;
+    api.put("endpointslices", slice("web", 8080, &[(one, true), (two, true)]));
+    until("it answers again", || async { hear(Some(&shop), Some(one), web).await.is_ok() }).await;
     let first = hear(Some(&shop), Some(one), web).await.unwrap();
     for _ in 0..16 {
-        assert_eq!(
-            hear(Some(&shop), Some(one), web).await.unwrap()[..3],
-            first[..3]
-        );
+        assert_eq!(hear(Some(&shop), Some(one), web).await.unwrap()[..3], first[..3]);
     }
     // Also while others go.
     let kept = if first.starts_with("one") { one } else { two };
     api.put("endpointslices", slice("web", 8080, &[(kept, true)]));
-    api.put(
-        "endpointslices",
-        slice("web", 8080, &[(one, true), (two, true)]),
-    );
+    api.put("endpointslices", slice("web", 8080, &[(one, true), (two, true)]));
     for _ in 0..16 {
-        assert_eq!(
-            hear(Some(&shop), Some(one), web).await.unwrap()[..3],
-            first[..3]
-        );
+        assert_eq!(hear(Some(&shop), Some(one), web).await.unwrap()[..3], first[..3]);
     }
 
     // An endpoint on the machine's loopback, as the API server may be.
     serve(None, ip("127.0.0.1"), 6443, "api").await;
-    api.put(
-        "services",
-        service(
-            "api",
-            json!({ "clusterIP": "10.96.0.1", "ports": [{ "port": 443 }] }),
-        ),
-    );
-    api.put(
-        "endpointslices",
-        slice("api", 6443, &[(ip("127.0.0.1"), true)]),
-    );
+    api.put("services", service("api", json!({ "clusterIP": "10.96.0.1", "ports": [{ "port": 443 }] })));
+    api.put("endpointslices", slice("api", 6443, &[(ip("127.0.0.1"), true)]));
     let kubernetes = (ip("10.96.0.1"), 443);
-    until("the API answers", || async {
-        hear(Some(&shop), Some(one), kubernetes).await.is_ok()
-    })
-    .await;
-    assert!(
-        hear(None, None, kubernetes)
-            .await
-            .unwrap()
-            .starts_with("api ")
-    );
+    until("the API answers", || async { hear(Some(&shop), Some(one), kubernetes).await.is_ok() }).await;
+    assert!(hear(None, None, kubernetes).await.unwrap().starts_with("api "));
 
     // Cluster DNS, from a tenant and from the machine.
     assert_eq!(shop.nameserver, "10.96.0.10:53".parse().unwrap());
     for tenant in [Some(&shop), None] {
-        assert_eq!(
-            lookup(tenant, shop.nameserver, "web.shop.svc.cluster.local.").await,
-            ["10.96.0.20"]
-        );
+        assert_eq!(lookup(tenant, shop.nameserver, "web.shop.svc.cluster.local.").await, ["10.96.0.20"]);
     }
 
     api.delete("services", "web");
-    until("gone", || async {
-        is_refused(&hear(None, None, web).await)
-    })
-    .await;
-    until("gone", || async {
-        is_refused(&hear(None, None, (ip("127.0.0.1"), 30080)).await)
-    })
-    .await;
+    until("gone", || async { is_refused(&hear(None, None, web).await) }).await;
+    until("gone", || async { is_refused(&hear(None, None, (ip("127.0.0.1"), 30080)).await) }).await;
 }
 
 /// Datagrams of a client that goes on from one port follow the endpoints.
@@ -209,9 +127,7 @@ fn datagrams_do_not_stay_with_endpoints_that_are_gone() {
         for name in ["one", "two"] {
             let address = network.assign("shop", name).await.unwrap();
             let bind = move || UdpSocket::bind((address, 5000)).map_err(Error::system("bind"));
-            let socket = namespace::inside(shop.netns.clone().unwrap(), bind)
-                .await
-                .unwrap();
+            let socket = namespace::inside(shop.netns.clone().unwrap(), bind).await.unwrap();
             std::thread::spawn(move || {
                 let mut buffer = [0; 16];
                 while let Ok((_, from)) = socket.recv_from(&mut buffer) {
@@ -239,9 +155,7 @@ fn datagrams_do_not_stay_with_endpoints_that_are_gone() {
             UdpSocket::bind((source, 6000)).map_err(Error::system("bind"))
         });
         let client = client.await.unwrap();
-        client
-            .set_read_timeout(Some(std::time::Duration::from_millis(50)))
-            .unwrap();
+        client.set_read_timeout(Some(std::time::Duration::from_millis(50))).unwrap();
         let ask = || {
             let mut buffer = [0; 16];
             client.send_to(b"who", "10.96.0.30:53").ok()?;
@@ -285,49 +199,29 @@ fn ten_thousand_services_load_in_seconds() {
         let port = |number: u32, endpoints: u8| Port {
             name: String::new(),
             protocol: Protocol::Tcp,
-            cluster_ips: vec![Ipv4Addr::from(
-                u32::from(Ipv4Addr::new(10, 96, 1, 0)) + number,
-            )],
+            cluster_ips: vec![Ipv4Addr::from(u32::from(Ipv4Addr::new(10, 96, 1, 0)) + number)],
             external_ips: Vec::new(),
             port: 80,
             node_port: None,
             affinity: None,
             inside: (1..=endpoints)
-                .map(|last| Endpoint {
-                    address: Ipv4Addr::new(10, 244, 0, last),
-                    port: 80,
-                })
+                .map(|last| Endpoint { address: Ipv4Addr::new(10, 244, 0, last), port: 80 })
                 .collect(),
             outside: Vec::new(),
             keep_source: false,
         };
         let key = |number: u32| ("shop".to_owned(), format!("web-{number}"));
-        let all: Vec<_> = (0..10_000)
-            .map(|number| (key(number), vec![port(number, 3)]))
-            .collect();
+        let all: Vec<_> = (0..10_000).map(|number| (key(number), vec![port(number, 3)])).collect();
         let start = Instant::now();
         table.apply(&all).await.unwrap();
         let whole = start.elapsed();
         let start = Instant::now();
-        let sticky = Port {
-            affinity: Some(60),
-            ..port(0, 2)
-        };
-        for change in [
-            vec![port(0, 2)],
-            vec![sticky.clone()],
-            vec![Port {
-                affinity: Some(61),
-                ..sticky
-            }],
-            Vec::new(),
-        ] {
+        let sticky = Port { affinity: Some(60), ..port(0, 2) };
+        for change in [vec![port(0, 2)], vec![sticky.clone()], vec![Port { affinity: Some(61), ..sticky }], Vec::new()]
+        {
             table.apply(&[(key(0), change)]).await.unwrap();
         }
-        println!(
-            "10,000 Services: {whole:?}; a change of one: {:?}",
-            start.elapsed() / 4
-        );
+        println!("10,000 Services: {whole:?}; a change of one: {:?}", start.elapsed() / 4);
         // Far above what it takes, for machines that do much else.
         assert!(whole < Duration::from_secs(30), "{whole:?}");
         assert_eq!(table.loads, 1, "a change of one Service touches no other");

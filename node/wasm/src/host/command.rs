@@ -14,11 +14,7 @@ const SIGTERM: i32 = 15;
 
 pub async fn run(container: &Container, loaded: Loaded) -> Exit {
     let template = container.template.clone();
-    let guest = Metered::new(
-        call(container, loaded),
-        template.cpu.clone(),
-        container.ticker(),
-    );
+    let guest = Metered::new(call(container, loaded), template.cpu.clone(), container.ticker());
     tokio::select! {
         // A guest has no signals to wait for: it ends where it is.
         biased;
@@ -74,9 +70,7 @@ fn failed(container: &Container, error: &anyhow::Error) -> Exit {
 
 /// The innermost cause: for a trap, what the guest did.
 pub fn cause(error: &anyhow::Error) -> String {
-    let trap = error
-        .chain()
-        .find_map(|cause| cause.downcast_ref::<wasmtime::Trap>());
+    let trap = error.chain().find_map(|cause| cause.downcast_ref::<wasmtime::Trap>());
     match trap {
         Some(trap) => trap.to_string(),
         None => error.root_cause().to_string(),
@@ -85,10 +79,7 @@ pub fn cause(error: &anyhow::Error) -> String {
 
 /// The cause and where in the guest it was, as a program's own last words.
 pub fn explain(error: &anyhow::Error) -> String {
-    let place = error
-        .chain()
-        .map(ToString::to_string)
-        .find(|text| text.contains("wasm backtrace"));
+    let place = error.chain().map(ToString::to_string).find(|text| text.contains("wasm backtrace"));
     match place {
         Some(place) => format!("{}\n{}", cause(error), place.trim_end()),
         None => format!("{error:#}"),

@@ -29,37 +29,21 @@ pub struct Exit {
 impl Exit {
     pub fn code(code: i32) -> Exit {
         let reason = if code == 0 { "Completed" } else { "Error" };
-        Exit {
-            code,
-            reason,
-            message: String::new(),
-        }
+        Exit { code, reason, message: String::new() }
     }
 
     /// As a process that a signal ended.
     pub fn signal(number: i32, message: impl Into<String>) -> Exit {
-        Exit {
-            code: 128 + number,
-            reason: "Error",
-            message: message.into(),
-        }
+        Exit { code: 128 + number, reason: "Error", message: message.into() }
     }
 
     pub fn out_of_memory(limit: u64) -> Exit {
         let message = format!("wanted more memory than its limit of {limit} bytes");
-        Exit {
-            code: 137,
-            reason: "OOMKilled",
-            message,
-        }
+        Exit { code: 137, reason: "OOMKilled", message }
     }
 
     pub fn cannot_run(message: impl Into<String>) -> Exit {
-        Exit {
-            code: 128,
-            reason: "ContainerCannotRun",
-            message: message.into(),
-        }
+        Exit { code: 128, reason: "ContainerCannotRun", message: message.into() }
     }
 }
 
@@ -87,9 +71,7 @@ pub struct Container {
 }
 
 pub fn now_ms() -> i64 {
-    let since = SystemTime::now()
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .unwrap_or_default();
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
 }
 
@@ -140,14 +122,10 @@ impl Container {
                 let listener = {
                     // A listener belongs to the runtime it is made in.
                     let _inside = guests.enter();
-                    proxy::bind(address)
-                        .map_err(|error| anyhow::anyhow!("listening on {address}: {error}"))?
+                    proxy::bind(address).map_err(|error| anyhow::anyhow!("listening on {address}: {error}"))?
                 };
                 let port = listener.local_addr()?.port();
-                self.status
-                    .lock()
-                    .unwrap_or_else(|e| e.into_inner())
-                    .http_port = port.into();
+                self.status.lock().unwrap_or_else(|e| e.into_inner()).http_port = port.into();
                 self.shared.tell(self.status());
                 guests.spawn(async move {
                     let exit = proxy::serve(&self, pre, listener).await;
@@ -166,10 +144,7 @@ impl Container {
     }
 
     pub fn status(&self) -> ContainerStatus {
-        self.status
-            .lock()
-            .unwrap_or_else(|e| e.into_inner())
-            .clone()
+        self.status.lock().unwrap_or_else(|e| e.into_inner()).clone()
     }
 
     pub fn ticker(&self) -> crate::engine::Ticker {
@@ -192,10 +167,7 @@ impl Container {
     pub async fn stop(&self, grace: Duration) -> ContainerStatus {
         self.drain.cancel();
         let mut ended = self.ended.subscribe();
-        if tokio::time::timeout(grace, ended.wait_for(|ended| *ended))
-            .await
-            .is_err()
-        {
+        if tokio::time::timeout(grace, ended.wait_for(|ended| *ended)).await.is_err() {
             self.kill.cancel();
             let _ = ended.wait_for(|ended| *ended).await;
         }
@@ -241,10 +213,6 @@ fn termination_message(path: &str) -> Option<String> {
         return None;
     }
     let mut bytes = Vec::new();
-    std::fs::File::open(path)
-        .ok()?
-        .take(MESSAGE as u64)
-        .read_to_end(&mut bytes)
-        .ok()?;
+    std::fs::File::open(path).ok()?.take(MESSAGE as u64).read_to_end(&mut bytes).ok()?;
     (!bytes.is_empty()).then(|| String::from_utf8_lossy(&bytes).into_owned())
 }

@@ -75,10 +75,7 @@ impl Shared {
             })
             .await?
         };
-        cell.get_or_try_init(map)
-            .await
-            .cloned()
-            .with_context(|| format!("module {file}"))
+        cell.get_or_try_init(map).await.cloned().with_context(|| format!("module {file}"))
     }
 }
 
@@ -86,10 +83,7 @@ impl Shared {
 /// output. Call it before any thread is started.
 pub fn main(_: Vec<String>) -> anyhow::Result<()> {
     let mut task = Vec::new();
-    std::io::stdin()
-        .lock()
-        .read_to_end(&mut task)
-        .context("reading the task")?;
+    std::io::stdin().lock().read_to_end(&mut task).context("reading the task")?;
     let config: HostConfig = serde_json::from_slice(&task).context("task")?;
 
     // SAFETY: the process has one thread, so the child is as whole as the parent.
@@ -100,8 +94,7 @@ pub fn main(_: Vec<String>) -> anyhow::Result<()> {
     }
     let result = detach().and_then(|out| {
         let starter = Starter(Mutex::new(Some(out)));
-        serve(&config, &starter)
-            .inspect_err(|error| starter.answer(&Ready::Failed(format!("{error:#}"))))
+        serve(&config, &starter).inspect_err(|error| starter.answer(&Ready::Failed(format!("{error:#}"))))
     });
     if let Err(error) = &result {
         eprintln!("{error:#}");
@@ -137,9 +130,7 @@ fn serve(config: &HostConfig, starter: &Starter) -> anyhow::Result<()> {
     let agent = rustix::process::geteuid();
     let mut isolation = Vec::new();
     if let Some(name) = &config.cgroup {
-        Cgroup::named(name)?
-            .join(std::process::id())
-            .context("control group")?;
+        Cgroup::named(name)?.join(std::process::id()).context("control group")?;
         isolation.push("cgroup");
     }
     if let Some(path) = &config.netns {
@@ -160,16 +151,8 @@ fn serve(config: &HostConfig, starter: &Starter) -> anyhow::Result<()> {
     if config.user.is_some() {
         isolation.push("user");
     }
-    let paths = [
-        sandbox::Path {
-            dir: tenant.as_fd(),
-            write: true,
-        },
-        sandbox::Path {
-            dir: modules.as_fd(),
-            write: false,
-        },
-    ];
+    let paths =
+        [sandbox::Path { dir: tenant.as_fd(), write: true }, sandbox::Path { dir: modules.as_fd(), write: false }];
     if sandbox::landlock(&paths)? {
         isolation.push("landlock");
     }
@@ -182,10 +165,7 @@ fn serve(config: &HostConfig, starter: &Starter) -> anyhow::Result<()> {
         .thread_name("guests")
         .enable_all()
         .build()?;
-    let control = tokio::runtime::Builder::new_current_thread()
-        .max_blocking_threads(4)
-        .enable_all()
-        .build()?;
+    let control = tokio::runtime::Builder::new_current_thread().max_blocking_threads(4).enable_all().build()?;
     let record = Record {
         identity,
         protocol: PROTOCOL,
@@ -218,13 +198,7 @@ fn serve(config: &HostConfig, starter: &Starter) -> anyhow::Result<()> {
         changes: broadcast::Sender::new(1024),
     });
     let own = rustix::process::geteuid();
-    control.block_on(run(
-        shared,
-        info,
-        record,
-        starter,
-        [agent.as_raw(), own.as_raw(), 0],
-    ))?;
+    control.block_on(run(shared, info, record, starter, [agent.as_raw(), own.as_raw(), 0]))?;
     let _ = std::fs::remove_file(SOCKET);
     let _ = std::fs::remove_file(RECORD);
     guests.shutdown_background();
@@ -246,22 +220,16 @@ async fn run(
     let listener = tokio::net::UnixListener::bind(SOCKET).context(SOCKET)?;
     let service = Arc::new(service::Service::new(shared, info, shutdown.clone()));
 
-    let connections =
-        tokio_stream::wrappers::UnixListenerStream::new(listener).filter(move |stream| {
-            let peer = stream
-                .as_ref()
-                .ok()
-                .and_then(|stream| stream.peer_cred().ok());
-            peer.is_some_and(|peer| users.contains(&peer.uid()))
-        });
+    let connections = tokio_stream::wrappers::UnixListenerStream::new(listener).filter(move |stream| {
+        let peer = stream.as_ref().ok().and_then(|stream| stream.peer_cred().ok());
+        peer.is_some_and(|peer| users.contains(&peer.uid()))
+    });
     let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
     let on_terminate = service.clone();
     let stop = shutdown.clone();
     tokio::spawn(async move {
         terminate.recv().await;
-        let _ = on_terminate
-            .shutdown(tonic::Request::new(ShutdownRequest { grace_seconds: 1 }))
-            .await;
+        let _ = on_terminate.shutdown(tonic::Request::new(ShutdownRequest { grace_seconds: 1 })).await;
         stop.cancel();
     });
     tokio::spawn(async move {

@@ -135,15 +135,8 @@ async fn converse(service: Arc<Service>, stream: TcpStream, drain: CancellationT
     let _ = stream.set_nodelay(true);
     let kill = service.kill.clone();
     let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder
-        .http1()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEAD)
-        .keep_alive(true);
-    builder
-        .http2()
-        .timer(TokioTimer::new())
-        .max_concurrent_streams(100);
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD).keep_alive(true);
+    builder.http2().timer(TokioTimer::new()).max_concurrent_streams(100);
     let handler = hyper::service::service_fn(move |request| {
         let service = service.clone();
         async move { Ok::<_, std::convert::Infallible>(service.answer(request).await) }
@@ -170,22 +163,15 @@ async fn converse(service: Arc<Service>, stream: TcpStream, drain: CancellationT
 }
 
 fn plain(status: StatusCode, text: &'static str) -> Response<HyperOutgoingBody> {
-    let body = Full::new(Bytes::from_static(text.as_bytes()))
-        .map_err(|never| match never {})
-        .boxed_unsync();
+    let body = Full::new(Bytes::from_static(text.as_bytes())).map_err(|never| match never {}).boxed_unsync();
     let mut response = Response::new(body);
     *response.status_mut() = status;
-    response
-        .headers_mut()
-        .insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));
     response
 }
 
 impl Service {
-    async fn answer(
-        self: Arc<Self>,
-        mut request: Request<Incoming>,
-    ) -> Response<HyperOutgoingBody> {
+    async fn answer(self: Arc<Self>, mut request: Request<Incoming>) -> Response<HyperOutgoingBody> {
         if request.uri().authority().is_none() && !request.headers().contains_key(header::HOST) {
             // Of HTTP/1.0; guests are promised an authority.
             if let Ok(host) = HeaderValue::try_from(self.address.to_string()) {
@@ -209,9 +195,7 @@ impl Service {
                 response
             }
             Ok(Err(error)) => {
-                self.template
-                    .log
-                    .say(&format!("the guest answered with an error: {error}"));
+                self.template.log.say(&format!("the guest answered with an error: {error}"));
                 self.detach(guest);
                 plain(StatusCode::INTERNAL_SERVER_ERROR, "internal error\n")
             }
@@ -245,11 +229,7 @@ impl Service {
             return;
         }
         self.template.log.say(&explain(error));
-        tracing::debug!(
-            container = self.template.spec.id,
-            cause = cause(error),
-            "request"
-        );
+        tracing::debug!(container = self.template.spec.id, cause = cause(error), "request");
         if self.template.memory.refused() {
             self.starved.cancel();
         }
@@ -268,10 +248,7 @@ impl Service {
             let request = view.new_incoming_request(Scheme::Http, request)?;
             let out = view.new_response_outparam(sender)?;
             let proxy = self.pre.instantiate_async(&mut store).await?;
-            proxy
-                .wasi_http_incoming_handler()
-                .call_handle(&mut store, request, out)
-                .await?;
+            proxy.wasi_http_incoming_handler().call_handle(&mut store, request, out).await?;
             Ok(())
         };
         let guest = Metered::new(guest, self.template.cpu.clone(), self.ticker.clone());

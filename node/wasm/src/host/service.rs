@@ -14,8 +14,8 @@ use super::Shared;
 use super::container::Container;
 use crate::proto::host_server::Host;
 use crate::proto::{
-    ContainerList, ContainerSpec, ContainerStatus, Empty, HostInfo, InfoRequest, ModuleKind,
-    RemoveRequest, ShutdownRequest, StatsList, StopRequest,
+    ContainerList, ContainerSpec, ContainerStatus, Empty, HostInfo, InfoRequest, ModuleKind, RemoveRequest,
+    ShutdownRequest, StatsList, StopRequest,
 };
 
 pub struct Service {
@@ -30,20 +30,12 @@ type Slot = tokio::sync::OnceCell<Arc<Container>>;
 
 impl Service {
     pub fn new(shared: Arc<Shared>, info: HostInfo, shutdown: CancellationToken) -> Service {
-        Service {
-            shared,
-            info,
-            containers: Arc::default(),
-            shutdown,
-        }
+        Service { shared, info, containers: Arc::default(), shutdown }
     }
 
     fn containers(&self) -> Vec<Arc<Container>> {
         let containers = self.containers.lock().unwrap_or_else(|e| e.into_inner());
-        containers
-            .values()
-            .filter_map(|slot| slot.get().cloned())
-            .collect()
+        containers.values().filter_map(|slot| slot.get().cloned()).collect()
     }
 
     fn find(&self, id: &str) -> Result<Arc<Container>, Status> {
@@ -61,14 +53,12 @@ impl Service {
 
 /// Paths in a specification stay below the tenant's directory.
 fn relative(field: &str, path: &str) -> Result<(), Status> {
-    let plain = std::path::Path::new(path)
-        .components()
-        .all(|part| matches!(part, std::path::Component::Normal(_)));
+    let plain = std::path::Path::new(path).components().all(|part| matches!(part, std::path::Component::Normal(_)));
     match plain && !path.contains('\0') {
         true => Ok(()),
-        false => Err(Status::invalid_argument(format!(
-            "{field}: {path:?} is not a path relative to the tenant's directory"
-        ))),
+        false => {
+            Err(Status::invalid_argument(format!("{field}: {path:?} is not a path relative to the tenant's directory")))
+        }
     }
 }
 
@@ -77,10 +67,7 @@ fn validate(spec: &ContainerSpec) -> Result<(), Status> {
     if spec.id.is_empty() {
         return wrong("id: required".into());
     }
-    if matches!(
-        ModuleKind::try_from(spec.kind),
-        Ok(ModuleKind::Unspecified) | Err(_)
-    ) {
+    if matches!(ModuleKind::try_from(spec.kind), Ok(ModuleKind::Unspecified) | Err(_)) {
         return wrong(format!("kind: {} is no kind of module", spec.kind));
     }
     if spec.module.is_empty() || spec.module.contains('/') || spec.module.starts_with('.') {
@@ -107,10 +94,7 @@ impl Host for Service {
         Ok(Response::new(self.info.clone()))
     }
 
-    async fn start(
-        &self,
-        request: Request<ContainerSpec>,
-    ) -> Result<Response<ContainerStatus>, Status> {
+    async fn start(&self, request: Request<ContainerSpec>) -> Result<Response<ContainerStatus>, Status> {
         let spec = request.into_inner();
         validate(&spec)?;
         if self.shutdown.is_cancelled() {
@@ -123,13 +107,10 @@ impl Host for Service {
         let shared = self.shared.clone();
         // On a task of its own: a caller that goes away must not leave half a container.
         let id = spec.id.clone();
-        let started = tokio::spawn(async move {
-            slot.get_or_try_init(|| Container::start(shared, spec))
+        let started =
+            tokio::spawn(async move { slot.get_or_try_init(|| Container::start(shared, spec)).await.cloned() })
                 .await
-                .cloned()
-        })
-        .await
-        .map_err(|error| Status::internal(error.to_string()))?;
+                .map_err(|error| Status::internal(error.to_string()))?;
         match started {
             Ok(container) => Ok(Response::new(container.status())),
             Err(message) => {
@@ -142,23 +123,12 @@ impl Host for Service {
         }
     }
 
-    async fn stop(
-        &self,
-        request: Request<StopRequest>,
-    ) -> Result<Response<ContainerStatus>, Status> {
+    async fn stop(&self, request: Request<StopRequest>) -> Result<Response<ContainerStatus>, Status> {
         let StopRequest { id, grace_seconds } = request.into_inner();
         let container = self.find(&id)?;
         // Goes on if the caller does not wait.
-        let stopped = tokio::spawn(async move {
-            container
-                .stop(Duration::from_secs(grace_seconds.into()))
-                .await
-        });
-        Ok(Response::new(
-            stopped
-                .await
-                .map_err(|error| Status::internal(error.to_string()))?,
-        ))
+        let stopped = tokio::spawn(async move { container.stop(Duration::from_secs(grace_seconds.into())).await });
+        Ok(Response::new(stopped.await.map_err(|error| Status::internal(error.to_string()))?))
     }
 
     async fn remove(&self, request: Request<RemoveRequest>) -> Result<Response<Empty>, Status> {
@@ -180,26 +150,16 @@ impl Host for Service {
             let mut containers = self.containers.lock().unwrap_or_else(|e| e.into_inner());
             containers.remove(&id);
             // One that is just starting maps the module again if it comes too late.
-            !containers.values().any(|slot| {
-                slot.get()
-                    .is_some_and(|other| other.template.spec.module == spec.module)
-            })
+            !containers.values().any(|slot| slot.get().is_some_and(|other| other.template.spec.module == spec.module))
         };
         if last {
-            self.shared.unload(
-                &spec.module,
-                ModuleKind::try_from(spec.kind).unwrap_or_default(),
-            );
+            self.shared.unload(&spec.module, ModuleKind::try_from(spec.kind).unwrap_or_default());
         }
         Ok(Response::new(Empty {}))
     }
 
     async fn list(&self, _: Request<Empty>) -> Result<Response<ContainerList>, Status> {
-        let items = self
-            .containers()
-            .iter()
-            .map(|container| container.status())
-            .collect();
+        let items = self.containers().iter().map(|container| container.status()).collect();
         Ok(Response::new(ContainerList { items }))
     }
 
@@ -211,10 +171,7 @@ impl Host for Service {
         let containers = self.containers.clone();
         let all = move || -> Vec<_> {
             let containers = containers.lock().unwrap_or_else(|e| e.into_inner());
-            containers
-                .values()
-                .filter_map(|slot| Some(slot.get()?.status()))
-                .collect()
+            containers.values().filter_map(|slot| Some(slot.get()?.status())).collect()
         };
         let (sender, receiver) = tokio::sync::mpsc::channel(64);
         tokio::spawn(async move {
@@ -241,11 +198,7 @@ impl Host for Service {
 
     async fn stats(&self, _: Request<Empty>) -> Result<Response<StatsList>, Status> {
         let running = self.containers();
-        let items = running
-            .iter()
-            .filter(|c| !c.has_ended())
-            .map(|c| c.stats())
-            .collect();
+        let items = running.iter().filter(|c| !c.has_ended()).map(|c| c.stats()).collect();
         Ok(Response::new(StatsList { items }))
     }
 

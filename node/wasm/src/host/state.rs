@@ -39,29 +39,19 @@ pub struct State {
 
 impl WasiView for State {
     fn ctx(&mut self) -> WasiCtxView<'_> {
-        WasiCtxView {
-            ctx: &mut self.wasi,
-            table: &mut self.table,
-        }
+        WasiCtxView { ctx: &mut self.wasi, table: &mut self.table }
     }
 }
 
 impl WasiHttpView for State {
     fn http(&mut self) -> WasiHttpCtxView<'_> {
-        WasiHttpCtxView {
-            ctx: &mut self.http,
-            table: &mut self.table,
-            hooks: &mut self.hooks,
-        }
+        WasiHttpCtxView { ctx: &mut self.http, table: &mut self.table, hooks: &mut self.hooks }
     }
 }
 
 impl SocketsView for State {
     fn pod_sockets(&mut self) -> View<'_> {
-        View {
-            table: &mut self.table,
-            net: &self.net,
-        }
+        View { table: &mut self.table, net: &self.net }
     }
 }
 
@@ -161,18 +151,13 @@ impl Template {
             wasi.initial_cwd(&spec.working_dir);
         }
         for mount in &spec.mounts {
-            let dir = open_mount(&mount.source, &spec.pod_uid)
-                .with_context(|| format!("mount {}", mount.target))?;
+            let dir = open_mount(&mount.source, &spec.pod_uid).with_context(|| format!("mount {}", mount.target))?;
             let perms = match mount.read_only {
                 true => FsPerms::ReadOnly,
                 false => FsPerms::ReadWrite,
             };
-            wasi.preopened_dir(
-                format!("/proc/self/fd/{}", dir.as_raw_fd()),
-                &mount.target,
-                perms,
-            )
-            .map_err(|error| anyhow::anyhow!("mount {}: {error:#}", mount.target))?;
+            wasi.preopened_dir(format!("/proc/self/fd/{}", dir.as_raw_fd()), &mount.target, perms)
+                .map_err(|error| anyhow::anyhow!("mount {}: {error:#}", mount.target))?;
         }
         Ok(wasi)
     }
@@ -186,9 +171,7 @@ impl Template {
                 wasi: self.wasi()?.build(),
                 http: WasiHttpCtx::new(),
                 table,
-                hooks: Hooks {
-                    net: self.net.clone(),
-                },
+                hooks: Hooks { net: self.net.clone() },
                 net: self.net.clone(),
                 share: Share::new(self.memory.clone()),
             },

@@ -21,21 +21,15 @@ use super::{ConnectError, PodNet, resolver};
 
 /// Where neither guest nor default says otherwise.
 const TIMEOUT: Duration = Duration::from_secs(600);
-const CERTIFICATES: [&str; 3] = [
-    "/etc/ssl/certs/ca-certificates.crt",
-    "/etc/ssl/certs/ca-bundle.crt",
-    "/etc/ssl/certs/ca-bundle.trust.crt",
-];
+const CERTIFICATES: [&str; 3] =
+    ["/etc/ssl/certs/ca-certificates.crt", "/etc/ssl/certs/ca-bundle.crt", "/etc/ssl/certs/ca-bundle.trust.crt"];
 
 /// What a store gives to `wasi:http`.
 pub struct Hooks {
     pub net: Arc<PodNet>,
 }
 
-type Sent = (
-    http::Response<WasiBody>,
-    Box<dyn Future<Output = Result<(), Error>> + Send>,
-);
+type Sent = (http::Response<WasiBody>, Box<dyn Future<Output = Result<(), Error>> + Send>);
 
 impl WasiHttpHooks for Hooks {
     fn send_request(
@@ -56,16 +50,9 @@ impl WasiHttpHooks for Hooks {
     }
 }
 
-async fn send(
-    net: Arc<PodNet>,
-    mut request: http::Request<WasiBody>,
-    options: RequestOptions,
-) -> Result<Sent, Error> {
+async fn send(net: Arc<PodNet>, mut request: http::Request<WasiBody>, options: RequestOptions) -> Result<Sent, Error> {
     let tls = request.uri().scheme() == Some(&http::uri::Scheme::HTTPS);
-    let authority = request
-        .uri()
-        .authority()
-        .ok_or(Error::HttpRequestUriInvalid)?;
+    let authority = request.uri().authority().ok_or(Error::HttpRequestUriInvalid)?;
     let host = authority.host().to_owned();
     let port = authority.port_u16().unwrap_or(if tls { 443 } else { 80 });
     let path = request.uri().path_and_query().cloned();
@@ -80,27 +67,15 @@ async fn send(
         }
     };
     let limit = options.connect_timeout.unwrap_or(TIMEOUT);
-    let (mut sender, connection) = tokio::time::timeout(limit, connect)
-        .await
-        .map_err(|_| Error::ConnectionTimeout)??;
+    let (mut sender, connection) =
+        tokio::time::timeout(limit, connect).await.map_err(|_| Error::ConnectionTimeout)??;
     // Ends when its last user does: the answer's body holds it.
     let connection = wasmtime_wasi::runtime::spawn(connection);
     let limit = options.first_byte_timeout.unwrap_or(TIMEOUT);
-    let response = tokio::time::timeout(limit, sender.send_request(request))
-        .await
-        .map_err(|_| Error::ConnectionReadTimeout)??;
-    let limit = options
-        .between_bytes_timeout
-        .unwrap_or(TIMEOUT)
-        .max(Duration::from_nanos(1));
-    let response = response.map(|body| {
-        Paced {
-            body,
-            limit,
-            deadline: None,
-        }
-        .boxed_unsync()
-    });
+    let response =
+        tokio::time::timeout(limit, sender.send_request(request)).await.map_err(|_| Error::ConnectionReadTimeout)??;
+    let limit = options.between_bytes_timeout.unwrap_or(TIMEOUT).max(Duration::from_nanos(1));
+    let response = response.map(|body| Paced { body, limit, deadline: None }.boxed_unsync());
     let drive = Box::new(async move { connection.await.map_err(Error::from) });
     Ok((response, drive))
 }
@@ -116,25 +91,12 @@ async fn handshake(stream: Box<dyn Stream>) -> Result<(Sender, Driver), Error> {
     Ok((sender, Box::pin(connection)))
 }
 
-async fn secure(
-    host: &str,
-    stream: TcpStream,
-) -> Result<tokio_rustls::client::TlsStream<TcpStream>, Error> {
+async fn secure(host: &str, stream: TcpStream) -> Result<tokio_rustls::client::TlsStream<TcpStream>, Error> {
     static CONFIG: OnceLock<Result<Arc<rustls::ClientConfig>, String>> = OnceLock::new();
-    let config = CONFIG
-        .get_or_init(trust)
-        .clone()
-        .map_err(|error| Error::Tls(io::Error::other(error)))?;
-    let bare = host
-        .trim_start_matches('[')
-        .trim_end_matches(']')
-        .to_owned();
-    let name = pki_types::ServerName::try_from(bare)
-        .map_err(|error| Error::Tls(io::Error::other(error)))?;
-    TlsConnector::from(config)
-        .connect(name, stream)
-        .await
-        .map_err(Error::Tls)
+    let config = CONFIG.get_or_init(trust).clone().map_err(|error| Error::Tls(io::Error::other(error)))?;
+    let bare = host.trim_start_matches('[').trim_end_matches(']').to_owned();
+    let name = pki_types::ServerName::try_from(bare).map_err(|error| Error::Tls(io::Error::other(error)))?;
+    TlsConnector::from(config).connect(name, stream).await.map_err(Error::Tls)
 }
 
 /// The machine's certificate authorities.
@@ -165,23 +127,19 @@ fn trust() -> Result<Arc<rustls::ClientConfig>, String> {
 fn failed(error: ConnectError) -> Error {
     match error {
         ConnectError::Name(resolver::Error::Unanswered) => Error::DnsTimeout,
-        ConnectError::Name(resolver::Error::NotFound) => Error::DnsError {
-            rcode: Some("NXDOMAIN".into()),
-            info_code: None,
-        },
+        ConnectError::Name(resolver::Error::NotFound) => {
+            Error::DnsError { rcode: Some("NXDOMAIN".into()), info_code: None }
+        }
         ConnectError::Name(resolver::Error::Invalid) => Error::HttpRequestUriInvalid,
-        ConnectError::Name(resolver::Error::Failed) => Error::DnsError {
-            rcode: Some("SERVFAIL".into()),
-            info_code: None,
-        },
+        ConnectError::Name(resolver::Error::Failed) => {
+            Error::DnsError { rcode: Some("SERVFAIL".into()), info_code: None }
+        }
         ConnectError::Denied(ErrorCode::AccessDenied) => Error::DestinationIpProhibited,
         ConnectError::Denied(_) => Error::DestinationIpUnroutable,
         ConnectError::Io(error) => match error.kind() {
             io::ErrorKind::ConnectionRefused => Error::ConnectionRefused,
             io::ErrorKind::TimedOut => Error::ConnectionTimeout,
-            io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => {
-                Error::DestinationIpUnroutable
-            }
+            io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => Error::DestinationIpUnroutable,
             _ => Error::Connect(error),
         },
     }
@@ -198,10 +156,7 @@ impl Body for Paced {
     type Data = Bytes;
     type Error = Error;
 
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         match Pin::new(&mut self.body).poll_frame(context) {
             Poll::Ready(frame) => {
                 self.deadline = None;
@@ -209,9 +164,7 @@ impl Body for Paced {
             }
             Poll::Pending => {
                 let limit = self.limit;
-                let deadline = self
-                    .deadline
-                    .get_or_insert_with(|| Box::pin(tokio::time::sleep(limit)));
+                let deadline = self.deadline.get_or_insert_with(|| Box::pin(tokio::time::sleep(limit)));
                 std::task::ready!(deadline.as_mut().poll(context));
                 Poll::Ready(Some(Err(Error::ConnectionReadTimeout)))
             }

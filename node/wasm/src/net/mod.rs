@@ -52,22 +52,13 @@ impl PodNet {
     pub fn new(spec: &ContainerSpec, rules: Arc<Rules>) -> Result<PodNet, String> {
         let (mut v4, mut v6) = (None, None);
         for text in &spec.addresses {
-            match text
-                .parse()
-                .map_err(|_| format!("addresses: {text:?} is no IP address"))?
-            {
+            match text.parse().map_err(|_| format!("addresses: {text:?} is no IP address"))? {
                 IpAddr::V4(ip) => v4 = v4.or(Some(ip)),
                 IpAddr::V6(ip) => v6 = v6.or(Some(ip)),
             }
         }
         let names = resolver::Names::new(spec, rules.nameserver, v4, v6)?;
-        Ok(PodNet {
-            v4,
-            v6,
-            local: v4.map(local),
-            rules,
-            names,
-        })
+        Ok(PodNet { v4, v6, local: v4.map(local), rules, names })
     }
 
     pub fn has_v6(&self) -> bool {
@@ -109,10 +100,9 @@ impl PodNet {
         let own = self.own(wanted.ip()).ok_or(ErrorCode::AddressNotBindable)?;
         let ip = match wanted.ip() {
             ip if ip.is_unspecified() || ip == own => own,
-            IpAddr::V4(_) if self.is_local(wanted.ip()) => self
-                .local
-                .map(IpAddr::V4)
-                .ok_or(ErrorCode::AddressNotBindable)?,
+            IpAddr::V4(_) if self.is_local(wanted.ip()) => {
+                self.local.map(IpAddr::V4).ok_or(ErrorCode::AddressNotBindable)?
+            }
             // One address stands for both: an IPv6 pod has no loopback of its own.
             ip if self.is_local(ip) => own,
             _ => return Err(ErrorCode::AddressNotBindable),
@@ -126,34 +116,18 @@ impl PodNet {
         let own = self.own(ip).ok_or(ErrorCode::RemoteUnreachable)?;
         let port = self.shifted(wanted.port());
         if self.is_local(ip) {
-            let local = self
-                .local
-                .map(IpAddr::V4)
-                .filter(|_| ip.is_ipv4())
-                .unwrap_or(own);
+            let local = self.local.map(IpAddr::V4).filter(|_| ip.is_ipv4()).unwrap_or(own);
             let or = (local != own).then(|| SocketAddr::new(own, port));
-            return Ok(Route {
-                to: SocketAddr::new(local, port),
-                from: local,
-                or,
-            });
+            return Ok(Route { to: SocketAddr::new(local, port), from: local, or });
         }
         if self.in_cluster(ip) {
-            return Ok(Route {
-                to: SocketAddr::new(ip, port),
-                from: own,
-                or: None,
-            });
+            return Ok(Route { to: SocketAddr::new(ip, port), from: own, or: None });
         }
         let multicast = ip.is_multicast() || ip == IpAddr::V4(Ipv4Addr::BROADCAST);
         if multicast || self.rules.denied.iter().any(|range| range.contains(&ip)) {
             return Err(ErrorCode::AccessDenied);
         }
-        Ok(Route {
-            to: wanted,
-            from: own,
-            or: None,
-        })
+        Ok(Route { to: wanted, from: own, or: None })
     }
 
     /// An address as the guest is to see it.
@@ -226,11 +200,7 @@ async fn dial(from: IpAddr, to: SocketAddr) -> io::Result<TcpStream> {
 }
 
 fn tcp_socket(v4: bool) -> io::Result<TcpSocket> {
-    if v4 {
-        TcpSocket::new_v4()
-    } else {
-        TcpSocket::new_v6()
-    }
+    if v4 { TcpSocket::new_v4() } else { TcpSocket::new_v6() }
 }
 
 /// Binds the address and leaves the port to the time of connecting: it can then be shared between
@@ -272,19 +242,13 @@ mod tests {
     use super::*;
 
     fn pod(address: &str, rules: Rules) -> PodNet {
-        let spec = ContainerSpec {
-            addresses: vec![address.into()],
-            ..Default::default()
-        };
+        let spec = ContainerSpec { addresses: vec![address.into()], ..Default::default() };
         PodNet::new(&spec, Arc::new(rules)).unwrap()
     }
 
     fn rules() -> Rules {
         Rules {
-            cluster: vec![
-                "10.42.0.0/16".parse().unwrap(),
-                "10.43.0.0/16".parse().unwrap(),
-            ],
+            cluster: vec!["10.42.0.0/16".parse().unwrap(), "10.43.0.0/16".parse().unwrap()],
             denied: crate::launch::link_local(),
             ..Rules::default()
         }
@@ -300,10 +264,7 @@ mod tests {
         assert_eq!(pod.bind(at("0.0.0.0:80")).unwrap(), at("10.42.1.7:80"));
         assert_eq!(pod.bind(at("10.42.1.7:80")).unwrap(), at("10.42.1.7:80"));
         assert_eq!(pod.bind(at("127.0.0.1:80")).unwrap(), at("127.42.1.7:80"));
-        assert_eq!(
-            pod.bind(at("10.42.1.8:80")),
-            Err(ErrorCode::AddressNotBindable)
-        );
+        assert_eq!(pod.bind(at("10.42.1.8:80")), Err(ErrorCode::AddressNotBindable));
         assert_eq!(pod.bind(at("[::]:80")), Err(ErrorCode::AddressNotBindable));
         assert_eq!(pod.shown(at("127.42.1.7:80")), at("127.0.0.1:80"));
     }
@@ -312,29 +273,14 @@ mod tests {
     fn connections_go_where_a_pod_may_go() {
         let pod = pod("10.42.1.7", rules());
         let route = pod.route(at("127.0.0.1:80")).unwrap();
-        assert_eq!(
-            (route.to, route.from),
-            (at("127.42.1.7:80"), "127.42.1.7".parse().unwrap())
-        );
+        assert_eq!((route.to, route.from), (at("127.42.1.7:80"), "127.42.1.7".parse().unwrap()));
         assert_eq!(route.or, Some(at("10.42.1.7:80")));
         // Another pod's loopback is our own: it cannot be named.
-        assert_eq!(
-            pod.route(at("127.42.1.8:80")).unwrap().to,
-            at("127.42.1.7:80")
-        );
-        assert_eq!(
-            pod.route(at("10.43.0.1:443")).unwrap().from,
-            IpAddr::from([10, 42, 1, 7])
-        );
-        assert_eq!(
-            pod.route(at("169.254.169.254:80")),
-            Err(ErrorCode::AccessDenied)
-        );
+        assert_eq!(pod.route(at("127.42.1.8:80")).unwrap().to, at("127.42.1.7:80"));
+        assert_eq!(pod.route(at("10.43.0.1:443")).unwrap().from, IpAddr::from([10, 42, 1, 7]));
+        assert_eq!(pod.route(at("169.254.169.254:80")), Err(ErrorCode::AccessDenied));
         assert_eq!(pod.route(at("224.0.0.1:80")), Err(ErrorCode::AccessDenied));
-        assert_eq!(
-            pod.route(at("[2001:db8::1]:80")),
-            Err(ErrorCode::RemoteUnreachable)
-        );
+        assert_eq!(pod.route(at("[2001:db8::1]:80")), Err(ErrorCode::RemoteUnreachable));
     }
 
     #[test]
@@ -342,14 +288,8 @@ mod tests {
         let pod = pod(
             "127.64.1.7",
             Rules {
-                cluster: vec![
-                    "127.64.0.0/16".parse().unwrap(),
-                    "127.96.0.0/16".parse().unwrap(),
-                ],
-                shift: Some(PortShift {
-                    below: 1024,
-                    by: 10000,
-                }),
+                cluster: vec!["127.64.0.0/16".parse().unwrap(), "127.96.0.0/16".parse().unwrap()],
+                shift: Some(PortShift { below: 1024, by: 10000 }),
                 ..Rules::default()
             },
         );
@@ -357,17 +297,8 @@ mod tests {
         assert_eq!(pod.bind(at("0.0.0.0:0")).unwrap(), at("127.64.1.7:0"));
         assert_eq!(pod.bind(at("0.0.0.0:8080")).unwrap(), at("127.64.1.7:8080"));
         assert_eq!(pod.shown(at("127.64.1.7:10080")), at("127.64.1.7:80"));
-        assert_eq!(
-            pod.route(at("127.96.0.10:53")).unwrap().to,
-            at("127.96.0.10:10053")
-        );
-        assert_eq!(
-            pod.route(at("127.0.0.1:80")).unwrap().to,
-            at("127.192.1.7:10080")
-        );
-        assert_eq!(
-            pod.route(at("192.0.2.1:80")).unwrap().to,
-            at("192.0.2.1:80")
-        );
+        assert_eq!(pod.route(at("127.96.0.10:53")).unwrap().to, at("127.96.0.10:10053"));
+        assert_eq!(pod.route(at("127.0.0.1:80")).unwrap().to, at("127.192.1.7:10080"));
+        assert_eq!(pod.route(at("192.0.2.1:80")).unwrap().to, at("192.0.2.1:80"));
     }
 }

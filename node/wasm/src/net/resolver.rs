@@ -44,44 +44,25 @@ impl Names {
     ) -> Result<Names, String> {
         let mut servers = Vec::new();
         for text in &spec.nameservers {
-            let server = text
-                .parse()
-                .or_else(|_| text.parse().map(|ip| SocketAddr::new(ip, 53)));
+            let server = text.parse().or_else(|_| text.parse().map(|ip| SocketAddr::new(ip, 53)));
             servers.push(server.map_err(|_| format!("nameservers: {text:?} is no address"))?);
         }
         if servers.is_empty() {
             servers.extend(fallback);
         }
-        let mut hosts = vec![(
-            IpAddr::V4(Ipv4Addr::LOCALHOST),
-            vec!["localhost".to_owned()],
-        )];
+        let mut hosts = vec![(IpAddr::V4(Ipv4Addr::LOCALHOST), vec!["localhost".to_owned()])];
         for alias in &spec.host_aliases {
             let ip = alias.address.parse();
             let ip = ip.map_err(|_| format!("host_aliases: {:?} is no address", alias.address))?;
-            hosts.push((
-                ip,
-                alias.names.iter().map(|n| n.to_ascii_lowercase()).collect(),
-            ));
+            hosts.push((ip, alias.names.iter().map(|n| n.to_ascii_lowercase()).collect()));
         }
         if !spec.hostname.is_empty() {
             let own = v4.map(IpAddr::V4).into_iter().chain(v6.map(IpAddr::V6));
             hosts.extend(own.map(|ip| (ip, vec![spec.hostname.to_ascii_lowercase()])));
         }
-        let search = spec
-            .search_domains
-            .iter()
-            .map(|d| d.trim_end_matches('.').to_owned())
-            .collect();
+        let search = spec.search_domains.iter().map(|d| d.trim_end_matches('.').to_owned()).collect();
         let ndots = if spec.ndots == 0 { NDOTS } else { spec.ndots };
-        Ok(Names {
-            servers,
-            search,
-            ndots,
-            hosts,
-            v4,
-            v6,
-        })
+        Ok(Names { servers, search, ndots, hosts, v4, v6 })
     }
 
     /// The names that are asked for, in order.
@@ -89,24 +70,14 @@ impl Names {
         if let Some(absolute) = name.strip_suffix('.') {
             return vec![absolute.to_owned()];
         }
-        let mut names: Vec<_> = self
-            .search
-            .iter()
-            .map(|domain| format!("{name}.{domain}"))
-            .collect();
+        let mut names: Vec<_> = self.search.iter().map(|domain| format!("{name}.{domain}")).collect();
         let dots = name.matches('.').count() as u32;
-        names.insert(
-            if dots >= self.ndots { 0 } else { names.len() },
-            name.to_owned(),
-        );
+        names.insert(if dots >= self.ndots { 0 } else { names.len() }, name.to_owned());
         names
     }
 
     pub async fn resolve(&self, name: &str) -> Result<Vec<IpAddr>, Error> {
-        let bare = name
-            .strip_prefix('[')
-            .and_then(|n| n.strip_suffix(']'))
-            .unwrap_or(name);
+        let bare = name.strip_prefix('[').and_then(|n| n.strip_suffix(']')).unwrap_or(name);
         if let Ok(ip) = bare.parse() {
             return Ok(vec![ip]);
         }
@@ -115,12 +86,8 @@ impl Names {
         if plain.is_empty() || plain.len() > 253 || Name::from_ascii(plain).is_err() {
             return Err(Error::Invalid);
         }
-        let known: Vec<_> = self
-            .hosts
-            .iter()
-            .filter(|(_, names)| names.iter().any(|n| n == plain))
-            .map(|(ip, _)| *ip)
-            .collect();
+        let known: Vec<_> =
+            self.hosts.iter().filter(|(_, names)| names.iter().any(|n| n == plain)).map(|(ip, _)| *ip).collect();
         if !known.is_empty() {
             return Ok(known);
         }
@@ -226,9 +193,7 @@ impl Names {
         socket.bind(self.source(server))?;
         let mut stream = socket.connect(server).await?;
         let length = u16::try_from(bytes.len()).map_err(io::Error::other)?;
-        stream
-            .write_all(&[&length.to_be_bytes()[..], &bytes].concat())
-            .await?;
+        stream.write_all(&[&length.to_be_bytes()[..], &bytes].concat()).await?;
         let length = stream.read_u16().await?;
         let mut buffer = vec![0; length.into()];
         stream.read_exact(&mut buffer).await?;
@@ -252,11 +217,7 @@ fn addresses(message: &Message) -> Vec<IpAddr> {
         RData::AAAA(aaaa) => Some(IpAddr::V6(aaaa.0)),
         _ => None,
     };
-    message
-        .answers
-        .iter()
-        .filter_map(|record| address(&record.data))
-        .collect()
+    message.answers.iter().filter_map(|record| address(&record.data)).collect()
 }
 
 #[cfg(test)]
@@ -277,10 +238,7 @@ mod tests {
             ndots: 2,
             ..Default::default()
         });
-        assert_eq!(
-            names.candidates("web"),
-            ["web.default.svc.cluster.local", "web.cluster.local", "web"]
-        );
+        assert_eq!(names.candidates("web"), ["web.default.svc.cluster.local", "web.cluster.local", "web"]);
         assert_eq!(names.candidates("a.b.c")[0], "a.b.c");
         assert_eq!(names.candidates("web."), ["web"]);
     }
@@ -289,10 +247,7 @@ mod tests {
     async fn own_names_need_no_server() {
         let names = names(ContainerSpec {
             hostname: "web-0".into(),
-            host_aliases: vec![HostAlias {
-                address: "192.0.2.1".into(),
-                names: vec!["Foo.example".into()],
-            }],
+            host_aliases: vec![HostAlias { address: "192.0.2.1".into(), names: vec!["Foo.example".into()] }],
             ..Default::default()
         });
         let one = |ip: &str| Ok(vec![ip.parse::<IpAddr>().unwrap()]);
@@ -321,24 +276,15 @@ mod tests {
                 } else {
                     answer.metadata.response_code = ResponseCode::NXDomain;
                 }
-                server
-                    .send_to(&answer.to_vec().unwrap(), from)
-                    .await
-                    .unwrap();
+                server.send_to(&answer.to_vec().unwrap(), from).await.unwrap();
             }
         });
         let names = names(ContainerSpec {
             nameservers: vec![address.to_string()],
-            search_domains: vec![
-                "svc.cluster.local".into(),
-                "default.svc.cluster.local".into(),
-            ],
+            search_domains: vec!["svc.cluster.local".into(), "default.svc.cluster.local".into()],
             ..Default::default()
         });
-        assert_eq!(
-            names.resolve("web").await,
-            Ok(vec![IpAddr::from([10, 43, 0, 9])])
-        );
+        assert_eq!(names.resolve("web").await, Ok(vec![IpAddr::from([10, 43, 0, 9])]));
         assert_eq!(names.resolve("absent").await, Err(Error::NotFound));
     }
 }

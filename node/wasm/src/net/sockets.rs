@@ -6,9 +6,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use wasmtime::component::{HasData, Linker, Resource, ResourceTable};
-use wasmtime_wasi::p2::bindings::sockets::network::{
-    self, ErrorCode, IpAddress, IpAddressFamily, Network,
-};
+use wasmtime_wasi::p2::bindings::sockets::network::{self, ErrorCode, IpAddress, IpAddressFamily, Network};
 use wasmtime_wasi::p2::{DynPollable, Pollable, SocketError, subscribe};
 use wasmtime_wasi::runtime::AbortOnDropJoinHandle;
 
@@ -68,10 +66,7 @@ impl network::Host for View<'_> {
         error.downcast()
     }
 
-    fn network_error_code(
-        &mut self,
-        error: Resource<wasmtime::Error>,
-    ) -> wasmtime::Result<Option<ErrorCode>> {
+    fn network_error_code(&mut self, error: Resource<wasmtime::Error>) -> wasmtime::Result<Option<ErrorCode>> {
         let error = self.table.get(&error)?;
         Ok(error.downcast_ref::<std::io::Error>().map(ErrorCode::from))
     }
@@ -106,9 +101,7 @@ impl Lookup {
             Ok(addresses) => Ok(addresses.into_iter()),
             Err(resolver::Error::Invalid) => Err(ErrorCode::InvalidArgument),
             Err(resolver::Error::NotFound) => Err(ErrorCode::NameUnresolvable),
-            Err(resolver::Error::Unanswered | resolver::Error::Failed) => {
-                Err(ErrorCode::TemporaryResolverFailure)
-            }
+            Err(resolver::Error::Unanswered | resolver::Error::Failed) => Err(ErrorCode::TemporaryResolverFailure),
         });
     }
 }
@@ -124,11 +117,7 @@ impl Pollable for Lookup {
 }
 
 impl ip_name_lookup::Host for View<'_> {
-    fn resolve_addresses(
-        &mut self,
-        network: Resource<Network>,
-        name: String,
-    ) -> Result<Resource<Lookup>, SocketError> {
+    fn resolve_addresses(&mut self, network: Resource<Network>, name: String) -> Result<Resource<Lookup>, SocketError> {
         self.table.get(&network)?;
         let net = self.net.clone();
         let task = wasmtime_wasi::runtime::spawn(async move { net.names.resolve(&name).await });
@@ -137,10 +126,7 @@ impl ip_name_lookup::Host for View<'_> {
 }
 
 impl ip_name_lookup::HostResolveAddressStream for View<'_> {
-    fn resolve_next_address(
-        &mut self,
-        this: Resource<Lookup>,
-    ) -> Result<Option<IpAddress>, SocketError> {
+    fn resolve_next_address(&mut self, this: Resource<Lookup>) -> Result<Option<IpAddress>, SocketError> {
         let lookup = self.table.get_mut(&this)?;
         if let Lookup::Pending(task) = lookup
             && let Some(result) = wasmtime_wasi::runtime::poll_noop(Pin::new(task))

@@ -14,12 +14,10 @@ use rustix::net::sockopt;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::task::JoinHandle;
 use wasmtime::component::Resource;
-use wasmtime_wasi::p2::bindings::sockets::network::{
-    ErrorCode, IpAddressFamily, IpSocketAddress, Network,
-};
+use wasmtime_wasi::p2::bindings::sockets::network::{ErrorCode, IpAddressFamily, IpSocketAddress, Network};
 use wasmtime_wasi::p2::{
-    DynInputStream, DynOutputStream, DynPollable, InputStream, OutputStream, Pollable,
-    SocketResult, StreamError, StreamResult, subscribe,
+    DynInputStream, DynOutputStream, DynPollable, InputStream, OutputStream, Pollable, SocketResult, StreamError,
+    StreamResult, subscribe,
 };
 
 use super::sockets::View;
@@ -66,9 +64,7 @@ struct Connection {
 impl Tcp {
     fn fd(&self) -> Result<BorrowedFd<'_>, ErrorCode> {
         Ok(match &self.state {
-            State::New(socket) | State::BindStarted(socket) | State::Bound(socket) => {
-                socket.as_fd()
-            }
+            State::New(socket) | State::BindStarted(socket) | State::Bound(socket) => socket.as_fd(),
             State::ListenStarted(listener) | State::Listening { listener, .. } => listener.as_fd(),
             State::Connected(connection) => connection.stream.as_fd(),
             State::ConnectDone(Ok(stream)) => stream.as_fd(),
@@ -210,8 +206,7 @@ impl OutputStream for Writer {
                 Ok(sent) => drop(bytes.split_to(sent)),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     let stream = self.0.stream.clone();
-                    *writing =
-                        Writing::Busy(tokio::spawn(async move { send_all(&stream, bytes).await }));
+                    *writing = Writing::Busy(tokio::spawn(async move { send_all(&stream, bytes).await }));
                     return Ok(());
                 }
                 Err(error) => {
@@ -229,11 +224,7 @@ impl OutputStream for Writer {
     }
 
     fn check_write(&mut self) -> StreamResult<usize> {
-        Ok(if lock(&self.0.writer).settle()? {
-            CHUNK
-        } else {
-            0
-        })
+        Ok(if lock(&self.0.writer).settle()? { CHUNK } else { 0 })
     }
 }
 
@@ -262,12 +253,7 @@ impl tcp_create_socket::Host for View<'_> {
         let socket = tcp_socket(family == IpAddressFamily::Ipv4)?;
         let _ = socket.set_reuseaddr(true);
         let net = self.net.clone();
-        let tcp = Tcp {
-            state: State::New(socket),
-            family,
-            backlog: BACKLOG,
-            net,
-        };
+        let tcp = Tcp { state: State::New(socket), family, backlog: BACKLOG, net };
         Ok(self.table.push(tcp)?)
     }
 }
@@ -288,10 +274,7 @@ impl Tcp {
         self.check(wanted)?;
         match std::mem::replace(&mut self.state, State::Closed) {
             State::New(socket) => {
-                let result = self
-                    .net
-                    .bind(wanted)
-                    .and_then(|address| socket.bind(address).map_err(ErrorCode::from));
+                let result = self.net.bind(wanted).and_then(|address| socket.bind(address).map_err(ErrorCode::from));
                 self.state = match result {
                     Ok(()) => State::BindStarted(socket),
                     Err(_) => State::New(socket),
@@ -299,16 +282,9 @@ impl Tcp {
                 result
             }
             state => {
-                let busy = matches!(
-                    state,
-                    State::BindStarted(_) | State::Connecting(_) | State::ListenStarted(_)
-                );
+                let busy = matches!(state, State::BindStarted(_) | State::Connecting(_) | State::ListenStarted(_));
                 self.state = state;
-                Err(if busy {
-                    ErrorCode::ConcurrencyConflict
-                } else {
-                    ErrorCode::InvalidState
-                })
+                Err(if busy { ErrorCode::ConcurrencyConflict } else { ErrorCode::InvalidState })
             }
         }
     }
@@ -327,12 +303,10 @@ impl Tcp {
                 }
                 self.state = State::Connecting(Box::pin(async move {
                     match socket.connect(route.to).await {
-                        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-                            match route.or {
-                                Some(or) => dial(or.ip(), or).await,
-                                None => Err(error),
-                            }
-                        }
+                        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => match route.or {
+                            Some(or) => dial(or.ip(), or).await,
+                            None => Err(error),
+                        },
                         result => result,
                     }
                 }));
@@ -343,16 +317,9 @@ impl Tcp {
                 Ok(())
             }
             state => {
-                let busy = matches!(
-                    state,
-                    State::BindStarted(_) | State::Connecting(_) | State::ListenStarted(_)
-                );
+                let busy = matches!(state, State::BindStarted(_) | State::Connecting(_) | State::ListenStarted(_));
                 self.state = state;
-                Err(if busy {
-                    ErrorCode::ConcurrencyConflict
-                } else {
-                    ErrorCode::InvalidState
-                })
+                Err(if busy { ErrorCode::ConcurrencyConflict } else { ErrorCode::InvalidState })
             }
         }
     }
@@ -427,16 +394,9 @@ impl tcp::HostTcpSocket for View<'_> {
                 Ok(())
             }
             state => {
-                let busy = matches!(
-                    state,
-                    State::BindStarted(_) | State::Connecting(_) | State::ListenStarted(_)
-                );
+                let busy = matches!(state, State::BindStarted(_) | State::Connecting(_) | State::ListenStarted(_));
                 tcp.state = state;
-                let code = if busy {
-                    ErrorCode::ConcurrencyConflict
-                } else {
-                    ErrorCode::InvalidState
-                };
+                let code = if busy { ErrorCode::ConcurrencyConflict } else { ErrorCode::InvalidState };
                 Err(code.into())
             }
         }
@@ -446,10 +406,7 @@ impl tcp::HostTcpSocket for View<'_> {
         let tcp = self.table.get_mut(&this)?;
         match std::mem::replace(&mut tcp.state, State::Closed) {
             State::ListenStarted(listener) => {
-                tcp.state = State::Listening {
-                    listener,
-                    next: None,
-                };
+                tcp.state = State::Listening { listener, next: None };
                 Ok(())
             }
             state => {
@@ -462,11 +419,7 @@ impl tcp::HostTcpSocket for View<'_> {
     fn accept(
         &mut self,
         this: Resource<Tcp>,
-    ) -> SocketResult<(
-        Resource<Tcp>,
-        Resource<DynInputStream>,
-        Resource<DynOutputStream>,
-    )> {
+    ) -> SocketResult<(Resource<Tcp>, Resource<DynInputStream>, Resource<DynOutputStream>)> {
         let tcp = self.table.get_mut(&this)?;
         let State::Listening { listener, next } = &mut tcp.state else {
             return Err(ErrorCode::InvalidState.into());
@@ -484,12 +437,7 @@ impl tcp::HostTcpSocket for View<'_> {
             _ => error.into(),
         })?;
         let (state, input, output) = Tcp::connected(stream);
-        let accepted = Tcp {
-            state,
-            family: tcp.family,
-            backlog: tcp.backlog,
-            net: tcp.net.clone(),
-        };
+        let accepted = Tcp { state, family: tcp.family, backlog: tcp.backlog, net: tcp.net.clone() };
         let accepted = self.table.push(accepted)?;
         let input = self.table.push_child(input, &accepted)?;
         let output = self.table.push_child(output, &accepted)?;
@@ -500,9 +448,7 @@ impl tcp::HostTcpSocket for View<'_> {
         let tcp = self.table.get(&this)?;
         let address = match &tcp.state {
             State::Bound(socket) => socket.local_addr()?,
-            State::Listening { listener, .. } | State::ListenStarted(listener) => {
-                listener.local_addr()?
-            }
+            State::Listening { listener, .. } | State::ListenStarted(listener) => listener.local_addr()?,
             State::Connected(connection) => connection.stream.local_addr()?,
             State::BindStarted(_) | State::Connecting(_) => {
                 return Err(ErrorCode::ConcurrencyConflict.into());
@@ -515,19 +461,14 @@ impl tcp::HostTcpSocket for View<'_> {
     fn remote_address(&mut self, this: Resource<Tcp>) -> SocketResult<IpSocketAddress> {
         let tcp = self.table.get(&this)?;
         match &tcp.state {
-            State::Connected(connection) => {
-                Ok(tcp.net.shown(connection.stream.peer_addr()?).into())
-            }
+            State::Connected(connection) => Ok(tcp.net.shown(connection.stream.peer_addr()?).into()),
             State::Connecting(_) => Err(ErrorCode::ConcurrencyConflict.into()),
             _ => Err(ErrorCode::InvalidState.into()),
         }
     }
 
     fn is_listening(&mut self, this: Resource<Tcp>) -> wasmtime::Result<bool> {
-        Ok(matches!(
-            self.table.get(&this)?.state,
-            State::Listening { .. }
-        ))
+        Ok(matches!(self.table.get(&this)?.state, State::Listening { .. }))
     }
 
     fn address_family(&mut self, this: Resource<Tcp>) -> wasmtime::Result<IpAddressFamily> {
@@ -555,36 +496,23 @@ impl tcp::HostTcpSocket for View<'_> {
     }
 
     fn set_keep_alive_enabled(&mut self, this: Resource<Tcp>, value: bool) -> SocketResult<()> {
-        Ok(sockopt::set_socket_keepalive(
-            self.table.get(&this)?.fd()?,
-            value,
-        )?)
+        Ok(sockopt::set_socket_keepalive(self.table.get(&this)?.fd()?, value)?)
     }
 
     fn keep_alive_idle_time(&mut self, this: Resource<Tcp>) -> SocketResult<u64> {
-        Ok(nanoseconds(sockopt::tcp_keepidle(
-            self.table.get(&this)?.fd()?,
-        )?))
+        Ok(nanoseconds(sockopt::tcp_keepidle(self.table.get(&this)?.fd()?)?))
     }
 
     fn set_keep_alive_idle_time(&mut self, this: Resource<Tcp>, value: u64) -> SocketResult<()> {
-        Ok(sockopt::set_tcp_keepidle(
-            self.table.get(&this)?.fd()?,
-            seconds(value)?,
-        )?)
+        Ok(sockopt::set_tcp_keepidle(self.table.get(&this)?.fd()?, seconds(value)?)?)
     }
 
     fn keep_alive_interval(&mut self, this: Resource<Tcp>) -> SocketResult<u64> {
-        Ok(nanoseconds(sockopt::tcp_keepintvl(
-            self.table.get(&this)?.fd()?,
-        )?))
+        Ok(nanoseconds(sockopt::tcp_keepintvl(self.table.get(&this)?.fd()?)?))
     }
 
     fn set_keep_alive_interval(&mut self, this: Resource<Tcp>, value: u64) -> SocketResult<()> {
-        Ok(sockopt::set_tcp_keepintvl(
-            self.table.get(&this)?.fd()?,
-            seconds(value)?,
-        )?)
+        Ok(sockopt::set_tcp_keepintvl(self.table.get(&this)?.fd()?, seconds(value)?)?)
     }
 
     fn keep_alive_count(&mut self, this: Resource<Tcp>) -> SocketResult<u32> {
@@ -595,10 +523,7 @@ impl tcp::HostTcpSocket for View<'_> {
         if value == 0 {
             return Err(ErrorCode::InvalidArgument.into());
         }
-        Ok(sockopt::set_tcp_keepcnt(
-            self.table.get(&this)?.fd()?,
-            value.min(127),
-        )?)
+        Ok(sockopt::set_tcp_keepcnt(self.table.get(&this)?.fd()?, value.min(127))?)
     }
 
     fn hop_limit(&mut self, this: Resource<Tcp>) -> SocketResult<u8> {
@@ -612,31 +537,21 @@ impl tcp::HostTcpSocket for View<'_> {
     }
 
     fn receive_buffer_size(&mut self, this: Resource<Tcp>) -> SocketResult<u64> {
-        buffer_size(sockopt::socket_recv_buffer_size(
-            self.table.get(&this)?.fd()?,
-        )?)
+        buffer_size(sockopt::socket_recv_buffer_size(self.table.get(&this)?.fd()?)?)
     }
 
     fn set_receive_buffer_size(&mut self, this: Resource<Tcp>, value: u64) -> SocketResult<()> {
         let tcp = self.table.get(&this)?;
-        Ok(sockopt::set_socket_recv_buffer_size(
-            tcp.fd()?,
-            wanted_size(value)?,
-        )?)
+        Ok(sockopt::set_socket_recv_buffer_size(tcp.fd()?, wanted_size(value)?)?)
     }
 
     fn send_buffer_size(&mut self, this: Resource<Tcp>) -> SocketResult<u64> {
-        buffer_size(sockopt::socket_send_buffer_size(
-            self.table.get(&this)?.fd()?,
-        )?)
+        buffer_size(sockopt::socket_send_buffer_size(self.table.get(&this)?.fd()?)?)
     }
 
     fn set_send_buffer_size(&mut self, this: Resource<Tcp>, value: u64) -> SocketResult<()> {
         let tcp = self.table.get(&this)?;
-        Ok(sockopt::set_socket_send_buffer_size(
-            tcp.fd()?,
-            wanted_size(value)?,
-        )?)
+        Ok(sockopt::set_socket_send_buffer_size(tcp.fd()?, wanted_size(value)?)?)
     }
 
     fn subscribe(&mut self, this: Resource<Tcp>) -> wasmtime::Result<Resource<DynPollable>> {
@@ -686,9 +601,7 @@ fn seconds(nanoseconds: u64) -> Result<Duration, ErrorCode> {
     if nanoseconds == 0 {
         return Err(ErrorCode::InvalidArgument);
     }
-    Ok(Duration::from_secs(
-        nanoseconds.div_ceil(1_000_000_000).clamp(1, 32_767),
-    ))
+    Ok(Duration::from_secs(nanoseconds.div_ceil(1_000_000_000).clamp(1, 32_767)))
 }
 
 pub(super) fn hop_limit(fd: BorrowedFd<'_>, family: IpAddressFamily) -> SocketResult<u8> {
@@ -698,11 +611,7 @@ pub(super) fn hop_limit(fd: BorrowedFd<'_>, family: IpAddressFamily) -> SocketRe
     })
 }
 
-pub(super) fn set_hop_limit(
-    fd: BorrowedFd<'_>,
-    family: IpAddressFamily,
-    value: u8,
-) -> SocketResult<()> {
+pub(super) fn set_hop_limit(fd: BorrowedFd<'_>, family: IpAddressFamily, value: u8) -> SocketResult<()> {
     if value == 0 {
         return Err(ErrorCode::InvalidArgument.into());
     }

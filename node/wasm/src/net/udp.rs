@@ -9,9 +9,7 @@ use std::sync::Arc;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 use tokio::net::UdpSocket;
 use wasmtime::component::Resource;
-use wasmtime_wasi::p2::bindings::sockets::network::{
-    ErrorCode, IpAddressFamily, IpSocketAddress, Network,
-};
+use wasmtime_wasi::p2::bindings::sockets::network::{ErrorCode, IpAddressFamily, IpSocketAddress, Network};
 use wasmtime_wasi::p2::{DynPollable, Pollable, SocketError, SocketResult, subscribe};
 
 use super::PodNet;
@@ -69,11 +67,7 @@ fn fits(family: IpAddressFamily, address: SocketAddr) -> bool {
 }
 
 /// A peer's real address.
-fn target(
-    net: &PodNet,
-    family: IpAddressFamily,
-    peer: SocketAddr,
-) -> Result<SocketAddr, ErrorCode> {
+fn target(net: &PodNet, family: IpAddressFamily, peer: SocketAddr) -> Result<SocketAddr, ErrorCode> {
     if !fits(family, peer) || peer.ip().is_unspecified() || peer.port() == 0 {
         return Err(ErrorCode::InvalidArgument);
     }
@@ -92,12 +86,7 @@ impl udp_create_socket::Host for View<'_> {
         if family == IpAddressFamily::Ipv6 {
             sockopt::set_ipv6_v6only(&socket, true)?;
         }
-        let udp = Udp {
-            state: State::New(socket.into()),
-            family,
-            peer: None,
-            net: self.net.clone(),
-        };
+        let udp = Udp { state: State::New(socket.into()), family, peer: None, net: self.net.clone() };
         Ok(self.table.push(udp)?)
     }
 }
@@ -145,14 +134,9 @@ impl udp::HostUdpSocket for View<'_> {
         this: Resource<Udp>,
         peer: Option<IpSocketAddress>,
     ) -> SocketResult<(Resource<Incoming>, Resource<Outgoing>)> {
-        let in_use = self
-            .table
-            .iter_children(&this)?
-            .any(|child| child.is::<Incoming>() || child.is::<Outgoing>());
+        let in_use = self.table.iter_children(&this)?.any(|child| child.is::<Incoming>() || child.is::<Outgoing>());
         if in_use {
-            return Err(SocketError::trap(wasmtime::format_err!(
-                "the former streams are not dropped"
-            )));
+            return Err(SocketError::trap(wasmtime::format_err!("the former streams are not dropped")));
         }
         let udp = self.table.get_mut(&this)?;
         let State::Bound(socket) = &udp.state else {
@@ -166,22 +150,9 @@ impl udp::HostUdpSocket for View<'_> {
         };
         udp.peer = peer;
         let (net, family) = (udp.net.clone(), udp.family);
-        let incoming = Incoming {
-            socket: socket.clone(),
-            peer: from,
-            net: net.clone(),
-        };
-        let outgoing = Outgoing {
-            socket,
-            family,
-            peer,
-            permit: 0,
-            net,
-        };
-        Ok((
-            self.table.push_child(incoming, &this)?,
-            self.table.push_child(outgoing, &this)?,
-        ))
+        let incoming = Incoming { socket: socket.clone(), peer: from, net: net.clone() };
+        let outgoing = Outgoing { socket, family, peer, permit: 0, net };
+        Ok((self.table.push_child(incoming, &this)?, self.table.push_child(outgoing, &this)?))
     }
 
     fn local_address(&mut self, this: Resource<Udp>) -> SocketResult<IpSocketAddress> {
@@ -194,12 +165,7 @@ impl udp::HostUdpSocket for View<'_> {
     }
 
     fn remote_address(&mut self, this: Resource<Udp>) -> SocketResult<IpSocketAddress> {
-        Ok(self
-            .table
-            .get(&this)?
-            .peer
-            .ok_or(ErrorCode::InvalidState)?
-            .into())
+        Ok(self.table.get(&this)?.peer.ok_or(ErrorCode::InvalidState)?.into())
     }
 
     fn address_family(&mut self, this: Resource<Udp>) -> wasmtime::Result<IpAddressFamily> {
@@ -217,31 +183,21 @@ impl udp::HostUdpSocket for View<'_> {
     }
 
     fn receive_buffer_size(&mut self, this: Resource<Udp>) -> SocketResult<u64> {
-        buffer_size(sockopt::socket_recv_buffer_size(
-            self.table.get(&this)?.fd(),
-        )?)
+        buffer_size(sockopt::socket_recv_buffer_size(self.table.get(&this)?.fd())?)
     }
 
     fn set_receive_buffer_size(&mut self, this: Resource<Udp>, value: u64) -> SocketResult<()> {
         let size = wanted_size(value)?;
-        Ok(sockopt::set_socket_recv_buffer_size(
-            self.table.get(&this)?.fd(),
-            size,
-        )?)
+        Ok(sockopt::set_socket_recv_buffer_size(self.table.get(&this)?.fd(), size)?)
     }
 
     fn send_buffer_size(&mut self, this: Resource<Udp>) -> SocketResult<u64> {
-        buffer_size(sockopt::socket_send_buffer_size(
-            self.table.get(&this)?.fd(),
-        )?)
+        buffer_size(sockopt::socket_send_buffer_size(self.table.get(&this)?.fd())?)
     }
 
     fn set_send_buffer_size(&mut self, this: Resource<Udp>, value: u64) -> SocketResult<()> {
         let size = wanted_size(value)?;
-        Ok(sockopt::set_socket_send_buffer_size(
-            self.table.get(&this)?.fd(),
-            size,
-        )?)
+        Ok(sockopt::set_socket_send_buffer_size(self.table.get(&this)?.fd(), size)?)
     }
 
     fn subscribe(&mut self, this: Resource<Udp>) -> wasmtime::Result<Resource<DynPollable>> {
@@ -260,11 +216,7 @@ impl Pollable for Udp {
 }
 
 impl udp::HostIncomingDatagramStream for View<'_> {
-    fn receive(
-        &mut self,
-        this: Resource<Incoming>,
-        most: u64,
-    ) -> SocketResult<Vec<udp::IncomingDatagram>> {
+    fn receive(&mut self, this: Resource<Incoming>, most: u64) -> SocketResult<Vec<udp::IncomingDatagram>> {
         let incoming = self.table.get_mut(&this)?;
         let mut datagrams = Vec::new();
         let mut buffer = vec![0; LARGEST];
@@ -277,10 +229,7 @@ impl udp::HostIncomingDatagramStream for View<'_> {
                     }
                     let data = buffer.get(..length).unwrap_or_default().to_vec();
                     let remote_address = incoming.net.shown(from).into();
-                    datagrams.push(udp::IncomingDatagram {
-                        data,
-                        remote_address,
-                    });
+                    datagrams.push(udp::IncomingDatagram { data, remote_address });
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(_) if !datagrams.is_empty() => break,
@@ -338,16 +287,10 @@ impl udp::HostOutgoingDatagramStream for View<'_> {
         Ok(BATCH)
     }
 
-    fn send(
-        &mut self,
-        this: Resource<Outgoing>,
-        datagrams: Vec<udp::OutgoingDatagram>,
-    ) -> SocketResult<u64> {
+    fn send(&mut self, this: Resource<Outgoing>, datagrams: Vec<udp::OutgoingDatagram>) -> SocketResult<u64> {
         let outgoing = self.table.get_mut(&this)?;
         if datagrams.len() as u64 > outgoing.permit {
-            return Err(SocketError::trap(wasmtime::format_err!(
-                "more datagrams than permitted"
-            )));
+            return Err(SocketError::trap(wasmtime::format_err!("more datagrams than permitted")));
         }
         outgoing.permit = 0;
         let mut sent = 0;

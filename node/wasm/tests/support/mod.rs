@@ -11,19 +11,14 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use sampan_wasm::launch::{self, Host, HostConfig};
-use sampan_wasm::proto::{
-    ContainerSpec, ContainerStatus, Empty, RemoveRequest, State, StopRequest,
-};
+use sampan_wasm::proto::{ContainerSpec, ContainerStatus, Empty, RemoveRequest, State, StopRequest};
 use sampan_wasm::{Cache, compile};
 use tempfile::TempDir;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 const PORT: u32 = 8080;
 
-pub type Test = (
-    &'static str,
-    Box<dyn Fn() -> Pin<Box<dyn Future<Output = ()>>>>,
-);
+pub type Test = (&'static str, Box<dyn Fn() -> Pin<Box<dyn Future<Output = ()>>>>);
 
 pub fn test<F: Future<Output = ()> + 'static>(name: &'static str, body: fn() -> F) -> Test {
     (name, Box::new(move || Box::pin(body())))
@@ -44,14 +39,8 @@ pub fn run_tests(tests: &[Test]) -> ExitCode {
         }
         return ExitCode::SUCCESS;
     }
-    let wanted: Vec<_> = arguments
-        .iter()
-        .filter(|argument| !argument.starts_with("--"))
-        .collect();
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .unwrap();
+    let wanted: Vec<_> = arguments.iter().filter(|argument| !argument.starts_with("--")).collect();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
     for (name, body) in tests {
         let chosen = |filter: &&String| match has("--exact") {
             true => filter.as_str() == *name,
@@ -94,29 +83,17 @@ impl Fixture {
 
     pub async fn start_with(change: impl FnOnce(&mut HostConfig)) -> Fixture {
         // 0700 and longer than a socket's path may be.
-        let dir = tempfile::Builder::new()
-            .prefix(&"long-".repeat(24))
-            .tempdir()
-            .unwrap();
+        let dir = tempfile::Builder::new().prefix(&"long-".repeat(24)).tempdir().unwrap();
         let tenants = dir.path().join("tenants");
         std::fs::create_dir(&tenants).unwrap();
-        let options = compile::Options {
-            command: own("wasm-compile"),
-            ..Default::default()
-        };
+        let options = compile::Options { command: own("wasm-compile"), ..Default::default() };
         let cache = Cache::open(dir.path().join("modules"), options).unwrap();
         let mut config = HostConfig::new("default", tenants.join("default"), cache.dir());
         config.command = own("wasm-host");
         config.cluster_ranges = vec!["127.64.0.0/10".parse().unwrap()];
         change(&mut config);
         let host = launch::ensure(&config).await.unwrap();
-        Fixture {
-            config,
-            host,
-            cache,
-            dir,
-            count: AtomicU32::new(1),
-        }
+        Fixture { config, host, cache, dir, count: AtomicU32::new(1) }
     }
 
     pub fn tenant(&self) -> PathBuf {
@@ -127,9 +104,7 @@ impl Fixture {
     pub fn pod(&self, id: &str) -> IpAddr {
         let number: u32 = id.parse().unwrap_or(0);
         let process = std::process::id();
-        IpAddr::V4(Ipv4Addr::from(
-            (127 << 24) | (64 << 16) | (process & 0x3fff) << 8 | (number & 0xff),
-        ))
+        IpAddr::V4(Ipv4Addr::from((127 << 24) | (64 << 16) | (process & 0x3fff) << 8 | (number & 0xff)))
     }
 
     pub fn address(&self, status: &ContainerStatus) -> SocketAddr {
@@ -140,14 +115,8 @@ impl Fixture {
     async fn guest(&self, name: &str) -> sampan_wasm::Module {
         let source = self.dir.path().join(format!("{name}.wasm"));
         if !source.exists() {
-            let packed = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
-                .join("tests/guests")
-                .join(format!("{name}.wasm.gz"));
-            let unpacked = std::process::Command::new("gzip")
-                .arg("-dc")
-                .arg(packed)
-                .output()
-                .unwrap();
+            let packed = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/guests").join(format!("{name}.wasm.gz"));
+            let unpacked = std::process::Command::new("gzip").arg("-dc").arg(packed).output().unwrap();
             assert!(unpacked.status.success());
             std::fs::write(&source, unpacked.stdout).unwrap();
         }
@@ -158,11 +127,7 @@ impl Fixture {
     pub async fn wasm_error(&self, bytes: &[u8]) -> String {
         let source = self.dir.path().join("bad.wasm");
         std::fs::write(&source, bytes).unwrap();
-        self.cache
-            .ensure("bad", &source)
-            .await
-            .unwrap_err()
-            .to_string()
+        self.cache.ensure("bad", &source).await.unwrap_err().to_string()
     }
 
     pub async fn spec(&self, id: &str, guest: &str, arguments: &[&str]) -> ContainerSpec {
@@ -198,24 +163,12 @@ impl Fixture {
     }
 
     pub async fn list(&self) -> Vec<ContainerStatus> {
-        self.host
-            .client()
-            .list(Empty {})
-            .await
-            .unwrap()
-            .into_inner()
-            .items
+        self.host.client().list(Empty {}).await.unwrap().into_inner().items
     }
 
     /// Waits for a container's end, told by the watch.
     pub async fn wait(&self, id: &str) -> ContainerStatus {
-        let mut watch = self
-            .host
-            .client()
-            .watch(Empty {})
-            .await
-            .unwrap()
-            .into_inner();
+        let mut watch = self.host.client().watch(Empty {}).await.unwrap().into_inner();
         let ended = async {
             loop {
                 let status = watch.message().await.unwrap().unwrap();
@@ -224,41 +177,21 @@ impl Fixture {
                 }
             }
         };
-        tokio::time::timeout(PATIENCE, ended)
-            .await
-            .unwrap_or_else(|_| panic!("{id} does not end"))
+        tokio::time::timeout(PATIENCE, ended).await.unwrap_or_else(|_| panic!("{id} does not end"))
     }
 
     pub async fn stop(&self, id: &str, grace_seconds: u32) -> ContainerStatus {
-        let request = StopRequest {
-            id: id.into(),
-            grace_seconds,
-        };
+        let request = StopRequest { id: id.into(), grace_seconds };
         self.host.client().stop(request).await.unwrap().into_inner()
     }
 
     pub async fn remove(&self, id: &str) {
-        self.host
-            .client()
-            .remove(RemoveRequest { id: id.into() })
-            .await
-            .unwrap();
+        self.host.client().remove(RemoveRequest { id: id.into() }).await.unwrap();
     }
 
     pub async fn cpu(&self, id: &str) -> u64 {
-        let stats = self
-            .host
-            .client()
-            .stats(Empty {})
-            .await
-            .unwrap()
-            .into_inner();
-        stats
-            .items
-            .iter()
-            .find(|item| item.id == id)
-            .unwrap()
-            .cpu_nanoseconds
+        let stats = self.host.client().stats(Empty {}).await.unwrap().into_inner();
+        stats.items.iter().find(|item| item.id == id).unwrap().cpu_nanoseconds
     }
 
     pub fn log(&self, id: &str) -> String {
@@ -283,24 +216,15 @@ impl Drop for Fixture {
 }
 
 pub async fn get(fixture: &Fixture, proxy: &ContainerStatus, path: &str) -> (u16, String) {
-    request(fixture.address(proxy), "GET", path, b"")
-        .await
-        .unwrap()
+    request(fixture.address(proxy), "GET", path, b"").await.unwrap()
 }
 
 /// One HTTP/1.1 request on a connection of its own.
-pub async fn request(
-    address: SocketAddr,
-    method: &str,
-    path: &str,
-    body: &[u8],
-) -> std::io::Result<(u16, String)> {
+pub async fn request(address: SocketAddr, method: &str, path: &str, body: &[u8]) -> std::io::Result<(u16, String)> {
     use http_body_util::{BodyExt as _, Full};
     let stream = tokio::net::TcpStream::connect(address).await?;
     let io = hyper_util::rt::TokioIo::new(stream);
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(io)
-        .await
-        .map_err(std::io::Error::other)?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(io).await.map_err(std::io::Error::other)?;
     tokio::spawn(connection);
     let request = http::Request::builder()
         .method(method)
@@ -308,16 +232,8 @@ pub async fn request(
         .header("host", address.to_string())
         .body(Full::new(bytes::Bytes::copy_from_slice(body)))
         .map_err(std::io::Error::other)?;
-    let response = sender
-        .send_request(request)
-        .await
-        .map_err(std::io::Error::other)?;
+    let response = sender.send_request(request).await.map_err(std::io::Error::other)?;
     let status = response.status().as_u16();
-    let body = response
-        .into_body()
-        .collect()
-        .await
-        .map_err(std::io::Error::other)?
-        .to_bytes();
+    let body = response.into_body().collect().await.map_err(std::io::Error::other)?.to_bytes();
     Ok((status, String::from_utf8_lossy(&body).into_owned()))
 }

@@ -9,20 +9,12 @@ use crate::quantity::Quantity;
 type Totals = BTreeMap<String, Quantity>;
 
 fn list<'a>(container: &'a Value, which: &str) -> impl Iterator<Item = (&'a String, Quantity)> {
-    let map = container
-        .get("resources")
-        .and_then(|resources| resources.get(which))
-        .and_then(Value::as_object);
-    map.into_iter()
-        .flatten()
-        .filter_map(|(name, value)| Some((name, Quantity::parse(value.as_str()?).ok()?)))
+    let map = container.get("resources").and_then(|resources| resources.get(which)).and_then(Value::as_object);
+    map.into_iter().flatten().filter_map(|(name, value)| Some((name, Quantity::parse(value.as_str()?).ok()?)))
 }
 
 fn each<'a>(spec: &'a Map<String, Value>, key: &str) -> impl Iterator<Item = &'a Value> {
-    spec.get(key)
-        .and_then(Value::as_array)
-        .into_iter()
-        .flatten()
+    spec.get(key).and_then(Value::as_array).into_iter().flatten()
 }
 
 fn restarts_always(container: &Value) -> bool {
@@ -30,9 +22,7 @@ fn restarts_always(container: &Value) -> bool {
 }
 
 fn add(totals: &mut Totals, name: &str, quantity: &Quantity) {
-    let sum = totals
-        .get(name)
-        .map_or_else(|| quantity.clone(), |total| total.add(quantity));
+    let sum = totals.get(name).map_or_else(|| quantity.clone(), |total| total.add(quantity));
     totals.insert(name.to_owned(), sum);
 }
 
@@ -90,19 +80,14 @@ pub fn qos_class(pod: &Value) -> &'static str {
     let (mut requests, mut limits) = (Totals::new(), Totals::new());
     let mut guaranteed = true;
     let pod_level = spec.get("resources").filter(|resources| {
-        ["requests", "limits"].iter().any(|key| {
-            resources
-                .get(key)
-                .and_then(Value::as_object)
-                .is_some_and(|m| !m.is_empty())
-        })
+        ["requests", "limits"]
+            .iter()
+            .any(|key| resources.get(key).and_then(Value::as_object).is_some_and(|m| !m.is_empty()))
     });
     let whole = pod_level.map(|resources| serde_json::json!({"resources": resources}));
     let parts: Vec<&Value> = match &whole {
         Some(whole) => vec![whole],
-        None => each(spec, "containers")
-            .chain(each(spec, "initContainers"))
-            .collect(),
+        None => each(spec, "containers").chain(each(spec, "initContainers")).collect(),
     };
     for container in parts {
         for (name, quantity) in list(container, "requests") {
@@ -122,15 +107,9 @@ pub fn qos_class(pod: &Value) -> &'static str {
     if requests.is_empty() && limits.is_empty() {
         return "BestEffort";
     }
-    let equal = requests.len() == limits.len()
-        && requests
-            .iter()
-            .all(|(name, quantity)| limits.get(name) == Some(quantity));
-    if guaranteed && equal {
-        "Guaranteed"
-    } else {
-        "Burstable"
-    }
+    let equal =
+        requests.len() == limits.len() && requests.iter().all(|(name, quantity)| limits.get(name) == Some(quantity));
+    if guaranteed && equal { "Guaranteed" } else { "Burstable" }
 }
 
 #[cfg(test)]
@@ -141,26 +120,13 @@ mod tests {
 
     #[test]
     fn classes() {
-        let pod =
-            |resources| json!({"spec": {"containers": [{"name": "c", "resources": resources}]}});
+        let pod = |resources| json!({"spec": {"containers": [{"name": "c", "resources": resources}]}});
         assert_eq!(qos_class(&pod(json!({}))), "BestEffort");
-        assert_eq!(
-            qos_class(&pod(json!({"requests": {"cpu": "0"}}))),
-            "BestEffort"
-        );
-        assert_eq!(
-            qos_class(&pod(json!({"requests": {"cpu": "1"}}))),
-            "Burstable"
-        );
+        assert_eq!(qos_class(&pod(json!({"requests": {"cpu": "0"}}))), "BestEffort");
+        assert_eq!(qos_class(&pod(json!({"requests": {"cpu": "1"}}))), "Burstable");
         let both = json!({"cpu": "1", "memory": "1Gi"});
-        assert_eq!(
-            qos_class(&pod(json!({"requests": both, "limits": both}))),
-            "Guaranteed"
-        );
+        assert_eq!(qos_class(&pod(json!({"requests": both, "limits": both}))), "Guaranteed");
         let other = json!({"cpu": "1000m", "memory": "1024Mi"});
-        assert_eq!(
-            qos_class(&pod(json!({"requests": both, "limits": other}))),
-            "Guaranteed"
-        );
+        assert_eq!(qos_class(&pod(json!({"requests": both, "limits": other}))), "Guaranteed");
     }
 }

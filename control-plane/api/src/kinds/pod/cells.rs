@@ -10,9 +10,7 @@ fn restarts_always(container: &Field<'_>) -> bool {
 }
 
 fn condition<'v>(pod: &Field<'v>, kind: &str) -> Option<Field<'v>> {
-    pod.below(&["status", "conditions"])
-        .items()
-        .find(|condition| condition.child("type").str() == kind)
+    pod.below(&["status", "conditions"]).items().find(|condition| condition.child("type").str() == kind)
 }
 
 fn is_true(pod: &Field<'_>, kind: &str) -> bool {
@@ -21,11 +19,7 @@ fn is_true(pod: &Field<'_>, kind: &str) -> bool {
 
 /// When a container ended last, in seconds since 1970.
 fn ended(status: &Field<'_>) -> Option<i64> {
-    print::seconds(
-        status
-            .below(&["lastState", "terminated", "finishedAt"])
-            .value()?,
-    )
+    print::seconds(status.below(&["lastState", "terminated", "finishedAt"]).value()?)
 }
 
 /// `Error`, `Signal:9` or `ExitCode:1`.
@@ -51,10 +45,7 @@ struct Summary {
 fn summary(pod: &Field<'_>) -> Summary {
     let (spec, status) = (pod.child("spec"), pod.child("status"));
     let init: Vec<Field<'_>> = spec.child("initContainers").items().collect();
-    let sidecars = init
-        .iter()
-        .filter(|container| restarts_always(container))
-        .count();
+    let sidecars = init.iter().filter(|container| restarts_always(container)).count();
     let mut all = Summary {
         ready: 0,
         total: spec.child("containers").len() + sidecars,
@@ -66,28 +57,21 @@ fn summary(pod: &Field<'_>) -> Summary {
         restarts: 0,
         last_restart: None,
     };
-    if condition(pod, "PodScheduled")
-        .is_some_and(|condition| condition.child("reason").str() == "SchedulingGated")
-    {
+    if condition(pod, "PodScheduled").is_some_and(|condition| condition.child("reason").str() == "SchedulingGated") {
         "SchedulingGated".clone_into(&mut all.reason);
     }
     let (mut sidecar_restarts, mut sidecar_last, mut initializing) = (0, None, false);
     for (i, container) in status.child("initContainerStatuses").items().enumerate() {
         let count = container.child("restartCount").int();
         let name = container.child("name").str();
-        let is_sidecar = init
-            .iter()
-            .any(|one| one.child("name").str() == name && restarts_always(one));
+        let is_sidecar = init.iter().any(|one| one.child("name").str() == name && restarts_always(one));
         all.restarts += count;
         all.last_restart = all.last_restart.max(ended(&container));
         if is_sidecar {
             sidecar_restarts += count;
             sidecar_last = sidecar_last.max(ended(&container));
         }
-        let (terminated, waiting) = (
-            container.below(&["state", "terminated"]),
-            container.below(&["state", "waiting"]),
-        );
+        let (terminated, waiting) = (container.below(&["state", "terminated"]), container.below(&["state", "waiting"]));
         if terminated.is_set() && terminated.child("exitCode").int() == 0 {
             continue;
         }
@@ -119,19 +103,13 @@ fn summary(pod: &Field<'_>) -> Summary {
                 why.clone_into(&mut all.reason);
             } else if terminated.is_set() {
                 all.reason = why_terminated(&terminated);
-            } else if container.child("ready").bool()
-                && container.below(&["state", "running"]).is_set()
-            {
+            } else if container.child("ready").bool() && container.below(&["state", "running"]).is_set() {
                 running = true;
                 all.ready += 1;
             }
         }
         if running && all.reason == "Completed" {
-            let reason = if is_true(pod, "Ready") {
-                "Running"
-            } else {
-                "NotReady"
-            };
+            let reason = if is_true(pod, "Ready") { "Running" } else { "NotReady" };
             reason.clone_into(&mut all.reason);
         }
     }
@@ -155,30 +133,15 @@ pub fn cells(object: &Value, now: i64) -> Vec<Value> {
         _ => all.restarts.to_string(),
     };
     let or_none = |text: &str| {
-        if text.is_empty() {
-            "<none>".to_owned()
-        } else {
-            text.to_owned()
-        }
+        if text.is_empty() { "<none>".to_owned() } else { text.to_owned() }
     };
-    let ip = pod
-        .below(&["status", "podIPs"])
-        .items()
-        .next()
-        .map_or("", |entry| entry.child("ip").str());
-    let gates: Vec<&str> = pod
-        .below(&["spec", "readinessGates"])
-        .items()
-        .map(|gate| gate.child("conditionType").str())
-        .collect();
+    let ip = pod.below(&["status", "podIPs"]).items().next().map_or("", |entry| entry.child("ip").str());
+    let gates: Vec<&str> =
+        pod.below(&["spec", "readinessGates"]).items().map(|gate| gate.child("conditionType").str()).collect();
     let gates_cell = if gates.is_empty() {
         "<none>".to_owned()
     } else {
-        format!(
-            "{}/{}",
-            gates.iter().filter(|gate| is_true(&pod, gate)).count(),
-            gates.len()
-        )
+        format!("{}/{}", gates.iter().filter(|gate| is_true(&pod, gate)).count(), gates.len())
     };
     vec![
         print::name(object),
@@ -214,17 +177,11 @@ mod tests {
             "name": "c", "restartCount": 3, "ready": false, "state": {"waiting": {"reason": "CrashLoopBackOff"}},
             "lastState": {"terminated": {"exitCode": 1, "finishedAt": "1970-01-12T13:41:40Z"}},
         }]});
-        assert_eq!(
-            shown(&pod(back_off)),
-            (json!("0/1"), json!("CrashLoopBackOff"), json!("3 (5m ago)"))
-        );
+        assert_eq!(shown(&pod(back_off)), (json!("0/1"), json!("CrashLoopBackOff"), json!("3 (5m ago)")));
         let running = json!({"phase": "Running", "containerStatuses": [
             {"name": "c", "restartCount": 0, "ready": true, "state": {"running": {}}},
         ]});
-        assert_eq!(
-            shown(&pod(running.clone())),
-            (json!("1/1"), json!("Running"), json!("0"))
-        );
+        assert_eq!(shown(&pod(running.clone())), (json!("1/1"), json!("Running"), json!("0")));
         let mut going = pod(running);
         going["metadata"]["deletionTimestamp"] = json!("1970-01-01T00:00:00Z");
         assert_eq!(shown(&going).1, json!("Terminating"));
@@ -237,9 +194,6 @@ mod tests {
         ]}));
         init["spec"]["initContainers"] = json!([{"name": "i"}, {"name": "j"}]);
         assert_eq!(shown(&init).1, json!("Init:0/2"));
-        assert_eq!(
-            shown(&pod(json!({"phase": "Pending"}))),
-            (json!("0/1"), json!("Pending"), json!("0"))
-        );
+        assert_eq!(shown(&pod(json!({"phase": "Pending"}))), (json!("0/1"), json!("Pending"), json!("0")));
     }
 }

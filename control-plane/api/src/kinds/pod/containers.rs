@@ -41,16 +41,8 @@ pub fn containers(list: &Field<'_>, context: &Context<'_>, errors: &mut FieldErr
 }
 
 /// The containers that run before, one after another, or beside as sidecars.
-pub fn init_containers(
-    list: &Field<'_>,
-    regular: &Field<'_>,
-    context: &Context<'_>,
-    errors: &mut FieldErrors,
-) {
-    let mut seen: Vec<&str> = regular
-        .items()
-        .map(|container| container.child("name").str())
-        .collect();
+pub fn init_containers(list: &Field<'_>, regular: &Field<'_>, context: &Context<'_>, errors: &mut FieldErrors) {
+    let mut seen: Vec<&str> = regular.items().map(|container| container.child("name").str()).collect();
     for container in list.items() {
         common(&container, context, errors);
         restart_policy(&container, errors);
@@ -60,26 +52,15 @@ pub fn init_containers(
         } else if !name.is_empty() {
             seen.push(name.str());
         }
-        host_ports(
-            std::iter::once(container.with_path(list.path().index(0))),
-            errors,
-        );
+        host_ports(std::iter::once(container.with_path(list.path().index(0))), errors);
         if container.child("restartPolicy").str() == "Always" {
             lifecycle(&container, context, errors);
             probes(&container, context, errors);
         } else {
-            for name in [
-                "lifecycle",
-                "livenessProbe",
-                "readinessProbe",
-                "startupProbe",
-            ] {
+            for name in ["lifecycle", "livenessProbe", "readinessProbe", "startupProbe"] {
                 let field = container.child(name);
                 if field.is_set() {
-                    errors.forbidden(
-                        field.path(),
-                        "may not be set for init containers without restartPolicy=Always",
-                    );
+                    errors.forbidden(field.path(), "may not be set for init containers without restartPolicy=Always");
                 }
             }
         }
@@ -107,11 +88,7 @@ pub fn ephemeral_containers(
     context: &Context<'_>,
     errors: &mut FieldErrors,
 ) {
-    let others: Vec<&str> = regular
-        .items()
-        .chain(init.items())
-        .map(|one| one.child("name").str())
-        .collect();
+    let others: Vec<&str> = regular.items().chain(init.items()).map(|one| one.child("name").str()).collect();
     let mut seen = others.clone();
     let refusal = "cannot be set for an Ephemeral Container";
     for container in list.items() {
@@ -163,37 +140,16 @@ fn common(container: &Field<'_>, context: &Context<'_>, errors: &mut FieldErrors
     if image.is_empty() {
         errors.required(image.path(), "");
     }
-    one_of(
-        &container.child("terminationMessagePolicy"),
-        &["File", "FallbackToLogsOnError"],
-        errors,
-    );
+    one_of(&container.child("terminationMessagePolicy"), &["File", "FallbackToLogsOnError"], errors);
     ports(&container.child("ports"), errors);
     environment::variables(&container.child("env"), errors);
     environment::sources(&container.child("envFrom"), errors);
     mounts(container, context, errors);
     devices(container, context, errors);
-    one_of(
-        &container.child("imagePullPolicy"),
-        &["Always", "IfNotPresent", "Never"],
-        errors,
-    );
-    resources(
-        &container.child("resources"),
-        Holder::Container,
-        &context.claims,
-        errors,
-    );
-    resize_policy(
-        &container.child("resizePolicy"),
-        context.restart_policy,
-        errors,
-    );
-    security::container(
-        &container.child("securityContext"),
-        context.host_users,
-        errors,
-    );
+    one_of(&container.child("imagePullPolicy"), &["Always", "IfNotPresent", "Never"], errors);
+    resources(&container.child("resources"), Holder::Container, &context.claims, errors);
+    resize_policy(&container.child("resizePolicy"), context.restart_policy, errors);
+    security::container(&container.child("securityContext"), context.host_users, errors);
 }
 
 /// A word out of a list that has to be given.
@@ -253,25 +209,11 @@ fn mounts(container: &Field<'_>, context: &Context<'_>, errors: &mut FieldErrors
             errors.invalid_str(path.path(), path.str(), "must be unique");
         }
         seen.push(path.str());
-        if devices
-            .items()
-            .any(|device| device.child("name").str() == name.str())
-        {
-            errors.invalid_str(
-                name.path(),
-                name.str(),
-                "must not already exist in volumeDevices",
-            );
+        if devices.items().any(|device| device.child("name").str() == name.str()) {
+            errors.invalid_str(name.path(), name.str(), "must not already exist in volumeDevices");
         }
-        if devices
-            .items()
-            .any(|device| device.child("devicePath").str() == path.str())
-        {
-            errors.invalid_str(
-                path.path(),
-                path.str(),
-                "must not already exist as a path in volumeDevices",
-            );
+        if devices.items().any(|device| device.child("devicePath").str() == path.str()) {
+            errors.invalid_str(path.path(), path.str(), "must not already exist as a path in volumeDevices");
         }
         let (sub, expression) = (mount.child("subPath"), mount.child("subPathExpr"));
         // Errors of these are told at the list.
@@ -281,10 +223,7 @@ fn mounts(container: &Field<'_>, context: &Context<'_>, errors: &mut FieldErrors
         }
         if !expression.is_empty() {
             if !sub.is_empty() {
-                errors.invalid(
-                    &expression,
-                    "subPathExpr and subPath are mutually exclusive",
-                );
+                errors.invalid(&expression, "subPathExpr and subPath are mutually exclusive");
             }
             descending(&at("subPathExpr"), expression.str(), errors);
         }
@@ -302,12 +241,8 @@ fn propagation(mount: &Field<'_>, container: &Field<'_>, at: &Path, errors: &mut
     if !supported.contains(&mode.str()) {
         errors.not_supported(at, mode.str(), &supported);
     }
-    if mode.str() == "Bidirectional" && !container.below(&["securityContext", "privileged"]).bool()
-    {
-        errors.forbidden(
-            at,
-            "Bidirectional mount propagation is available only to privileged containers",
-        );
+    if mode.str() == "Bidirectional" && !container.below(&["securityContext", "privileged"]).bool() {
+        errors.forbidden(at, "Bidirectional mount propagation is available only to privileged containers");
     }
 }
 
@@ -319,14 +254,8 @@ fn recursive_read_only(mount: &Field<'_>, at: &Path, errors: &mut FieldErrors) {
             if !mount.child("readOnly").bool() {
                 errors.forbidden(at, "may only be specified when readOnly is true");
             }
-            if !matches!(
-                mount.child("mountPropagation").opt_str(),
-                None | Some("None")
-            ) {
-                errors.forbidden(
-                    at,
-                    "may only be specified when mountPropagation is None or not specified",
-                );
+            if !matches!(mount.child("mountPropagation").opt_str(), None | Some("None")) {
+                errors.forbidden(at, "may only be specified when mountPropagation is None or not specified");
             }
         }
         Some(other) => errors.not_supported(at, other, &["Disabled", "Enabled", "IfPossible"]),
@@ -347,10 +276,7 @@ fn devices(container: &Field<'_>, context: &Context<'_>, errors: &mut FieldError
         }
         match context.volumes.get(name.str()) {
             None => errors.not_found(name.path(), name.str()),
-            Some(volume)
-                if !volume.child("persistentVolumeClaim").is_set()
-                    && !volume.child("ephemeral").is_set() =>
-            {
+            Some(volume) if !volume.child("persistentVolumeClaim").is_set() && !volume.child("ephemeral").is_set() => {
                 let detail = "can only use volume source type of PersistentVolumeClaim or Ephemeral for block mode";
                 errors.invalid_str(name.path(), name.str(), detail);
             }
@@ -369,25 +295,11 @@ fn devices(container: &Field<'_>, context: &Context<'_>, errors: &mut FieldError
         } else {
             errors.invalid_str(path.path(), path.str(), "can not contain backsteps ('..')");
         }
-        if mounts
-            .items()
-            .any(|mount| mount.child("name").str() == name.str())
-        {
-            errors.invalid_str(
-                name.path(),
-                name.str(),
-                "must not already exist in volumeMounts",
-            );
+        if mounts.items().any(|mount| mount.child("name").str() == name.str()) {
+            errors.invalid_str(name.path(), name.str(), "must not already exist in volumeMounts");
         }
-        if mounts
-            .items()
-            .any(|mount| mount.child("mountPath").str() == path.str())
-        {
-            errors.invalid_str(
-                path.path(),
-                path.str(),
-                "must not already exist as a path in volumeMounts",
-            );
+        if mounts.items().any(|mount| mount.child("mountPath").str() == path.str()) {
+            errors.invalid_str(path.path(), path.str(), "must not already exist as a path in volumeMounts");
         }
         if !name.is_empty() {
             names.push(name.str());
@@ -398,25 +310,14 @@ fn devices(container: &Field<'_>, context: &Context<'_>, errors: &mut FieldError
 fn resize_policy(list: &Field<'_>, restart_policy: &str, errors: &mut FieldErrors) {
     let mut seen: Vec<&str> = Vec::new();
     for entry in list.items() {
-        let (resource, policy) = (
-            entry.child("resourceName").str(),
-            entry.child("restartPolicy").str(),
-        );
+        let (resource, policy) = (entry.child("resourceName").str(), entry.child("restartPolicy").str());
         if seen.contains(&resource) {
             errors.duplicate(entry.path(), resource);
         }
         seen.push(resource);
-        one_of(
-            &entry.child("resourceName").with_path(list.path().clone()),
-            &["cpu", "memory"],
-            errors,
-        );
+        one_of(&entry.child("resourceName").with_path(list.path().clone()), &["cpu", "memory"], errors);
         let policies = ["NotRequired", "RestartContainer"];
-        one_of(
-            &entry.child("restartPolicy").with_path(list.path().clone()),
-            &policies,
-            errors,
-        );
+        one_of(&entry.child("restartPolicy").with_path(list.path().clone()), &policies, errors);
         if restart_policy == "Never" && policy != "NotRequired" {
             let detail = "must be 'NotRequired' when `restartPolicy` is 'Never'";
             errors.invalid_str(list.path(), policy, detail);
@@ -426,10 +327,7 @@ fn resize_policy(list: &Field<'_>, restart_policy: &str, errors: &mut FieldError
 
 /// A container's own restart policy, and rules by exit code.
 fn restart_policy(container: &Field<'_>, errors: &mut FieldErrors) {
-    let (policy, rules) = (
-        container.child("restartPolicy"),
-        container.child("restartPolicyRules"),
-    );
+    let (policy, rules) = (container.child("restartPolicy"), container.child("restartPolicyRules"));
     let policies = ["Always", "Never", "OnFailure"];
     if policy.is_set() && !policies.contains(&policy.str()) {
         errors.not_supported(policy.path(), policy.str(), &policies);
@@ -438,10 +336,7 @@ fn restart_policy(container: &Field<'_>, errors: &mut FieldErrors) {
         return;
     }
     if !policy.is_set() {
-        errors.required(
-            policy.path(),
-            "must specify restartPolicy when restart rules are used",
-        );
+        errors.required(policy.path(), "must specify restartPolicy when restart rules are used");
     }
     if rules.len() > 20 {
         errors.too_many(rules.path(), rules.len(), 20);
@@ -449,11 +344,7 @@ fn restart_policy(container: &Field<'_>, errors: &mut FieldErrors) {
     for rule in rules.items() {
         let action = rule.child("action");
         if !matches!(action.str(), "Restart" | "RestartAllContainers") {
-            errors.not_supported(
-                action.path(),
-                action.str(),
-                &["Restart", "RestartAllContainers"],
-            );
+            errors.not_supported(action.path(), action.str(), &["Restart", "RestartAllContainers"]);
         }
         let codes = rule.child("exitCodes");
         if !codes.is_set() {
@@ -479,12 +370,7 @@ fn host_ports<'v>(list: impl Iterator<Item = Field<'v>>, errors: &mut FieldError
             if host.int() == 0 {
                 continue;
             }
-            let key = format!(
-                "{}/{}/{}",
-                port.child("protocol").str(),
-                port.child("hostIP").str(),
-                host.int()
-            );
+            let key = format!("{}/{}/{}", port.child("protocol").str(), port.child("hostIP").str(), host.int());
             if seen.contains(&key) {
                 errors.duplicate(host.path(), &key);
             } else {
@@ -499,21 +385,12 @@ fn lifecycle(container: &Field<'_>, context: &Context<'_>, errors: &mut FieldErr
     for name in ["postStart", "preStop"] {
         let hook = lifecycle.child(name);
         if hook.is_set() {
-            handler(
-                &hook,
-                &["exec", "httpGet", "tcpSocket", "sleep"],
-                context,
-                errors,
-            );
+            handler(&hook, &["exec", "httpGet", "tcpSocket", "sleep"], context, errors);
         }
     }
     let signal = lifecycle.child("stopSignal");
     if signal.is_set() && !signal.str().starts_with("SIG") {
-        errors.not_supported(
-            signal.path(),
-            signal.str(),
-            &["SIGINT", "SIGKILL", "SIGQUIT", "SIGTERM"],
-        );
+        errors.not_supported(signal.path(), signal.str(), &["SIGINT", "SIGKILL", "SIGQUIT", "SIGTERM"]);
     }
 }
 
@@ -523,19 +400,8 @@ fn probes(container: &Field<'_>, context: &Context<'_>, errors: &mut FieldErrors
         if !probe.is_set() {
             continue;
         }
-        handler(
-            &probe,
-            &["exec", "httpGet", "tcpSocket", "grpc"],
-            context,
-            errors,
-        );
-        for name in [
-            "initialDelaySeconds",
-            "timeoutSeconds",
-            "periodSeconds",
-            "successThreshold",
-            "failureThreshold",
-        ] {
+        handler(&probe, &["exec", "httpGet", "tcpSocket", "grpc"], context, errors);
+        for name in ["initialDelaySeconds", "timeoutSeconds", "periodSeconds", "successThreshold", "failureThreshold"] {
             non_negative(&probe.child(name), errors);
         }
         let grace = probe.child("terminationGracePeriodSeconds");
@@ -553,12 +419,7 @@ fn probes(container: &Field<'_>, context: &Context<'_>, errors: &mut FieldErrors
     }
 }
 
-fn handler(
-    field: &Field<'_>,
-    kinds: &[&'static str],
-    context: &Context<'_>,
-    errors: &mut FieldErrors,
-) {
+fn handler(field: &Field<'_>, kinds: &[&'static str], context: &Context<'_>, errors: &mut FieldErrors) {
     let mut found = false;
     for kind in kinds {
         let action = field.child(kind);
@@ -603,9 +464,7 @@ fn handler(
                 if let Some(grace) = context.grace_period
                     && !(0..=grace).contains(&seconds)
                 {
-                    let detail = format!(
-                        "must be non-negative and less than terminationGracePeriodSeconds ({grace})"
-                    );
+                    let detail = format!("must be non-negative and less than terminationGracePeriodSeconds ({grace})");
                     errors.invalid_int(action.path(), seconds, detail);
                 }
             }

@@ -32,11 +32,7 @@ pub fn pod(value: &mut Value) {
         }
     }
     // A negative grace period means one second, in a pod but not in a template.
-    if spec
-        .get("terminationGracePeriodSeconds")
-        .and_then(Value::as_i64)
-        .is_some_and(|seconds| seconds < 0)
-    {
+    if spec.get("terminationGracePeriodSeconds").and_then(Value::as_i64).is_some_and(|seconds| seconds < 0) {
         spec.insert("terminationGracePeriodSeconds".to_owned(), 1.into());
     }
     drop_init_annotations(map);
@@ -51,8 +47,7 @@ pub fn template(template: &mut Object) {
 
 /// Annotations that held init containers before they had a field.
 fn drop_init_annotations(pod: &mut Object) {
-    let Some(annotations) = object(pod, "metadata").and_then(|meta| object(meta, "annotations"))
-    else {
+    let Some(annotations) = object(pod, "metadata").and_then(|meta| object(meta, "annotations")) else {
         return;
     };
     for version in ["alpha", "beta"] {
@@ -68,10 +63,7 @@ pub fn sync_ips(pod: &mut Object) {
         return;
     };
     let single = text(status, "podIP").to_owned();
-    let first = status
-        .get("podIPs")
-        .and_then(|ips| ips.get(0)?.get("ip")?.as_str())
-        .map(str::to_owned);
+    let first = status.get("podIPs").and_then(|ips| ips.get(0)?.get("ip")?.as_str()).map(str::to_owned);
     match first {
         Some(first) if single.is_empty() => {
             status.insert("podIP".to_owned(), first.into());
@@ -85,12 +77,8 @@ pub fn sync_ips(pod: &mut Object) {
 
 /// The old name of a field tells the same as the new one.
 pub fn sync_service_account(spec: &mut Object) {
-    let name = [
-        text(spec, "serviceAccountName"),
-        text(spec, "serviceAccount"),
-    ]
-    .into_iter()
-    .find(|name| !name.is_empty());
+    let name =
+        [text(spec, "serviceAccountName"), text(spec, "serviceAccount")].into_iter().find(|name| !name.is_empty());
     if let Some(name) = name.map(str::to_owned) {
         spec.insert("serviceAccountName".to_owned(), name.clone().into());
         spec.insert("serviceAccount".to_owned(), name.into());
@@ -135,11 +123,7 @@ pub fn round(map: &mut Object, key: &str) {
 }
 
 fn container(container: &mut Object) {
-    let policy = if is_latest(text(container, "image")) {
-        "Always"
-    } else {
-        "IfNotPresent"
-    };
+    let policy = if is_latest(text(container, "image")) { "Always" } else { "IfNotPresent" };
     default_zero(container, "imagePullPolicy", policy);
     default_zero(container, "terminationMessagePath", "/dev/termination-log");
     default_zero(container, "terminationMessagePolicy", "File");
@@ -200,10 +184,7 @@ fn field_ref(source: &mut Object) {
 const DEFAULT_MODE: i64 = 0o644;
 
 fn volume(volume: &mut Object) {
-    if volume
-        .iter()
-        .all(|(key, value)| key == "name" || value.is_null())
-    {
+    if volume.iter().all(|(key, value)| key == "name" || value.is_null()) {
         volume.insert("emptyDir".to_owned(), json!({}));
     }
     for source in ["secret", "configMap", "downwardAPI", "projected"] {
@@ -232,11 +213,7 @@ fn volume(volume: &mut Object) {
         }
     }
     if let Some(source) = object(volume, "image") {
-        let policy = if is_latest(text(source, "reference")) {
-            "Always"
-        } else {
-            "IfNotPresent"
-        };
+        let policy = if is_latest(text(source, "reference")) { "Always" } else { "IfNotPresent" };
         default_zero(source, "pullPolicy", policy);
     }
     if let Some(source) = object(volume, "iscsi") {
@@ -257,8 +234,7 @@ fn volume(volume: &mut Object) {
         default_zero(source, "storageMode", "ThinProvisioned");
         default_zero(source, "fsType", "xfs");
     }
-    if let Some(template) =
-        object(volume, "ephemeral").and_then(|source| object(source, "volumeClaimTemplate"))
+    if let Some(template) = object(volume, "ephemeral").and_then(|source| object(source, "volumeClaimTemplate"))
         && let Some(spec) = object(template, "spec")
     {
         default(spec, "volumeMode", "Filesystem");
@@ -290,56 +266,37 @@ fn pod_level_resources(spec: &mut Object) {
     let Some(resources) = spec.get("resources").and_then(Value::as_object) else {
         return;
     };
-    let filled = |key: &str, resources: &Object| {
-        resources
-            .get(key)
-            .and_then(Value::as_object)
-            .is_some_and(|m| !m.is_empty())
-    };
+    let filled =
+        |key: &str, resources: &Object| resources.get(key).and_then(Value::as_object).is_some_and(|m| !m.is_empty());
     let (has_limits, has_requests) = (filled("limits", resources), filled("requests", resources));
     if !has_limits && !has_requests {
         return;
     }
     let all_requests = aggregate::containers(spec, "requests");
     let all_limits = aggregate::containers(spec, "limits");
-    let limited_everywhere: Vec<String> = all_limits
-        .keys()
-        .filter(|name| aggregate::all_containers_limit(spec, name))
-        .cloned()
-        .collect();
+    let limited_everywhere: Vec<String> =
+        all_limits.keys().filter(|name| aggregate::all_containers_limit(spec, name)).cloned().collect();
     let supported = |name: &str| matches!(name, "cpu" | "memory") || name.starts_with("hugepages-");
     let Some(resources) = object(spec, "resources") else {
         return;
     };
     for (name, quantity) in &all_limits {
-        let requested = resources
-            .get("requests")
-            .is_some_and(|requests| requests.get(name).is_some());
+        let requested = resources.get("requests").is_some_and(|requests| requests.get(name).is_some());
         if name.starts_with("hugepages-") && !requested {
-            ensure(resources, "limits")
-                .entry(name.clone())
-                .or_insert_with(|| quantity.to_string().into());
+            ensure(resources, "limits").entry(name.clone()).or_insert_with(|| quantity.to_string().into());
         }
     }
-    let limits = resources
-        .get("limits")
-        .and_then(Value::as_object)
-        .cloned()
-        .unwrap_or_default();
+    let limits = resources.get("limits").and_then(Value::as_object).cloned().unwrap_or_default();
     if !limits.is_empty() {
         let requests = ensure(resources, "requests");
         for (name, quantity) in &all_requests {
             if matches!(name.as_str(), "cpu" | "memory") {
-                requests
-                    .entry(name.clone())
-                    .or_insert_with(|| quantity.to_string().into());
+                requests.entry(name.clone()).or_insert_with(|| quantity.to_string().into());
             }
         }
         for (name, value) in &limits {
             if supported(name) {
-                requests
-                    .entry(name.clone())
-                    .or_insert_with(|| value.clone());
+                requests.entry(name.clone()).or_insert_with(|| value.clone());
             }
         }
         if requests.is_empty() {
@@ -348,9 +305,7 @@ fn pod_level_resources(spec: &mut Object) {
     } else if has_requests {
         for (name, quantity) in &all_limits {
             if matches!(name.as_str(), "cpu" | "memory") && limited_everywhere.contains(name) {
-                ensure(resources, "limits")
-                    .entry(name.clone())
-                    .or_insert_with(|| quantity.to_string().into());
+                ensure(resources, "limits").entry(name.clone()).or_insert_with(|| quantity.to_string().into());
             }
         }
     }
@@ -358,9 +313,7 @@ fn pod_level_resources(spec: &mut Object) {
 
 /// Whether an image's name means the tag `latest`: said, or because neither tag nor digest is.
 pub fn is_latest(image: &str) -> bool {
-    let (name, digest) = image
-        .split_once('@')
-        .map_or((image, None), |(name, digest)| (name, Some(digest)));
+    let (name, digest) = image.split_once('@').map_or((image, None), |(name, digest)| (name, Some(digest)));
     let start = name.rfind('/').map_or(0, |slash| slash + 1);
     let (name, tag) = match name.get(start..).and_then(|last| last.rfind(':')) {
         Some(colon) => {
@@ -369,19 +322,13 @@ pub fn is_latest(image: &str) -> bool {
         }
         None => (name, None),
     };
-    is_repository(name)
-        && tag.is_none_or(|tag| tag == "latest")
-        && (tag.is_some() || digest.is_none())
+    is_repository(name) && tag.is_none_or(|tag| tag == "latest") && (tag.is_some() || digest.is_none())
 }
 
 /// A registry's host, where one is named, and path components in lower case.
 fn is_repository(name: &str) -> bool {
     let path = match name.split_once('/') {
-        Some((host, path))
-            if host.contains(['.', ':']) || host == "localhost" || host.to_lowercase() != host =>
-        {
-            path
-        }
+        Some((host, path)) if host.contains(['.', ':']) || host == "localhost" || host.to_lowercase() != host => path,
         _ => name,
     };
     let component = |part: &str| {
@@ -389,12 +336,8 @@ fn is_repository(name: &str) -> bool {
         let word = |c: &u8| c.is_ascii_lowercase() || c.is_ascii_digit();
         bytes.first().is_some_and(word)
             && bytes.last().is_some_and(word)
-            && bytes
-                .iter()
-                .all(|c| word(c) || matches!(c, b'.' | b'_' | b'-'))
-            && !["..", "___", "._", "_.", ".-", "-.", "_-", "-_"]
-                .iter()
-                .any(|run| part.contains(run))
+            && bytes.iter().all(|c| word(c) || matches!(c, b'.' | b'_' | b'-'))
+            && !["..", "___", "._", "_.", ".-", "-.", "_-", "-_"].iter().any(|run| part.contains(run))
     };
     let is_digest = name.len() == 64 && name.bytes().all(|c| c.is_ascii_hexdigit());
     !is_digest && path.split('/').all(component)
@@ -406,23 +349,10 @@ mod tests {
 
     #[test]
     fn tags() {
-        for image in [
-            "x",
-            "a/b:latest",
-            "localhost:5000/a/b",
-            "Registry/a",
-            "x:latest@sha256:00",
-        ] {
+        for image in ["x", "a/b:latest", "localhost:5000/a/b", "Registry/a", "x:latest@sha256:00"] {
             assert!(is_latest(image), "{image}");
         }
-        for image in [
-            "",
-            "x:1",
-            "x@sha256:00",
-            "localhost:5000/a:v1",
-            "Bad_Image",
-            "a//b",
-        ] {
+        for image in ["", "x:1", "x@sha256:00", "localhost:5000/a:v1", "Bad_Image", "a//b"] {
             assert!(!is_latest(image), "{image}");
         }
     }

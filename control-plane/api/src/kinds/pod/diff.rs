@@ -30,50 +30,29 @@ impl<'t> Matcher<'t> {
     }
 
     fn equal(&self, i: usize, j: usize) -> bool {
-        self.a
-            .get(i)
-            .is_some_and(|line| self.b.get(j) == Some(line))
+        self.a.get(i).is_some_and(|line| self.b.get(j) == Some(line))
     }
 
     /// The longest block equal in both, the first of several.
     fn longest(&self, a: std::ops::Range<usize>, b: std::ops::Range<usize>) -> Block {
-        let mut best = Block {
-            a: a.start,
-            b: b.start,
-            len: 0,
-        };
+        let mut best = Block { a: a.start, b: b.start, len: 0 };
         let mut lengths: HashMap<usize, usize> = HashMap::new();
         for i in a.clone() {
             let mut next = HashMap::new();
             let places = self.a.get(i).and_then(|line| self.positions.get(line));
             for &j in places.into_iter().flatten().filter(|j| b.contains(j)) {
-                let len = j
-                    .checked_sub(1)
-                    .and_then(|before| lengths.get(&before))
-                    .copied()
-                    .unwrap_or(0)
-                    + 1;
+                let len = j.checked_sub(1).and_then(|before| lengths.get(&before)).copied().unwrap_or(0) + 1;
                 next.insert(j, len);
                 if len > best.len {
-                    best = Block {
-                        a: i + 1 - len,
-                        b: j + 1 - len,
-                        len,
-                    };
+                    best = Block { a: i + 1 - len, b: j + 1 - len, len };
                 }
             }
             lengths = next;
         }
         while best.a > a.start && best.b > b.start && self.equal(best.a - 1, best.b - 1) {
-            best = Block {
-                a: best.a - 1,
-                b: best.b - 1,
-                len: best.len + 1,
-            };
+            best = Block { a: best.a - 1, b: best.b - 1, len: best.len + 1 };
         }
-        while best.a + best.len < a.end
-            && best.b + best.len < b.end
-            && self.equal(best.a + best.len, best.b + best.len)
+        while best.a + best.len < a.end && best.b + best.len < b.end && self.equal(best.a + best.len, best.b + best.len)
         {
             best.len += 1;
         }
@@ -97,17 +76,11 @@ impl<'t> Matcher<'t> {
         let mut joined: Vec<Block> = Vec::new();
         for block in found {
             match joined.last_mut() {
-                Some(last) if last.a + last.len == block.a && last.b + last.len == block.b => {
-                    last.len += block.len
-                }
+                Some(last) if last.a + last.len == block.a && last.b + last.len == block.b => last.len += block.len,
                 _ => joined.push(block),
             }
         }
-        joined.push(Block {
-            a: self.a.len(),
-            b: self.b.len(),
-            len: 0,
-        });
+        joined.push(Block { a: self.a.len(), b: self.b.len(), len: 0 });
         joined
     }
 }
@@ -126,19 +99,11 @@ fn steps(blocks: &[Block]) -> Vec<Step> {
     let mut steps = Vec::new();
     for block in blocks {
         if i < block.a || j < block.b {
-            steps.push(Step {
-                equal: false,
-                a: i..block.a,
-                b: j..block.b,
-            });
+            steps.push(Step { equal: false, a: i..block.a, b: j..block.b });
         }
         (i, j) = (block.a + block.len, block.b + block.len);
         if block.len > 0 {
-            steps.push(Step {
-                equal: true,
-                a: block.a..i,
-                b: block.b..j,
-            });
+            steps.push(Step { equal: true, a: block.a..i, b: block.b..j });
         }
     }
     steps
@@ -191,11 +156,7 @@ pub fn unified(a: &str, b: &str) -> String {
             continue;
         };
         let (whole_a, whole_b) = (first.a.start..last.a.end, first.b.start..last.b.end);
-        out.push_str(&format!(
-            "@@ -{} +{} @@\n",
-            range(&whole_a),
-            range(&whole_b)
-        ));
+        out.push_str(&format!("@@ -{} +{} @@\n", range(&whole_a), range(&whole_b)));
         for step in &group {
             let mut lines = |sign: char, lines: Option<&[&str]>| {
                 for line in lines.into_iter().flatten() {

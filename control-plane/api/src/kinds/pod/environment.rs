@@ -41,11 +41,7 @@ fn value_from(variable: &Field<'_>, errors: &mut FieldErrors) {
         field
     };
     let (field, resource) = (source("fieldRef"), source("resourceFieldRef"));
-    let (config_map, secret, file) = (
-        source("configMapKeyRef"),
-        source("secretKeyRef"),
-        source("fileKeyRef"),
-    );
+    let (config_map, secret, file) = (source("configMapKeyRef"), source("secretKeyRef"), source("fileKeyRef"));
     if field.is_set() {
         field_selector(&field, ENV_FIELDS, errors);
     }
@@ -75,17 +71,9 @@ fn value_from(variable: &Field<'_>, errors: &mut FieldErrors) {
                       `fileKeyRef`";
         errors.invalid_str(from.path(), "", detail);
     } else if !variable.child("value").is_empty() {
-        errors.invalid_str(
-            from.path(),
-            "",
-            "may not be specified when `value` is not empty",
-        );
+        errors.invalid_str(from.path(), "", "may not be specified when `value` is not empty");
     } else if count > 1 {
-        errors.invalid_str(
-            from.path(),
-            "",
-            "may not have more than one field specified at a time",
-        );
+        errors.invalid_str(from.path(), "", "may not have more than one field specified at a time");
     }
 }
 
@@ -116,41 +104,26 @@ pub fn field_selector(field: &Field<'_>, supported: &[&str], errors: &mut FieldE
             return;
         }
     }
-    let mut fail =
-        |detail: String| errors.invalid(&path, format!("error converting fieldPath: {detail}"));
+    let mut fail = |detail: String| errors.invalid(&path, format!("error converting fieldPath: {detail}"));
     if version.str() != "v1" {
         fail(format!("unsupported pod version: {}", version.str()));
         return;
     }
-    let subscript = path
-        .str()
-        .strip_suffix("']")
-        .and_then(|text| text.split_once("['"));
+    let subscript = path.str().strip_suffix("']").and_then(|text| text.split_once("['"));
     let (name, subscript) = match subscript {
         Some((name, key)) if !name.is_empty() && !key.is_empty() => (name, Some(key)),
         _ => (path.str(), None),
     };
     match subscript {
         Some(_) if !matches!(name, "metadata.annotations" | "metadata.labels") => {
-            fail(format!(
-                "field label does not support subscript: {}",
-                path.str()
-            ));
+            fail(format!("field label does not support subscript: {}", path.str()));
         }
         Some(key) if name == "metadata.annotations" => {
-            errors.invalid_all(
-                field.path(),
-                &key.to_lowercase(),
-                names::is_qualified_name(&key.to_lowercase()),
-            );
+            errors.invalid_all(field.path(), &key.to_lowercase(), names::is_qualified_name(&key.to_lowercase()));
         }
         Some(key) => errors.invalid_all(field.path(), key, names::is_qualified_name(key)),
         None => {
-            let name = if name == "spec.host" {
-                "spec.nodeName"
-            } else {
-                name
-            };
+            let name = if name == "spec.host" { "spec.nodeName" } else { name };
             if !FIELDS.contains(&name) {
                 fail(format!("field label not supported: {name}"));
             } else if !supported.contains(&name) {
@@ -187,25 +160,17 @@ pub fn resource_selector(field: &Field<'_>, volume: bool, errors: &mut FieldErro
         return;
     }
     let told = value.to_string();
-    let sizes = [
-        "1", "1k", "1M", "1G", "1T", "1P", "1E", "1Ki", "1Mi", "1Gi", "1Ti", "1Pi", "1Ei",
-    ];
+    let sizes = ["1", "1k", "1M", "1G", "1T", "1P", "1E", "1Ki", "1Mi", "1Gi", "1Ti", "1Pi", "1Ei"];
     let (allowed, list, what): (&[&str], _, _) = match name {
         "limits.cpu" | "requests.cpu" => (&["1m", "1"], "1m and 1", "cpu"),
         _ => {
             let what = match name {
                 "limits.memory" | "requests.memory" => "memory",
-                "limits.ephemeral-storage" | "requests.ephemeral-storage" => {
-                    "local ephemeral storage"
-                }
+                "limits.ephemeral-storage" | "requests.ephemeral-storage" => "local ephemeral storage",
                 _ if huge => "hugepages",
                 _ => return,
             };
-            (
-                &sizes,
-                "1, 1k, 1M, 1G, 1T, 1P, 1E, 1Ki, 1Mi, 1Gi, 1Ti, 1Pi, 1Ei",
-                what,
-            )
+            (&sizes, "1, 1k, 1M, 1G, 1T, 1P, 1E, 1Ki, 1Mi, 1Gi, 1Ti, 1Pi, 1Ei", what)
         }
     };
     if !allowed.contains(&told.as_str()) {
@@ -218,11 +183,7 @@ pub fn sources(list: &Field<'_>, errors: &mut FieldErrors) {
     for source in list.items() {
         let prefix = source.child("prefix");
         if !prefix.is_empty() {
-            errors.invalid_all(
-                prefix.path(),
-                prefix.str(),
-                names::is_env_name(prefix.str()),
-            );
+            errors.invalid_all(prefix.path(), prefix.str(), names::is_env_name(prefix.str()));
         }
         let mut count = 0;
         for kind in ["configMapRef", "secretRef"] {
@@ -235,26 +196,14 @@ pub fn sources(list: &Field<'_>, errors: &mut FieldErrors) {
             if name.is_empty() {
                 errors.required(name.path(), "");
             } else {
-                errors.invalid_all(
-                    name.path(),
-                    name.str(),
-                    names::dns_subdomain(name.str(), true),
-                );
+                errors.invalid_all(name.path(), name.str(), names::dns_subdomain(name.str(), true));
             }
         }
         // The reference tells both at the list.
         if count == 0 {
-            errors.invalid_str(
-                list.path(),
-                "",
-                "must specify one of: `configMapRef` or `secretRef`",
-            );
+            errors.invalid_str(list.path(), "", "must specify one of: `configMapRef` or `secretRef`");
         } else if count > 1 {
-            errors.invalid_str(
-                list.path(),
-                "",
-                "may not have more than one field specified at a time",
-            );
+            errors.invalid_str(list.path(), "", "may not have more than one field specified at a time");
         }
     }
 }

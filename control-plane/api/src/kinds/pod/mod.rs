@@ -32,36 +32,12 @@ pub static KIND: Kind = Kind {
     scope: Scope::Namespaced,
     verbs: ALL_VERBS,
     subresources: &[
-        Subresource {
-            name: "attach",
-            object: Some(("", "v1", "PodAttachOptions")),
-            verbs: &["create", "get"],
-        },
-        Subresource {
-            name: "binding",
-            object: Some(("", "v1", "Binding")),
-            verbs: &["create"],
-        },
-        Subresource {
-            name: "ephemeralcontainers",
-            object: None,
-            verbs: &["get", "patch", "update"],
-        },
-        Subresource {
-            name: "eviction",
-            object: Some(("policy", "v1", "Eviction")),
-            verbs: &["create"],
-        },
-        Subresource {
-            name: "exec",
-            object: Some(("", "v1", "PodExecOptions")),
-            verbs: &["create", "get"],
-        },
-        Subresource {
-            name: "log",
-            object: None,
-            verbs: &["get"],
-        },
+        Subresource { name: "attach", object: Some(("", "v1", "PodAttachOptions")), verbs: &["create", "get"] },
+        Subresource { name: "binding", object: Some(("", "v1", "Binding")), verbs: &["create"] },
+        Subresource { name: "ephemeralcontainers", object: None, verbs: &["get", "patch", "update"] },
+        Subresource { name: "eviction", object: Some(("policy", "v1", "Eviction")), verbs: &["create"] },
+        Subresource { name: "exec", object: Some(("", "v1", "PodExecOptions")), verbs: &["create", "get"] },
+        Subresource { name: "log", object: None, verbs: &["get"] },
         Subresource {
             name: "portforward",
             object: Some(("", "v1", "PodPortForwardOptions")),
@@ -72,16 +48,8 @@ pub static KIND: Kind = Kind {
             object: Some(("", "v1", "PodProxyOptions")),
             verbs: &["create", "delete", "get", "patch", "update"],
         },
-        Subresource {
-            name: "resize",
-            object: None,
-            verbs: &["get", "patch", "update"],
-        },
-        Subresource {
-            name: "status",
-            object: None,
-            verbs: &["get", "patch", "update"],
-        },
+        Subresource { name: "resize", object: None, verbs: &["get", "patch", "update"] },
+        Subresource { name: "status", object: None, verbs: &["get", "patch", "update"] },
     ],
     schema: "io.k8s.api.core.v1.Pod",
     selectable_fields: &[
@@ -92,10 +60,7 @@ pub static KIND: Kind = Kind {
         field!("spec.hostNetwork"),
         field!("status.phase"),
         field!("status.podIP"),
-        SelectableField {
-            path: "status.podIPs",
-            get: pod_ips,
-        },
+        SelectableField { path: "status.podIPs", get: pod_ips },
         field!("status.nominatedNodeName"),
     ],
     columns: &[
@@ -106,62 +71,14 @@ pub static KIND: Kind = Kind {
             description: "Name must be unique within its scope. It cannot be changed.",
             priority: 0,
         },
-        Column {
-            name: "Ready",
-            kind: "string",
-            format: "",
-            description: "How many are ready.",
-            priority: 0,
-        },
-        Column {
-            name: "Status",
-            kind: "string",
-            format: "",
-            description: "The state of the object.",
-            priority: 0,
-        },
-        Column {
-            name: "Restarts",
-            kind: "string",
-            format: "",
-            description: "",
-            priority: 0,
-        },
-        Column {
-            name: "Age",
-            kind: "string",
-            format: "",
-            description: "Time since the object was made.",
-            priority: 0,
-        },
-        Column {
-            name: "IP",
-            kind: "string",
-            format: "",
-            description: "",
-            priority: 1,
-        },
-        Column {
-            name: "Node",
-            kind: "string",
-            format: "",
-            description: "",
-            priority: 1,
-        },
-        Column {
-            name: "Nominated Node",
-            kind: "string",
-            format: "",
-            description: "",
-            priority: 1,
-        },
-        Column {
-            name: "Readiness Gates",
-            kind: "string",
-            format: "",
-            description: "",
-            priority: 1,
-        },
+        Column { name: "Ready", kind: "string", format: "", description: "How many are ready.", priority: 0 },
+        Column { name: "Status", kind: "string", format: "", description: "The state of the object.", priority: 0 },
+        Column { name: "Restarts", kind: "string", format: "", description: "", priority: 0 },
+        Column { name: "Age", kind: "string", format: "", description: "Time since the object was made.", priority: 0 },
+        Column { name: "IP", kind: "string", format: "", description: "", priority: 1 },
+        Column { name: "Node", kind: "string", format: "", description: "", priority: 1 },
+        Column { name: "Nominated Node", kind: "string", format: "", description: "", priority: 1 },
+        Column { name: "Readiness Gates", kind: "string", format: "", description: "", priority: 1 },
     ],
     cells: cells::cells,
     name: names::dns_subdomain,
@@ -179,11 +96,7 @@ const STRATEGY: Strategy = Strategy {
     validate_update: update::validate,
     validate_status_update: update::validate_status,
     warnings: |new, old| {
-        if old.is_none() {
-            create_warnings(new)
-        } else {
-            Vec::new()
-        }
+        if old.is_none() { create_warnings(new) } else { Vec::new() }
     },
     grace_period,
     ..Strategy::PLAIN
@@ -192,10 +105,7 @@ const STRATEGY: Strategy = Strategy {
 fn prepare_create(pod: &mut Value) {
     edit::set_generation(pod, 1);
     let mut status = json!({"phase": "Pending", "qosClass": aggregate::qos_class(pod)});
-    let gated = pod
-        .pointer("/spec/schedulingGates")
-        .and_then(Value::as_array)
-        .is_some_and(|gates| !gates.is_empty());
+    let gated = pod.pointer("/spec/schedulingGates").and_then(Value::as_array).is_some_and(|gates| !gates.is_empty());
     if gated && let Some(map) = status.as_object_mut() {
         let condition = json!({
             "type": "PodScheduled",
@@ -244,11 +154,7 @@ fn merge_label_keys(pod: &mut Value) {
 }
 
 fn merge(term: &mut edit::Object, keys: &str, operator: &str, labels: &Value) {
-    let keys: Vec<Value> = term
-        .get(keys)
-        .and_then(Value::as_array)
-        .cloned()
-        .unwrap_or_default();
+    let keys: Vec<Value> = term.get(keys).and_then(Value::as_array).cloned().unwrap_or_default();
     let Some(selector) = edit::object(term, "labelSelector") else {
         return;
     };
@@ -256,9 +162,7 @@ fn merge(term: &mut edit::Object, keys: &str, operator: &str, labels: &Value) {
         let Some(value) = key.as_str().and_then(|key| labels.get(key)) else {
             continue;
         };
-        let list = selector
-            .entry("matchExpressions")
-            .or_insert_with(|| json!([]));
+        let list = selector.entry("matchExpressions").or_insert_with(|| json!([]));
         if let Some(list) = list.as_array_mut() {
             list.push(json!({"key": key, "operator": operator, "values": [value]}));
         }
@@ -283,16 +187,9 @@ fn create_warnings(pod: &Value) -> Vec<String> {
 
 /// A pod that runs nowhere, or no longer, goes at once.
 fn grace_period(pod: &Value, asked: Option<i64>) -> Option<i64> {
-    let own = pod
-        .pointer("/spec/terminationGracePeriodSeconds")
-        .and_then(Value::as_i64);
-    let text = |path| {
-        pod.pointer(path)
-            .and_then(Value::as_str)
-            .unwrap_or_default()
-    };
-    if text("/spec/nodeName").is_empty() || matches!(text("/status/phase"), "Failed" | "Succeeded")
-    {
+    let own = pod.pointer("/spec/terminationGracePeriodSeconds").and_then(Value::as_i64);
+    let text = |path| pod.pointer(path).and_then(Value::as_str).unwrap_or_default();
+    if text("/spec/nodeName").is_empty() || matches!(text("/status/phase"), "Failed" | "Succeeded") {
         return Some(0);
     }
     let seconds = asked.or(own).unwrap_or(0);
@@ -302,10 +199,6 @@ fn grace_period(pod: &Value, asked: Option<i64>) -> Option<i64> {
 /// All addresses in one text, as the reference compares them.
 fn pod_ips(object: &Value) -> String {
     let ips = object.pointer("/status/podIPs").and_then(Value::as_array);
-    let ips: Vec<&str> = ips
-        .into_iter()
-        .flatten()
-        .filter_map(|entry| entry.get("ip")?.as_str())
-        .collect();
+    let ips: Vec<&str> = ips.into_iter().flatten().filter_map(|entry| entry.get("ip")?.as_str()).collect();
     ips.join(",")
 }

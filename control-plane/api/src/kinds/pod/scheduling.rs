@@ -43,11 +43,7 @@ pub fn tolerations(list: &Field<'_>, errors: &mut FieldErrors) {
 }
 
 pub fn taint_effect(effect: &Field<'_>, errors: &mut FieldErrors) {
-    one_of(
-        effect,
-        &["NoSchedule", "PreferNoSchedule", "NoExecute"],
-        errors,
-    );
+    one_of(effect, &["NoSchedule", "PreferNoSchedule", "NoExecute"], errors);
 }
 
 pub fn affinity(field: &Field<'_>, errors: &mut FieldErrors) {
@@ -56,25 +52,16 @@ pub fn affinity(field: &Field<'_>, errors: &mut FieldErrors) {
     if required.is_set() {
         node_selector(&required, errors);
     }
-    for term in node
-        .child("preferredDuringSchedulingIgnoredDuringExecution")
-        .items()
-    {
+    for term in node.child("preferredDuringSchedulingIgnoredDuringExecution").items() {
         weight(&term, errors);
         node_term(&term.child("preference"), true, errors);
     }
     for kind in ["podAffinity", "podAntiAffinity"] {
         let field = field.child(kind);
-        for term in field
-            .child("requiredDuringSchedulingIgnoredDuringExecution")
-            .items()
-        {
+        for term in field.child("requiredDuringSchedulingIgnoredDuringExecution").items() {
             pod_term(&term, errors);
         }
-        for term in field
-            .child("preferredDuringSchedulingIgnoredDuringExecution")
-            .items()
-        {
+        for term in field.child("preferredDuringSchedulingIgnoredDuringExecution").items() {
             weight(&term, errors);
             pod_term(&term.child("podAffinityTerm"), errors);
         }
@@ -93,9 +80,7 @@ fn node_selector(field: &Field<'_>, errors: &mut FieldErrors) {
     if terms.is_empty() {
         errors.required(terms.path(), "must have at least one node selector term");
     }
-    terms
-        .items()
-        .for_each(|term| node_term(&term, false, errors));
+    terms.items().for_each(|term| node_term(&term, false, errors));
 }
 
 /// Values of preferred terms are not looked at: they can only fail to match.
@@ -105,16 +90,12 @@ fn node_term(term: &Field<'_>, any_value: bool, errors: &mut FieldErrors) {
         match operator.str() {
             "In" | "NotIn" => {
                 if values.is_empty() {
-                    errors.required(
-                        values.path(),
-                        "must be specified when `operator` is 'In' or 'NotIn'",
-                    );
+                    errors.required(values.path(), "must be specified when `operator` is 'In' or 'NotIn'");
                 }
             }
             "Exists" | "DoesNotExist" => {
                 if !values.is_empty() {
-                    let detail =
-                        "may not be specified when `operator` is 'Exists' or 'DoesNotExist'";
+                    let detail = "may not be specified when `operator` is 'Exists' or 'DoesNotExist'";
                     errors.forbidden(values.path(), detail);
                 }
             }
@@ -130,11 +111,7 @@ fn node_term(term: &Field<'_>, any_value: bool, errors: &mut FieldErrors) {
         label_name(key.path(), key.str(), errors);
         if !any_value {
             for value in values.items() {
-                errors.invalid_all(
-                    value.path(),
-                    value.str(),
-                    names::is_label_value(value.str()),
-                );
+                errors.invalid_all(value.path(), value.str(), names::is_label_value(value.str()));
             }
         }
     }
@@ -152,11 +129,7 @@ fn node_term(term: &Field<'_>, any_value: bool, errors: &mut FieldErrors) {
         let key = requirement.child("key");
         if key.str() == "metadata.name" {
             for value in values.items() {
-                errors.invalid_all(
-                    value.path(),
-                    value.str(),
-                    names::is_dns_subdomain(value.str()),
-                );
+                errors.invalid_all(value.path(), value.str(), names::is_dns_subdomain(value.str()));
             }
         } else {
             errors.invalid_str(key.path(), key.str(), "not a valid field selector key");
@@ -172,38 +145,23 @@ fn pod_term(term: &Field<'_>, errors: &mut FieldErrors) {
         let path = term.path().child("namespace");
         errors.invalid_all(&path, namespace, names::is_dns_label(namespace));
     }
-    let (keys, others) = (
-        term.child("matchLabelKeys"),
-        term.child("mismatchLabelKeys"),
-    );
+    let (keys, others) = (term.child("matchLabelKeys"), term.child("mismatchLabelKeys"));
     for list in [&keys, &others] {
         if list.is_empty() {
         } else if selector.is_set() {
-            list.items()
-                .for_each(|key| label_name(key.path(), key.str(), errors));
+            list.items().for_each(|key| label_name(key.path(), key.str(), errors));
         } else {
-            errors.forbidden(
-                list.path(),
-                "must not be specified when labelSelector is not set",
-            );
+            errors.forbidden(list.path(), "must not be specified when labelSelector is not set");
         }
     }
     // The server itself has merged one requirement a key into the selector: a second one is the user's.
-    let mut seen: Vec<&str> = selector
-        .child("matchLabels")
-        .entries()
-        .map(|(key, _)| key)
-        .collect();
+    let mut seen: Vec<&str> = selector.child("matchLabels").entries().map(|(key, _)| key).collect();
     for requirement in selector.child("matchExpressions").items() {
         let key = requirement.child("key").str();
         if let Some(index) = keys.strings().position(|wanted| wanted == key)
             && seen.contains(&key)
         {
-            errors.invalid_str(
-                &term.path().index(index),
-                key,
-                "exists in both matchLabelKeys and labelSelector",
-            );
+            errors.invalid_str(&term.path().index(index), key, "exists in both matchLabelKeys and labelSelector");
         }
         seen.push(key);
     }
@@ -237,8 +195,7 @@ pub fn topology_spread(list: &Field<'_>, merged: bool, errors: &mut FieldErrors)
             errors.not_supported(action.path(), action.str(), &actions);
         }
         let same = |other: &&Field<'_>| {
-            other.child("topologyKey").str() == key.str()
-                && other.child("whenUnsatisfiable").str() == action.str()
+            other.child("topologyKey").str() == key.str() && other.child("whenUnsatisfiable").str() == action.str()
         };
         if all.iter().skip(i + 1).any(|other| same(&other)) {
             let path = one.path().child("{topologyKey, whenUnsatisfiable}");
@@ -250,10 +207,8 @@ pub fn topology_spread(list: &Field<'_>, merged: bool, errors: &mut FieldErrors)
                 errors.invalid(&domains, "must be greater than zero");
             }
             if action.str() != "DoNotSchedule" {
-                let detail = format!(
-                    "can only use minDomains if whenUnsatisfiable=DoNotSchedule, not {}",
-                    action.str()
-                );
+                let detail =
+                    format!("can only use minDomains if whenUnsatisfiable=DoNotSchedule, not {}", action.str());
                 errors.invalid(&domains, detail);
             }
         }
@@ -274,24 +229,13 @@ fn match_label_keys(one: &Field<'_>, merged: bool, errors: &mut FieldErrors) {
         return;
     }
     if !selector.is_set() {
-        errors.forbidden(
-            keys.path(),
-            "must not be specified when labelSelector is not set",
-        );
+        errors.forbidden(keys.path(), "must not be specified when labelSelector is not set");
     }
-    let in_labels = |key: &str| {
-        selector
-            .child("matchLabels")
-            .entries()
-            .any(|(label, _)| label == key)
-    };
+    let in_labels = |key: &str| selector.child("matchLabels").entries().any(|(label, _)| label == key);
     let expressions = selector.child("matchExpressions");
     for key in keys.items() {
         label_name(key.path(), key.str(), errors);
-        let count = expressions
-            .items()
-            .filter(|one| one.child("key").str() == key.str())
-            .count();
+        let count = expressions.items().filter(|one| one.child("key").str() == key.str()).count();
         let own = usize::from(merged);
         if in_labels(key.str()) || count > own {
             errors.invalid(&key, "exists in both matchLabelKeys and labelSelector");
@@ -317,11 +261,7 @@ pub fn taints(list: &Field<'_>, path: &Path, errors: &mut FieldErrors) {
     let mut seen: Vec<(&str, &str)> = Vec::new();
     let list = list.with_path(path.clone());
     for taint in list.items() {
-        let (key, value, effect) = (
-            taint.child("key"),
-            taint.child("value"),
-            taint.child("effect"),
-        );
+        let (key, value, effect) = (taint.child("key"), taint.child("value"), taint.child("effect"));
         label_name(key.path(), key.str(), errors);
         let wrong = names::is_label_value(value.str());
         if !wrong.is_empty() {
@@ -334,11 +274,7 @@ pub fn taints(list: &Field<'_>, path: &Path, errors: &mut FieldErrors) {
                 serde_json::Value::from(key.str()),
                 serde_json::Value::from(value.str()),
                 serde_json::Value::from(effect.str()),
-                taint
-                    .child("timeAdded")
-                    .value()
-                    .cloned()
-                    .unwrap_or_default(),
+                taint.child("timeAdded").value().cloned().unwrap_or_default(),
             );
             errors.duplicate_shown(taint.path(), &shown);
         } else {

@@ -18,10 +18,7 @@ pub fn all_containers<'v>(spec: &Field<'v>) -> impl Iterator<Item = Field<'v>> +
 }
 
 fn id(field: &Field<'_>, errors: &mut FieldErrors) {
-    if field
-        .opt_int()
-        .is_some_and(|id| !(0..=i64::from(i32::MAX)).contains(&id))
-    {
+    if field.opt_int().is_some_and(|id| !(0..=i64::from(i32::MAX)).contains(&id)) {
         errors.invalid(field, ID);
     }
 }
@@ -46,23 +43,11 @@ pub fn container(context: &Field<'_>, host_users: bool, errors: &mut FieldErrors
     if context.child("allowPrivilegeEscalation").opt_bool() == Some(false) {
         if context.child("privileged").bool() {
             let detail = "cannot set `allowPrivilegeEscalation` to false and `privileged` to true";
-            errors.invalid_shown(
-                context.path(),
-                &super::internal::container_security(context.value()),
-                detail,
-            );
+            errors.invalid_shown(context.path(), &super::internal::container_security(context.value()), detail);
         }
-        if context
-            .below(&["capabilities", "add"])
-            .strings()
-            .any(|name| name == "CAP_SYS_ADMIN")
-        {
+        if context.below(&["capabilities", "add"]).strings().any(|name| name == "CAP_SYS_ADMIN") {
             let detail = "cannot set `allowPrivilegeEscalation` to false and `capabilities.Add` CAP_SYS_ADMIN";
-            errors.invalid_shown(
-                context.path(),
-                &super::internal::container_security(context.value()),
-                detail,
-            );
+            errors.invalid_shown(context.path(), &super::internal::container_security(context.value()), detail);
         }
     }
     windows(&context.child("windowsOptions"), errors);
@@ -75,38 +60,19 @@ pub fn pod(spec: &Field<'_>, errors: &mut FieldErrors) {
     id(&context.child("fsGroup"), errors);
     id(&context.child("runAsUser"), errors);
     id(&context.child("runAsGroup"), errors);
-    context
-        .child("supplementalGroups")
-        .items()
-        .for_each(|group| id(&group, errors));
+    context.child("supplementalGroups").items().for_each(|group| id(&group, errors));
     let share = spec.child("shareProcessNamespace");
     if share.bool() && spec.child("hostPID").bool() {
         let path = context.path().child("shareProcessNamespace");
-        errors.invalid_shown(
-            &path,
-            "true",
-            "ShareProcessNamespace and HostPID cannot both be enabled",
-        );
+        errors.invalid_shown(&path, "true", "ShareProcessNamespace and HostPID cannot both be enabled");
     }
     sysctls(spec, &context.child("sysctls"), errors);
-    word(
-        &context.child("fsGroupChangePolicy"),
-        &["Always", "OnRootMismatch"],
-        errors,
-    );
+    word(&context.child("fsGroupChangePolicy"), &["Always", "OnRootMismatch"], errors);
     seccomp(&context.child("seccompProfile"), errors);
     windows(&context.child("windowsOptions"), errors);
     app_armor(&context.child("appArmorProfile"), errors);
-    word(
-        &context.child("supplementalGroupsPolicy"),
-        &["Merge", "Strict"],
-        errors,
-    );
-    word(
-        &context.child("seLinuxChangePolicy"),
-        &["MountOption", "Recursive"],
-        errors,
-    );
+    word(&context.child("supplementalGroupsPolicy"), &["Merge", "Strict"], errors);
+    word(&context.child("seLinuxChangePolicy"), &["MountOption", "Recursive"], errors);
 }
 
 fn word(field: &Field<'_>, words: &[&str], errors: &mut FieldErrors) {
@@ -135,10 +101,7 @@ fn sysctls(spec: &Field<'_>, list: &Field<'_>, errors: &mut FieldErrors) {
         if name.is_empty() {
             errors.required(name.path(), "");
         } else if !is_sysctl(name.str()) {
-            errors.invalid(
-                &name,
-                format!("must have at most 253 characters and match regex {SYSCTL}"),
-            );
+            errors.invalid(&name, format!("must have at most 253 characters and match regex {SYSCTL}"));
         } else if seen.contains(&name.str()) {
             errors.duplicate(name.path(), name.str());
         }
@@ -164,11 +127,7 @@ fn seccomp(profile: &Field<'_>, errors: &mut FieldErrors) {
     match kind.str() {
         "Localhost" | "RuntimeDefault" | "Unconfined" => {}
         "" => errors.required(kind.path(), "type is required when seccompProfile is set"),
-        other => errors.not_supported(
-            kind.path(),
-            other,
-            &["Localhost", "RuntimeDefault", "Unconfined"],
-        ),
+        other => errors.not_supported(kind.path(), other, &["Localhost", "RuntimeDefault", "Unconfined"]),
     }
     if kind.str() == "Localhost" {
         if local.is_set() {
@@ -180,11 +139,7 @@ fn seccomp(profile: &Field<'_>, errors: &mut FieldErrors) {
         let shown = ordered(profile.value(), &[])
             .replace("\"type\"", "\"Type\"")
             .replace("\"localhostProfile\"", "\"LocalhostProfile\"");
-        errors.invalid_shown(
-            local.path(),
-            &shown,
-            "can only be set when seccomp type is Localhost",
-        );
+        errors.invalid_shown(local.path(), &shown, "can only be set when seccomp type is Localhost");
     }
 }
 
@@ -198,9 +153,7 @@ fn app_armor(profile: &Field<'_>, errors: &mut FieldErrors) {
             let needed = "must be set when AppArmor type is Localhost";
             match local.opt_str() {
                 None => errors.required(local.path(), needed),
-                Some(text) if text.trim() != text => {
-                    errors.invalid(&local, "must not be padded with whitespace")
-                }
+                Some(text) if text.trim() != text => errors.invalid(&local, "must not be padded with whitespace"),
                 Some("") => errors.required(local.path(), needed),
                 Some(_) => {}
             }
@@ -214,11 +167,7 @@ fn app_armor(profile: &Field<'_>, errors: &mut FieldErrors) {
             }
         }
         "" => errors.required(kind.path(), "type is required when appArmorProfile is set"),
-        other => errors.not_supported(
-            kind.path(),
-            other,
-            &["Localhost", "RuntimeDefault", "Unconfined"],
-        ),
+        other => errors.not_supported(kind.path(), other, &["Localhost", "RuntimeDefault", "Unconfined"]),
     }
 }
 
@@ -244,35 +193,21 @@ fn windows(options: &Field<'_>, errors: &mut FieldErrors) {
         } else if text.chars().any(char::is_control) {
             errors.invalid(&user, "runAsUserName cannot contain control characters");
         } else if text.matches('\\').count() > 1 {
-            errors.invalid(
-                &user,
-                "runAsUserName cannot contain more than one backslash",
-            );
+            errors.invalid(&user, "runAsUserName cannot contain more than one backslash");
         } else {
             let (domain, name) = text.split_once('\\').unwrap_or(("", text));
             if domain.len() >= 256 {
-                errors.invalid(
-                    &user,
-                    "runAsUserName's Domain length must be under 256 characters",
-                );
+                errors.invalid(&user, "runAsUserName's Domain length must be under 256 characters");
             }
             if name.is_empty() {
                 errors.invalid(&user, "runAsUserName's User cannot be empty");
             } else if name.len() > 104 {
-                errors.invalid(
-                    &user,
-                    "runAsUserName's User length must not be longer than 104 characters",
-                );
+                errors.invalid(&user, "runAsUserName's User length must not be longer than 104 characters");
             }
             if !name.is_empty() && name.chars().all(|c| matches!(c, '.' | ' ')) {
-                errors.invalid(
-                    &user,
-                    "runAsUserName's User cannot contain only periods or spaces",
-                );
+                errors.invalid(&user, "runAsUserName's User cannot contain only periods or spaces");
             }
-            if name.contains([
-                '"', '/', '\\', ':', ';', '|', '=', ',', '+', '*', '?', '<', '>', '@', '[', ']',
-            ]) {
+            if name.contains(['"', '/', '\\', ':', ';', '|', '=', ',', '+', '*', '?', '<', '>', '@', '[', ']']) {
                 let detail = "runAsUserName's User cannot contain the following characters: \"/\\:;|=,+*?<>@[]";
                 errors.invalid(&user, detail);
             }
@@ -282,9 +217,7 @@ fn windows(options: &Field<'_>, errors: &mut FieldErrors) {
 
 /// Containers of the machine itself, as Windows has them: all or none, and on the machine's network.
 pub fn host_process(spec: &Field<'_>, errors: &mut FieldErrors) {
-    let of_pod = spec
-        .below(&["securityContext", "windowsOptions", "hostProcess"])
-        .opt_bool();
+    let of_pod = spec.below(&["securityContext", "windowsOptions", "hostProcess"]).opt_bool();
     let (mut all, mut host) = (0, 0);
     for container in all_containers(spec) {
         all += 1;
@@ -292,8 +225,7 @@ pub fn host_process(spec: &Field<'_>, errors: &mut FieldErrors) {
         if let (Some(pod), Some(own)) = (of_pod, field.opt_bool())
             && pod != own
         {
-            let detail =
-                format!("pod hostProcess value must be identical if both are specified, was {pod}");
+            let detail = format!("pod hostProcess value must be identical if both are specified, was {pod}");
             errors.invalid(&field, detail);
         }
         host += i32::from(field.opt_bool().or(of_pod) == Some(true));
@@ -316,16 +248,9 @@ pub fn host_users(spec: &Field<'_>, errors: &mut FieldErrors) {
     if spec.child("hostUsers").opt_bool() != Some(false) {
         return;
     }
-    for (field, told) in [
-        ("hostNetwork", "hostNetwork"),
-        ("hostPID", "HostPID"),
-        ("hostIPC", "HostIPC"),
-    ] {
+    for (field, told) in [("hostNetwork", "hostNetwork"), ("hostPID", "HostPID"), ("hostIPC", "HostIPC")] {
         if spec.child(field).bool() {
-            errors.forbidden(
-                &spec.path().child(told),
-                "when `pod.Spec.HostUsers` is false",
-            );
+            errors.forbidden(&spec.path().child(told), "when `pod.Spec.HostUsers` is false");
         }
     }
 }
@@ -342,9 +267,7 @@ pub fn operating_system(spec: &Field<'_>, errors: &mut FieldErrors) {
         "linux" => {
             let refusal = "windows options cannot be set for a linux pod";
             let contexts = std::iter::once(spec.child("securityContext"));
-            for context in contexts
-                .chain(all_containers(spec).map(|container| container.child("securityContext")))
-            {
+            for context in contexts.chain(all_containers(spec).map(|container| container.child("securityContext"))) {
                 if context.child("windowsOptions").is_set() {
                     errors.forbidden(context.child("windowsOptions").path(), refusal);
                 }
@@ -364,24 +287,10 @@ pub fn operating_system(spec: &Field<'_>, errors: &mut FieldErrors) {
             };
             forbid(&context, &["appArmorProfile", "seLinuxOptions"], errors);
             forbid(spec, &["hostUsers", "hostPID", "hostIPC"], errors);
-            forbid(
-                &context,
-                &[
-                    "seccompProfile",
-                    "fsGroup",
-                    "fsGroupChangePolicy",
-                    "sysctls",
-                ],
-                errors,
-            );
+            forbid(&context, &["seccompProfile", "fsGroup", "fsGroupChangePolicy", "sysctls"], errors);
             forbid(spec, &["shareProcessNamespace"], errors);
-            let rest = [
-                "runAsUser",
-                "runAsGroup",
-                "supplementalGroups",
-                "supplementalGroupsPolicy",
-                "seLinuxChangePolicy",
-            ];
+            let rest =
+                ["runAsUser", "runAsGroup", "supplementalGroups", "supplementalGroupsPolicy", "seLinuxChangePolicy"];
             forbid(&context, &rest, errors);
             for container in all_containers(spec) {
                 let fields = [
@@ -418,13 +327,8 @@ pub fn annotations(annotations: &Field<'_>, spec: &Field<'_>, errors: &mut Field
             errors.invalid_str(value.path(), name, "container not found");
         }
         let profile = value.str();
-        if !matches!(profile, "" | "runtime/default" | "unconfined")
-            && !profile.starts_with("localhost/")
-        {
-            let detail = format!(
-                "invalid AppArmor profile name: {}",
-                crate::validation::field::quote(profile)
-            );
+        if !matches!(profile, "" | "runtime/default" | "unconfined") && !profile.starts_with("localhost/") {
+            let detail = format!("invalid AppArmor profile name: {}", crate::validation::field::quote(profile));
             errors.invalid_str(value.path(), profile, detail);
         }
     }
@@ -457,31 +361,17 @@ pub fn annotations_match(annotations: &Field<'_>, spec: &Field<'_>, errors: &mut
         }
     };
     let context = spec.child("securityContext");
-    seccomp(
-        annotation(SECCOMP),
-        &context.child("seccompProfile"),
-        errors,
-    );
+    seccomp(annotation(SECCOMP), &context.child("seccompProfile"), errors);
     for container in all_containers(spec) {
         let key = format!("{CONTAINER_SECCOMP}{}", container.child("name").str());
-        seccomp(
-            annotation(&key),
-            &container.below(&["securityContext", "seccompProfile"]),
-            errors,
-        );
+        seccomp(annotation(&key), &container.below(&["securityContext", "seccompProfile"]), errors);
     }
     if spec.below(&["os", "name"]).str() == "windows" {
         return;
     }
     for container in all_containers(spec) {
         let own = container.below(&["securityContext", "appArmorProfile"]);
-        let profile = if own.is_set() {
-            own
-        } else {
-            context
-                .child("appArmorProfile")
-                .with_path(own.path().clone())
-        };
+        let profile = if own.is_set() { own } else { context.child("appArmorProfile").with_path(own.path().clone()) };
         let key = format!("{APP_ARMOR}{}", container.child("name").str());
         let Some(text) = annotation(&key).filter(|_| profile.is_set()) else {
             continue;
@@ -495,10 +385,7 @@ pub fn annotations_match(annotations: &Field<'_>, spec: &Field<'_>, errors: &mut
             }
         };
         if !plain {
-            errors.forbidden(
-                &profile.path().child("type"),
-                "apparmor type in annotation and field must match",
-            );
+            errors.forbidden(&profile.path().child("type"), "apparmor type in annotation and field must match");
         }
     }
 }
@@ -514,10 +401,7 @@ fn local_match(text: &str, profile: &Field<'_>, what: &str, errors: &mut FieldEr
             errors.forbidden(&profile.path().child("type"), detail);
         }
         Some(name) if local.opt_str() != Some(name) => {
-            errors.forbidden(
-                local.path(),
-                format!("{what} profile in annotation and field must match"),
-            );
+            errors.forbidden(local.path(), format!("{what} profile in annotation and field must match"));
         }
         Some(_) => {}
     }
@@ -532,16 +416,10 @@ pub fn annotation_updates(new: &Field<'_>, old: &Field<'_>, errors: &mut FieldEr
             continue;
         }
         if key.starts_with(APP_ARMOR) {
-            errors.forbidden(
-                &new.path().key(key),
-                "may not remove or update AppArmor annotations",
-            );
+            errors.forbidden(&new.path().key(key), "may not remove or update AppArmor annotations");
         }
         if key == mirror {
-            errors.forbidden(
-                &new.path().key(key),
-                "may not remove or update mirror pod annotation",
-            );
+            errors.forbidden(&new.path().key(key), "may not remove or update mirror pod annotation");
         }
     }
     for (key, after) in new.entries() {

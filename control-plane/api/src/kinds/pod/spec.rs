@@ -22,19 +22,11 @@ pub fn validate(spec: &Field<'_>, place: Place<'_>, errors: &mut FieldErrors) {
     if !grace.is_set() {
         errors.required(grace.path(), "");
     }
-    let pod_name = if let Place::Pod(name) = place {
-        name
-    } else {
-        ""
-    };
+    let pod_name = if let Place::Pod(name) = place { name } else { "" };
     let claims = spec.child("resourceClaims");
     let context = Context {
         volumes: volumes::volumes(&spec.child("volumes"), pod_name, errors),
-        claims: claims
-            .items()
-            .map(|claim| claim.child("name").str())
-            .filter(|name| !name.is_empty())
-            .collect(),
+        claims: claims.items().map(|claim| claim.child("name").str()).filter(|name| !name.is_empty()).collect(),
         grace_period: grace.opt_int(),
         restart_policy: spec.child("restartPolicy").str(),
         host_users: spec.child("hostUsers").opt_bool() != Some(false),
@@ -43,25 +35,11 @@ pub fn validate(spec: &Field<'_>, place: Place<'_>, errors: &mut FieldErrors) {
     let (regular, init) = (spec.child("containers"), spec.child("initContainers"));
     containers::containers(&regular, &context, errors);
     containers::init_containers(&init, &regular, &context, errors);
-    containers::ephemeral_containers(
-        &spec.child("ephemeralContainers"),
-        &regular,
-        &init,
-        &context,
-        errors,
-    );
+    containers::ephemeral_containers(&spec.child("ephemeralContainers"), &regular, &init, &context, errors);
     pod_resources(spec, &context, errors);
     host_network(spec, place, errors);
-    one_of(
-        &spec.child("restartPolicy"),
-        &["Always", "OnFailure", "Never"],
-        errors,
-    );
-    one_of(
-        &spec.child("dnsPolicy"),
-        &["ClusterFirstWithHostNet", "ClusterFirst", "Default", "None"],
-        errors,
-    );
+    one_of(&spec.child("restartPolicy"), &["Always", "OnFailure", "Never"], errors);
+    one_of(&spec.child("dnsPolicy"), &["ClusterFirstWithHostNet", "ClusterFirst", "Default", "None"], errors);
     metadata::labels(&spec.child("nodeSelector"), errors);
     security::pod(spec, errors);
     scheduling::affinity(&spec.child("affinity"), errors);
@@ -78,18 +56,11 @@ pub fn validate(spec: &Field<'_>, place: Place<'_>, errors: &mut FieldErrors) {
     for name in ["serviceAccountName", "nodeName"] {
         let field = spec.child(name);
         if !field.is_empty() {
-            errors.invalid_all(
-                field.path(),
-                field.str(),
-                names::is_dns_subdomain(field.str()),
-            );
+            errors.invalid_all(field.path(), field.str(), names::is_dns_subdomain(field.str()));
         }
     }
     let deadline = spec.child("activeDeadlineSeconds");
-    if deadline
-        .opt_int()
-        .is_some_and(|seconds| !(1..=i64::from(i32::MAX)).contains(&seconds))
-    {
+    if deadline.opt_int().is_some_and(|seconds| !(1..=i64::from(i32::MAX)).contains(&seconds)) {
         errors.invalid(&deadline, "must be between 1 and 2147483647, inclusive");
     }
     for name in ["hostname", "subdomain"] {
@@ -108,19 +79,11 @@ pub fn validate(spec: &Field<'_>, place: Place<'_>, errors: &mut FieldErrors) {
     }
     let class = spec.child("priorityClassName");
     if !class.is_empty() {
-        errors.invalid_all(
-            class.path(),
-            class.str(),
-            names::is_dns_subdomain(class.str()),
-        );
+        errors.invalid_all(class.path(), class.str(), names::is_dns_subdomain(class.str()));
     }
     let class = spec.child("runtimeClassName");
     if class.is_set() {
-        errors.invalid_all(
-            class.path(),
-            class.str(),
-            names::is_dns_subdomain(class.str()),
-        );
+        errors.invalid_all(class.path(), class.str(), names::is_dns_subdomain(class.str()));
     }
     let policy = spec.child("preemptionPolicy");
     if policy.is_set() {
@@ -134,12 +97,7 @@ pub fn validate(spec: &Field<'_>, place: Place<'_>, errors: &mut FieldErrors) {
 pub fn overhead(field: &Field<'_>, errors: &mut FieldErrors) {
     if let Some(list) = field.value() {
         let as_limits = serde_json::json!({"limits": list});
-        resources(
-            &Field::at(Some(&as_limits), field.path().clone()),
-            Holder::Container,
-            &[],
-            errors,
-        );
+        resources(&Field::at(Some(&as_limits), field.path().clone()), Holder::Container, &[], errors);
     }
 }
 
@@ -154,10 +112,7 @@ fn hostname_override(spec: &Field<'_>, errors: &mut FieldErrors) {
         errors.too_long(name.path(), 64);
     }
     if spec.child("setHostnameAsFQDN").bool() {
-        errors.forbidden(
-            name.path(),
-            "may not be set when `setHostnameAsFQDN` is true",
-        );
+        errors.forbidden(name.path(), "may not be set when `setHostnameAsFQDN` is true");
     }
     if spec.child("hostNetwork").bool() {
         errors.forbidden(name.path(), "may not be set when `hostNetwork` is true");
@@ -176,10 +131,7 @@ fn resource_claims(list: &Field<'_>, errors: &mut FieldErrors) {
             errors.invalid_all(name.path(), name.str(), names::is_dns_label(name.str()));
             seen.push(name.str());
         }
-        let (direct, template) = (
-            claim.child("resourceClaimName"),
-            claim.child("resourceClaimTemplateName"),
-        );
+        let (direct, template) = (claim.child("resourceClaimName"), claim.child("resourceClaimTemplateName"));
         let shown = || {
             let text = |field: &Field<'_>| field.value().cloned().unwrap_or_default().to_string();
             format!(
@@ -199,11 +151,7 @@ fn resource_claims(list: &Field<'_>, errors: &mut FieldErrors) {
         }
         for field in [&direct, &template] {
             if field.is_set() {
-                errors.invalid_all(
-                    field.path(),
-                    field.str(),
-                    names::is_dns_subdomain(field.str()),
-                );
+                errors.invalid_all(field.path(), field.str(), names::is_dns_subdomain(field.str()));
             }
         }
     }
@@ -216,26 +164,19 @@ fn pod_resources(spec: &Field<'_>, context: &Context<'_>, errors: &mut FieldErro
         return;
     }
     if field.child("claims").is_set() {
-        errors.forbidden(
-            field.child("claims").path(),
-            "claims cannot be set for Resources at pod-level",
-        );
+        errors.forbidden(field.child("claims").path(), "claims cannot be set for Resources at pod-level");
     }
     resources(&field, Holder::Pod, &context.claims, errors);
     let Some(map) = spec.value().and_then(serde_json::Value::as_object) else {
         return;
     };
-    let find = |list: &Field<'_>, name: &str| {
-        list.entries()
-            .find(|(key, _)| *key == name)
-            .map(|(_, value)| quantity(&value))
-    };
+    let find =
+        |list: &Field<'_>, name: &str| list.entries().find(|(key, _)| *key == name).map(|(_, value)| quantity(&value));
     let requests = field.child("requests");
     for (name, total) in super::aggregate::containers(map, "requests") {
         let requested = find(&requests, &name).unwrap_or_else(Quantity::default);
         if total > requested {
-            let detail =
-                format!("must be greater than or equal to aggregate container requests of {total}");
+            let detail = format!("must be greater than or equal to aggregate container requests of {total}");
             errors.invalid_str(&requests.path().key(&name), &requested.to_string(), detail);
         }
     }
@@ -246,12 +187,7 @@ fn pod_resources(spec: &Field<'_>, context: &Context<'_>, errors: &mut FieldErro
             };
             let limit = quantity(&limit);
             if limit > most {
-                let path = field
-                    .path()
-                    .child("containers")
-                    .index(i)
-                    .key(name)
-                    .child("limits");
+                let path = field.path().child("containers").index(i).key(name).child("limits");
                 let detail = format!("must be less than or equal to pod limits of {most}");
                 errors.invalid_str(&path, &limit.to_string(), detail);
             }
@@ -280,17 +216,11 @@ fn dns(spec: &Field<'_>, errors: &mut FieldErrors) {
     let (servers, searches) = (config.child("nameservers"), config.child("searches"));
     if spec.child("dnsPolicy").str() == "None" {
         if !config.is_set() {
-            errors.required(
-                config.path(),
-                "must provide `dnsConfig` when `dnsPolicy` is None",
-            );
+            errors.required(config.path(), "must provide `dnsConfig` when `dnsPolicy` is None");
             return;
         }
         if servers.is_empty() {
-            errors.required(
-                servers.path(),
-                "must provide at least one DNS nameserver when `dnsPolicy` is None",
-            );
+            errors.required(servers.path(), "must provide at least one DNS nameserver when `dnsPolicy` is None");
             return;
         }
     }
@@ -303,23 +233,13 @@ fn dns(spec: &Field<'_>, errors: &mut FieldErrors) {
     if searches.len() > 32 {
         errors.invalid(&searches, "must not have more than 32 search paths");
     }
-    if searches
-        .strings()
-        .map(|search| search.len() + 1)
-        .sum::<usize>()
-        > 2049
-    {
-        let detail =
-            "must not have more than 2048 characters (including spaces) in the search list";
+    if searches.strings().map(|search| search.len() + 1).sum::<usize>() > 2049 {
+        let detail = "must not have more than 2048 characters (including spaces) in the search list";
         errors.invalid(&searches, detail);
     }
     for search in searches.items().filter(|search| search.str() != ".") {
         let name = search.str().strip_suffix('.').unwrap_or(search.str());
-        errors.invalid_all(
-            search.path(),
-            name,
-            names::is_dns_subdomain_with_underscore(name),
-        );
+        errors.invalid_all(search.path(), name, names::is_dns_subdomain_with_underscore(name));
     }
     for option in config.child("options").items() {
         if option.child("name").is_empty() {
@@ -339,15 +259,9 @@ pub fn annotations(annotations: &Field<'_>, spec: &Field<'_>, errors: &mut Field
     }
     let cost = "controller.kubernetes.io/pod-deletion-cost";
     if let Some(value) = annotation(cost) {
-        let canonical = value
-            .parse::<i32>()
-            .is_ok_and(|number| number.to_string() == value);
+        let canonical = value.parse::<i32>().is_ok_and(|number| number.to_string() == value);
         if !canonical {
-            errors.invalid_str(
-                &annotations.path().key(cost),
-                value,
-                "must be a 32bit integer",
-            );
+            errors.invalid_str(&annotations.path().key(cost), value, "must be a 32bit integer");
         }
     }
     security::annotations(annotations, spec, errors);
@@ -356,12 +270,8 @@ pub fn annotations(annotations: &Field<'_>, spec: &Field<'_>, errors: &mut Field
 /// A template; its errors in labels and annotations are told beside `metadata`, as the reference does.
 pub fn template(template: &Field<'_>, errors: &mut FieldErrors) {
     let meta = template.child("metadata");
-    let labels = meta
-        .child("labels")
-        .with_path(template.path().child("labels"));
-    let notes = meta
-        .child("annotations")
-        .with_path(template.path().child("annotations"));
+    let labels = meta.child("labels").with_path(template.path().child("labels"));
+    let notes = meta.child("annotations").with_path(template.path().child("annotations"));
     let spec = template.child("spec");
     metadata::labels(&labels, errors);
     metadata::annotations(&notes, errors);
@@ -370,9 +280,6 @@ pub fn template(template: &Field<'_>, errors: &mut FieldErrors) {
     security::annotations_match(&notes, &spec, errors);
     let ephemeral = spec.child("ephemeralContainers");
     if !ephemeral.is_empty() {
-        errors.forbidden(
-            ephemeral.path(),
-            "ephemeral containers not allowed in pod template",
-        );
+        errors.forbidden(ephemeral.path(), "ephemeral containers not allowed in pod template");
     }
 }

@@ -28,10 +28,7 @@ pub fn metadata_and_spec(pod: &Value, errors: &mut FieldErrors) {
             for source in volume.below(&["projected", "sources"]).items() {
                 let token = source.child("serviceAccountToken");
                 if token.is_set() {
-                    errors.forbidden(
-                        token.path(),
-                        "must not be specified when serviceAccountName is not set",
-                    );
+                    errors.forbidden(token.path(), "must not be specified when serviceAccountName is not set");
                 }
             }
         }
@@ -53,10 +50,7 @@ pub fn validate_create(pod: &Value, errors: &mut FieldErrors) {
     }
     let node = spec.child("nodeName");
     if !node.is_empty() && !spec.child("schedulingGates").is_empty() {
-        errors.forbidden(
-            node.path(),
-            "cannot be set until all schedulingGates have been cleared",
-        );
+        errors.forbidden(node.path(), "cannot be set until all schedulingGates have been cleared");
     }
     let annotations = Field::root(pod).below(&["metadata", "annotations"]);
     security::annotations_match(&annotations, &spec, errors);
@@ -90,10 +84,7 @@ pub fn validate(new: &Value, old: &Value, errors: &mut FieldErrors) {
             }
         }
     }
-    let (deadline, former) = (
-        spec.child("activeDeadlineSeconds"),
-        before.child("activeDeadlineSeconds"),
-    );
+    let (deadline, former) = (spec.child("activeDeadlineSeconds"), before.child("activeDeadlineSeconds"));
     match (deadline.opt_int(), former.opt_int()) {
         (Some(seconds), _) if !(0..=i64::from(i32::MAX)).contains(&seconds) => {
             errors.invalid(&deadline, "must be between 0 and 2147483647, inclusive");
@@ -103,10 +94,7 @@ pub fn validate(new: &Value, old: &Value, errors: &mut FieldErrors) {
             errors.invalid(&deadline, "must be less than or equal to previous value");
             return;
         }
-        (None, Some(_)) => errors.invalid(
-            &deadline,
-            "must not update from a positive integer to nil value",
-        ),
+        (None, Some(_)) => errors.invalid(&deadline, "must not update from a positive integer to nil value"),
         _ => {}
     }
     tolerations(&spec, &before, errors);
@@ -122,8 +110,7 @@ pub fn validate(new: &Value, old: &Value, errors: &mut FieldErrors) {
         let empty = Value::Null;
         let old_text = internal::pod_spec(before.value().unwrap_or(&empty));
         let difference = diff::unified(&old_text, &internal::pod_spec(&munged));
-        let detail =
-            format!("pod updates may not change fields other than {UPDATABLE}\n{difference}");
+        let detail = format!("pod updates may not change fields other than {UPDATABLE}\n{difference}");
         errors.forbidden(spec.path(), detail);
     }
 }
@@ -139,15 +126,8 @@ fn tolerations(spec: &Field<'_>, before: &Field<'_>, errors: &mut FieldErrors) {
         value
     };
     let now: Vec<Value> = list.items().map(|one| without_seconds(&one)).collect();
-    if before
-        .child("tolerations")
-        .items()
-        .any(|old| !now.contains(&without_seconds(&old)))
-    {
-        errors.forbidden(
-            list.path(),
-            "existing toleration can not be modified except its tolerationSeconds",
-        );
+    if before.child("tolerations").items().any(|old| !now.contains(&without_seconds(&old))) {
+        errors.forbidden(list.path(), "existing toleration can not be modified except its tolerationSeconds");
         return;
     }
     scheduling::tolerations(&list, errors);
@@ -158,14 +138,8 @@ fn gates(spec: &Field<'_>, before: &Field<'_>, errors: &mut FieldErrors) {
     let old = before.child("schedulingGates");
     for gate in spec.child("schedulingGates").items() {
         let name = gate.child("name");
-        if !old
-            .items()
-            .any(|gate| gate.child("name").str() == name.str())
-        {
-            let detail = format!(
-                "only deletion is allowed, but found new scheduling gate '{}'",
-                name.str()
-            );
+        if !old.items().any(|gate| gate.child("name").str() == name.str()) {
+            let detail = format!("only deletion is allowed, but found new scheduling gate '{}'", name.str());
             errors.forbidden(name.path(), detail);
         }
     }
@@ -178,15 +152,8 @@ fn munge(spec: &Field<'_>, before: &Field<'_>) -> Value {
         return munged;
     };
     for list in ["containers", "initContainers"] {
-        let images = before
-            .value()
-            .and_then(|old| old.get(list))
-            .and_then(Value::as_array);
-        let containers = map
-            .get_mut(list)
-            .and_then(Value::as_array_mut)
-            .into_iter()
-            .flatten();
+        let images = before.value().and_then(|old| old.get(list)).and_then(Value::as_array);
+        let containers = map.get_mut(list).and_then(Value::as_array_mut).into_iter().flatten();
         for (container, old) in containers.zip(images.into_iter().flatten()) {
             if let Some(container) = container.as_object_mut() {
                 edit::put(container, "image", old.get("image"));
@@ -198,9 +165,7 @@ fn munge(spec: &Field<'_>, before: &Field<'_>) -> Value {
         edit::put(map, key, old(key));
     }
     let grace = "terminationGracePeriodSeconds";
-    let was_negative = old(grace)
-        .and_then(Value::as_i64)
-        .is_some_and(|seconds| seconds < 0);
+    let was_negative = old(grace).and_then(Value::as_i64).is_some_and(|seconds| seconds < 0);
     if was_negative && map.get(grace).and_then(Value::as_i64) == Some(1) {
         edit::put(map, grace, old(grace));
     }
@@ -214,12 +179,9 @@ fn gated(munged: &mut Value, spec: &Field<'_>, before: &Field<'_>, errors: &mut 
     };
     let (selector, old_selector) = (spec.child("nodeSelector"), before.child("nodeSelector"));
     if selector.value() != old_selector.value() {
-        let same = |key: &str, value: &Field<'_>| {
-            selector.value().and_then(|map| map.get(key)) == value.value()
-        };
+        let same = |key: &str, value: &Field<'_>| selector.value().and_then(|map| map.get(key)) == value.value();
         if !old_selector.entries().all(|(key, value)| same(key, &value)) {
-            let detail =
-                "only additions to spec.nodeSelector are allowed (no mutations or deletions)";
+            let detail = "only additions to spec.nodeSelector are allowed (no mutations or deletions)";
             errors.invalid(&selector, detail);
         }
         edit::put(map, "nodeSelector", old_selector.value());
@@ -236,48 +198,30 @@ fn gated(munged: &mut Value, spec: &Field<'_>, before: &Field<'_>, errors: &mut 
             map.remove("affinity");
         }
     } else if old_affinity.is_set() {
-        map.insert(
-            "affinity".to_owned(),
-            serde_json::json!({"nodeAffinity": old_affinity.value()}),
-        );
+        map.insert("affinity".to_owned(), serde_json::json!({"nodeAffinity": old_affinity.value()}));
     }
 }
 
 fn node_affinity(new: &Field<'_>, old: &Field<'_>, errors: &mut FieldErrors) {
-    let terms = [
-        "requiredDuringSchedulingIgnoredDuringExecution",
-        "nodeSelectorTerms",
-    ];
+    let terms = ["requiredDuringSchedulingIgnoredDuringExecution", "nodeSelectorTerms"];
     let (new, old) = (new.below(&terms), old.below(&terms));
     if old.is_empty() {
         return;
     }
     if old.len() != new.len() {
-        errors.invalid(
-            &new,
-            "no additions/deletions to non-empty NodeSelectorTerms list are allowed",
-        );
+        errors.invalid(&new, "no additions/deletions to non-empty NodeSelectorTerms list are allowed");
         return;
     }
     for (term, before) in new.items().zip(old.items()) {
-        let empty = |term: &Field<'_>| {
-            term.child("matchExpressions").is_empty() && term.child("matchFields").is_empty()
-        };
+        let empty =
+            |term: &Field<'_>| term.child("matchExpressions").is_empty() && term.child("matchFields").is_empty();
         let grows = |name| {
             let (now, then) = (term.child(name), before.child(name));
-            now.len() >= then.len()
-                && now
-                    .items()
-                    .zip(then.items())
-                    .all(|(a, b)| a.value() == b.value())
+            now.len() >= then.len() && now.items().zip(then.items()).all(|(a, b)| a.value() == b.value())
         };
-        let only_additions =
-            (!empty(&before) || empty(&term)) && grows("matchExpressions") && grows("matchFields");
+        let only_additions = (!empty(&before) || empty(&term)) && grows("matchExpressions") && grows("matchFields");
         if !only_additions {
-            errors.invalid(
-                &term,
-                "only additions are allowed (no mutations or deletions)",
-            );
+            errors.invalid(&term, "only additions are allowed (no mutations or deletions)");
         }
     }
 }
@@ -293,23 +237,10 @@ pub fn prepare_status(new: &mut Value, old: &Value) {
         let status = edit::ensure(map, "status");
         let before = old.get("status");
         if edit::text(status, "qosClass").is_empty() {
-            edit::put(
-                status,
-                "qosClass",
-                before.and_then(|status| status.get("qosClass")),
-            );
+            edit::put(status, "qosClass", before.and_then(|status| status.get("qosClass")));
         }
-        if status
-            .get("observedGeneration")
-            .and_then(Value::as_i64)
-            .unwrap_or(0)
-            == 0
-        {
-            edit::put(
-                status,
-                "observedGeneration",
-                before.and_then(|status| status.get("observedGeneration")),
-            );
+        if status.get("observedGeneration").and_then(Value::as_i64).unwrap_or(0) == 0 {
+            edit::put(status, "observedGeneration", before.and_then(|status| status.get("observedGeneration")));
         }
         keep_observed(status, before);
     }
@@ -317,24 +248,12 @@ pub fn prepare_status(new: &mut Value, old: &Value) {
 
 /// Conditions keep the generation they were observed at unless a new one is told.
 fn keep_observed(status: &mut edit::Object, before: Option<&Value>) {
-    let old = before
-        .and_then(|status| status.get("conditions"))
-        .and_then(Value::as_array);
+    let old = before.and_then(|status| status.get("conditions")).and_then(Value::as_array);
     let mut old: Vec<&Value> = old.into_iter().flatten().collect();
     for condition in edit::objects(status, "conditions") {
-        let position = old
-            .iter()
-            .position(|other| other.get("type") == condition.get("type"));
-        let former = position
-            .map(|position| old.remove(position))
-            .and_then(|one| one.get("observedGeneration"));
-        if condition
-            .get("observedGeneration")
-            .and_then(Value::as_i64)
-            .unwrap_or(0)
-            == 0
-            && former.is_some()
-        {
+        let position = old.iter().position(|other| other.get("type") == condition.get("type"));
+        let former = position.map(|position| old.remove(position)).and_then(|one| one.get("observedGeneration"));
+        if condition.get("observedGeneration").and_then(Value::as_i64).unwrap_or(0) == 0 && former.is_some() {
             edit::put(condition, "observedGeneration", former);
         }
     }
@@ -344,27 +263,17 @@ pub fn validate_status(new: &Value, old: &Value, errors: &mut FieldErrors) {
     let annotations = |object| Field::root(object).below(&["metadata", "annotations"]);
     security::annotation_updates(&annotations(new), &annotations(old), errors);
     spec::annotations(&annotations(new), &spec_of(new), errors);
-    let (status, before) = (
-        Field::root(new).child("status"),
-        Field::root(old).child("status"),
-    );
+    let (status, before) = (Field::root(new).child("status"), Field::root(old).child("status"));
     for (i, condition) in status.child("conditions").items().enumerate() {
         let kind = condition.child("type").str();
         if !matches!(kind, "PodScheduled" | "Ready" | "Initialized") {
-            let path = Path::new("metadata")
-                .child("conditions")
-                .index(i)
-                .child("Type");
+            let path = Path::new("metadata").child("conditions").index(i).child("Type");
             errors.invalid_all(&path, kind, names::is_qualified_name(kind));
         }
     }
     let nominated = status.child("nominatedNodeName");
     if !nominated.is_empty() && nominated.value() != before.child("nominatedNodeName").value() {
-        errors.invalid_all(
-            nominated.path(),
-            nominated.str(),
-            names::is_dns_subdomain(nominated.str()),
-        );
+        errors.invalid_all(nominated.path(), nominated.str(), names::is_dns_subdomain(nominated.str()));
     }
     let qos = status.child("qosClass");
     if qos.value() != before.child("qosClass").value() {
@@ -381,15 +290,13 @@ pub fn validate_status(new: &Value, old: &Value, errors: &mut FieldErrors) {
             let failed = terminated.child("exitCode").int() != 0;
             let name = old.child("name").str();
             let is_sidecar = spec.child("initContainers").items().any(|container| {
-                container.child("name").str() == name
-                    && container.child("restartPolicy").str() == "Always"
+                container.child("name").str() == name && container.child("restartPolicy").str() == "Always"
             });
             if !terminated.is_set() || (failed && policy == "OnFailure") || is_sidecar {
                 continue;
             }
             for now in list.items() {
-                if now.child("name").str() == name && !now.below(&["state", "terminated"]).is_set()
-                {
+                if now.child("name").str() == name && !now.below(&["state", "terminated"]).is_set() {
                     let path = list.path().index(i).child("state");
                     errors.forbidden(&path, "may not be transitioned to non-terminated state");
                 }
@@ -414,16 +321,8 @@ fn claim_statuses(status: &Field<'_>, spec: &Field<'_>, errors: &mut FieldErrors
     let mut seen: Vec<&str> = Vec::new();
     for one in status.child("resourceClaimStatuses").items() {
         let name = one.child("name");
-        if !spec
-            .child("resourceClaims")
-            .items()
-            .any(|claim| claim.child("name").str() == name.str())
-        {
-            errors.invalid_str(
-                name.path(),
-                name.str(),
-                "must match the name of an entry in `spec.resourceClaims`",
-            );
+        if !spec.child("resourceClaims").items().any(|claim| claim.child("name").str() == name.str()) {
+            errors.invalid_str(name.path(), name.str(), "must match the name of an entry in `spec.resourceClaims`");
         }
         if seen.contains(&name.str()) {
             errors.duplicate(name.path(), name.str());
@@ -431,11 +330,7 @@ fn claim_statuses(status: &Field<'_>, spec: &Field<'_>, errors: &mut FieldErrors
         seen.push(name.str());
         let claim = one.child("resourceClaimName");
         if claim.is_set() {
-            errors.invalid_all(
-                name.path(),
-                claim.str(),
-                names::is_dns_subdomain(claim.str()),
-            );
+            errors.invalid_all(name.path(), claim.str(), names::is_dns_subdomain(claim.str()));
         }
     }
 }
@@ -476,14 +371,7 @@ pub fn prepare_ephemeral(new: &mut Value, old: &Value) {
 
 fn keep_all_but_spec(new: &mut Value, old: &Value) {
     keep(new, old, "status");
-    for key in [
-        "labels",
-        "annotations",
-        "finalizers",
-        "ownerReferences",
-        "deletionTimestamp",
-        "generation",
-    ] {
+    for key in ["labels", "annotations", "finalizers", "ownerReferences", "deletionTimestamp", "generation"] {
         keep_meta(new, old, key);
     }
 }
@@ -493,22 +381,12 @@ pub fn validate_ephemeral(new: &Value, old: &Value) -> FieldErrors {
     let mut errors = FieldErrors::default();
     metadata::validate_update(&super::KIND, new, old, &mut errors);
     metadata_and_spec(new, &mut errors);
-    if Field::root(old)
-        .below(&["metadata", "annotations"])
-        .entries()
-        .any(|(key, _)| key == MIRROR)
-    {
+    if Field::root(old).below(&["metadata", "annotations"]).entries().any(|(key, _)| key == MIRROR) {
         let mut only = FieldErrors::default();
-        only.forbidden(
-            &Path::new(""),
-            "static pods do not support ephemeral containers",
-        );
+        only.forbidden(&Path::new(""), "static pods do not support ephemeral containers");
         return only;
     }
-    let (list, before) = (
-        spec_of(new).child("ephemeralContainers"),
-        spec_of(old).child("ephemeralContainers"),
-    );
+    let (list, before) = (spec_of(new).child("ephemeralContainers"), spec_of(old).child("ephemeralContainers"));
     for container in before.items() {
         let name = container.child("name").str();
         let quoted = crate::validation::field::quote(name);
@@ -518,16 +396,9 @@ pub fn validate_ephemeral(new: &Value, old: &Value) -> FieldErrors {
                 errors.forbidden(list.path(), detail);
             }
             Some(now) if now.value() != container.value() => {
-                let text = |field: &Field<'_>| {
-                    field
-                        .value()
-                        .map(internal::ephemeral_container)
-                        .unwrap_or_default()
-                };
+                let text = |field: &Field<'_>| field.value().map(internal::ephemeral_container).unwrap_or_default();
                 let difference = diff::unified(&text(&container), &text(&now));
-                let detail = format!(
-                    "existing ephemeral containers {quoted} may not be changed\n{difference}"
-                );
+                let detail = format!("existing ephemeral containers {quoted} may not be changed\n{difference}");
                 errors.forbidden(list.path(), detail);
             }
             Some(_) => {}
@@ -540,24 +411,14 @@ pub fn validate_ephemeral(new: &Value, old: &Value) -> FieldErrors {
 pub fn prepare_resize(new: &mut Value, old: &Value) {
     let fresh = new.clone();
     let names = |object: &Value, list: &str| -> Vec<String> {
-        let list = object
-            .pointer(&format!("/spec/{list}"))
-            .and_then(Value::as_array);
+        let list = object.pointer(&format!("/spec/{list}")).and_then(Value::as_array);
         list.into_iter()
             .flatten()
-            .map(|one| {
-                one.get("name")
-                    .and_then(Value::as_str)
-                    .unwrap_or_default()
-                    .to_owned()
-            })
+            .map(|one| one.get("name").and_then(Value::as_str).unwrap_or_default().to_owned())
             .collect()
     };
     // Containers that came, went or moved are left for validation to refuse.
-    if ["containers", "initContainers"]
-        .iter()
-        .any(|list| names(&fresh, list) != names(old, list))
-    {
+    if ["containers", "initContainers"].iter().any(|list| names(&fresh, list) != names(old, list)) {
         return;
     }
     keep_all_but_spec(new, old);
@@ -565,9 +426,7 @@ pub fn prepare_resize(new: &mut Value, old: &Value) {
     if let Some(spec) = new.get_mut("spec").and_then(Value::as_object_mut) {
         edit::put(spec, "resources", fresh.pointer("/spec/resources"));
         for list in ["containers", "initContainers"] {
-            let asked = fresh
-                .pointer(&format!("/spec/{list}"))
-                .and_then(Value::as_array);
+            let asked = fresh.pointer(&format!("/spec/{list}")).and_then(Value::as_array);
             for (container, asked) in edit::objects(spec, list).zip(asked.into_iter().flatten()) {
                 edit::put(container, "resources", asked.get("resources"));
                 edit::put(container, "resizePolicy", asked.get("resizePolicy"));
@@ -587,11 +446,7 @@ pub fn validate_resize(new: &Value, old: &Value) -> FieldErrors {
         only.forbidden(&Path::new(""), detail);
         only
     };
-    if Field::root(old)
-        .below(&["metadata", "annotations"])
-        .entries()
-        .any(|(key, _)| key == MIRROR)
-    {
+    if Field::root(old).below(&["metadata", "annotations"]).entries().any(|(key, _)| key == MIRROR) {
         return refuse("static pods cannot be resized");
     }
     let (spec, before) = (spec_of(new), spec_of(old));
@@ -616,25 +471,16 @@ pub fn validate_resize(new: &Value, old: &Value) -> FieldErrors {
             }
             for kind in ["requests", "limits"] {
                 let (now, then) = (now.child(kind), then.child(kind));
-                let gone = then
-                    .entries()
-                    .any(|(name, _)| !now.entries().any(|(other, _)| other == name));
+                let gone = then.entries().any(|(name, _)| !now.entries().any(|(other, _)| other == name));
                 if gone {
                     errors.forbidden(now.path(), format!("resource {kind} cannot be removed"));
                 }
                 let other = |list: &Field<'_>| -> Vec<(String, String)> {
-                    let rest = list
-                        .entries()
-                        .filter(|(name, _)| !matches!(*name, "cpu" | "memory"));
-                    rest.map(|(name, value)| (name.to_owned(), quantity(&value).to_string()))
-                        .collect()
+                    let rest = list.entries().filter(|(name, _)| !matches!(*name, "cpu" | "memory"));
+                    rest.map(|(name, value)| (name.to_owned(), quantity(&value).to_string())).collect()
                 };
                 if other(&now) != other(&then) {
-                    let what = if is_sidecar {
-                        " resources for sidecar containers"
-                    } else {
-                        " resources"
-                    };
+                    let what = if is_sidecar { " resources for sidecar containers" } else { " resources" };
                     let detail = format!("only cpu and memory{what} are mutable");
                     errors.forbidden(spec.path(), detail);
                 }
@@ -647,29 +493,15 @@ pub fn validate_resize(new: &Value, old: &Value) -> FieldErrors {
 
 /// Puts a pod on a node; `Err` says why not.
 pub fn bind(pod: &mut Value, binding: &Value, now: &str) -> Result<(), String> {
-    let name = pod
-        .pointer("/metadata/name")
-        .and_then(Value::as_str)
-        .unwrap_or_default()
-        .to_owned();
+    let name = pod.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default().to_owned();
     if pod.pointer("/metadata/deletionTimestamp").is_some() {
-        return Err(format!(
-            "pod {name} is being deleted, cannot be assigned to a host"
-        ));
+        return Err(format!("pod {name} is being deleted, cannot be assigned to a host"));
     }
-    if let Some(node) = pod
-        .pointer("/spec/nodeName")
-        .and_then(Value::as_str)
-        .filter(|node| !node.is_empty())
-    {
+    if let Some(node) = pod.pointer("/spec/nodeName").and_then(Value::as_str).filter(|node| !node.is_empty()) {
         let node = crate::validation::field::quote(node);
         return Err(format!("pod {name} is already assigned to node {node}"));
     }
-    if pod
-        .pointer("/spec/schedulingGates")
-        .and_then(Value::as_array)
-        .is_some_and(|gates| !gates.is_empty())
-    {
+    if pod.pointer("/spec/schedulingGates").and_then(Value::as_array).is_some_and(|gates| !gates.is_empty()) {
         return Err(format!("pod {name} has non-empty .spec.schedulingGates"));
     }
     let Some(map) = pod.as_object_mut() else {
@@ -678,10 +510,7 @@ pub fn bind(pod: &mut Value, binding: &Value, now: &str) -> Result<(), String> {
     let node = binding.pointer("/target/name").cloned().unwrap_or_default();
     edit::ensure(map, "spec").insert("nodeName".to_owned(), node);
     for key in ["annotations", "labels"] {
-        let extra = binding
-            .get("metadata")
-            .and_then(|meta| meta.get(key))
-            .and_then(Value::as_object);
+        let extra = binding.get("metadata").and_then(|meta| meta.get(key)).and_then(Value::as_object);
         if let Some(extra) = extra.filter(|extra| !extra.is_empty()) {
             edit::ensure(edit::ensure(map, "metadata"), key).extend(extra.clone());
         }
@@ -690,14 +519,9 @@ pub fn bind(pod: &mut Value, binding: &Value, now: &str) -> Result<(), String> {
     let scheduled = serde_json::json!({
         "type": "PodScheduled", "status": "True", "lastProbeTime": null, "lastTransitionTime": now,
     });
-    let list = status
-        .entry("conditions")
-        .or_insert_with(|| serde_json::json!([]));
+    let list = status.entry("conditions").or_insert_with(|| serde_json::json!([]));
     if let Some(list) = list.as_array_mut() {
-        match list
-            .iter_mut()
-            .find(|one| one.get("type").and_then(Value::as_str) == Some("PodScheduled"))
-        {
+        match list.iter_mut().find(|one| one.get("type").and_then(Value::as_str) == Some("PodScheduled")) {
             Some(one) => *one = scheduled,
             None => list.push(scheduled),
         }

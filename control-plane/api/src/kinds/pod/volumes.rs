@@ -18,12 +18,8 @@ pub fn volumes<'v>(list: &Field<'v>, pod: &str, errors: &mut FieldErrors) -> Vol
     let mut valid = Volumes::new();
     let mut created: Vec<String> = Vec::new();
     if !pod.is_empty() {
-        let ephemeral = list
-            .items()
-            .filter(|volume| volume.child("ephemeral").is_set());
-        created = ephemeral
-            .map(|volume| format!("{pod}-{}", volume.child("name").str()))
-            .collect();
+        let ephemeral = list.items().filter(|volume| volume.child("ephemeral").is_set());
+        created = ephemeral.map(|volume| format!("{pod}-{}", volume.child("name").str())).collect();
     }
     for volume in list.items() {
         let mut wrong = FieldErrors::default();
@@ -44,10 +40,7 @@ pub fn volumes<'v>(list: &Field<'v>, pod: &str, errors: &mut FieldErrors) -> Vol
         }
         let claim = volume.below(&["persistentVolumeClaim", "claimName"]);
         if claim.is_set() && created.iter().any(|name| name == claim.str()) {
-            errors.invalid(
-                &claim,
-                "must not reference a PVC that gets created for an ephemeral volume",
-            );
+            errors.invalid(&claim, "must not reference a PVC that gets created for an ephemeral volume");
         }
     }
     valid
@@ -95,10 +88,7 @@ fn source(volume: &Field<'_>, pod: &str, errors: &mut FieldErrors) {
             continue;
         }
         if found && *name != "emptyDir" {
-            errors.forbidden(
-                &volume.path().child(told),
-                "may not specify more than 1 volume type",
-            );
+            errors.forbidden(&volume.path().child(told), "may not specify more than 1 volume type");
             continue;
         }
         found = true;
@@ -123,10 +113,7 @@ fn one(name: &str, source: &Field<'_>, volume: &Field<'_>, pod: &str, errors: &m
         "emptyDir" => {
             let limit = source.child("sizeLimit");
             if limit.is_set() && quantity(&limit).sign() < 0 {
-                errors.forbidden(
-                    limit.path(),
-                    "SizeLimit field must be a valid resource quantity",
-                );
+                errors.forbidden(limit.path(), "SizeLimit field must be a valid resource quantity");
             }
         }
         "hostPath" => {
@@ -137,16 +124,8 @@ fn one(name: &str, source: &Field<'_>, volume: &Field<'_>, pod: &str, errors: &m
             }
             no_backsteps(path.path(), path.str(), errors);
             let kind = source.child("type");
-            let supported = [
-                "",
-                "BlockDevice",
-                "CharDevice",
-                "Directory",
-                "DirectoryOrCreate",
-                "File",
-                "FileOrCreate",
-                "Socket",
-            ];
+            let supported =
+                ["", "BlockDevice", "CharDevice", "Directory", "DirectoryOrCreate", "File", "FileOrCreate", "Socket"];
             if kind.is_set() && !supported.contains(&kind.str()) {
                 errors.not_supported(kind.path(), kind.str(), &supported);
             }
@@ -168,18 +147,12 @@ fn one(name: &str, source: &Field<'_>, volume: &Field<'_>, pod: &str, errors: &m
         "secret" => {
             required(source, &["secretName"], errors);
             mode(&source.child("defaultMode"), errors);
-            source
-                .child("items")
-                .items()
-                .for_each(|item| key_to_path(&item, errors));
+            source.child("items").items().for_each(|item| key_to_path(&item, errors));
         }
         "configMap" => {
             required(source, &["name"], errors);
             mode(&source.child("defaultMode"), errors);
-            source
-                .child("items")
-                .items()
-                .for_each(|item| key_to_path(&item, errors));
+            source.child("items").items().for_each(|item| key_to_path(&item, errors));
         }
         "nfs" => {
             required(source, &["server", "path"], errors);
@@ -193,10 +166,7 @@ fn one(name: &str, source: &Field<'_>, volume: &Field<'_>, pod: &str, errors: &m
         "flocker" => {
             let (name, uuid) = (source.child("datasetName"), source.child("datasetUUID"));
             if name.is_empty() && uuid.is_empty() {
-                errors.required(
-                    source.path(),
-                    "one of datasetName and datasetUUID is required",
-                );
+                errors.required(source.path(), "one of datasetName and datasetUUID is required");
             }
             if !name.is_empty() && !uuid.is_empty() {
                 let detail = "datasetName and datasetUUID can not be specified simultaneously";
@@ -228,10 +198,7 @@ fn one(name: &str, source: &Field<'_>, volume: &Field<'_>, pod: &str, errors: &m
         "flexVolume" => {
             required(source, &["driver"], errors);
             for (key, option) in source.child("options").entries() {
-                let domain = format!(
-                    ".{}",
-                    key.split('/').next().unwrap_or_default().to_lowercase()
-                );
+                let domain = format!(".{}", key.split('/').next().unwrap_or_default().to_lowercase());
                 if domain.ends_with(".kubernetes.io") || domain.ends_with(".k8s.io") {
                     let detail = "kubernetes.io and k8s.io namespaces are reserved";
                     errors.invalid_str(option.path(), key, detail);
@@ -277,10 +244,7 @@ fn secret_ref(source: &Field<'_>, errors: &mut FieldErrors) {
 }
 
 pub fn mode(field: &Field<'_>, errors: &mut FieldErrors) {
-    if field
-        .opt_int()
-        .is_some_and(|mode| !(0..=0o777).contains(&mode))
-    {
+    if field.opt_int().is_some_and(|mode| !(0..=0o777).contains(&mode)) {
         errors.invalid(field, FILE_MODE);
     }
 }
@@ -322,13 +286,8 @@ fn downward_file(file: &Field<'_>, errors: &mut FieldErrors) {
     local_path(path.path(), path.str(), errors);
     let (field, resource) = (file.child("fieldRef"), file.child("resourceFieldRef"));
     if field.is_set() {
-        let supported = [
-            "metadata.annotations",
-            "metadata.labels",
-            "metadata.name",
-            "metadata.namespace",
-            "metadata.uid",
-        ];
+        let supported =
+            ["metadata.annotations", "metadata.labels", "metadata.name", "metadata.namespace", "metadata.uid"];
         field_selector(&field, &supported, errors);
         if resource.is_set() {
             let detail = "fieldRef and resourceFieldRef can not be specified simultaneously";
@@ -337,10 +296,7 @@ fn downward_file(file: &Field<'_>, errors: &mut FieldErrors) {
     } else if resource.is_set() {
         resource_selector(&resource, true, errors);
     } else {
-        errors.required(
-            file.path(),
-            "one of fieldRef and resourceFieldRef is required",
-        );
+        errors.required(file.path(), "one of fieldRef and resourceFieldRef is required");
     }
     mode(&file.child("mode"), errors);
 }
@@ -388,11 +344,7 @@ fn projected(source: &Field<'_>, errors: &mut FieldErrors) {
             count += 1;
             let seconds = part.child("expirationSeconds");
             if seconds.int() < 600 {
-                errors.invalid_int(
-                    seconds.path(),
-                    seconds.int(),
-                    "may not specify a duration less than 10 minutes",
-                );
+                errors.invalid_int(seconds.path(), seconds.int(), "may not specify a duration less than 10 minutes");
             }
             if seconds.int() > 1 << 32 {
                 let detail = "may not specify a duration larger than 2^32 seconds";
@@ -422,20 +374,13 @@ fn projected(source: &Field<'_>, errors: &mut FieldErrors) {
             count += 1;
         }
         if count > 1 {
-            errors.forbidden(
-                one.path(),
-                "may not specify more than 1 volume type per source",
-            );
+            errors.forbidden(one.path(), "may not specify more than 1 volume type per source");
         }
     }
 }
 
 fn trust_bundle(part: &Field<'_>, errors: &mut FieldErrors) {
-    let (name, signer, selector) = (
-        part.child("name"),
-        part.child("signerName"),
-        part.child("labelSelector"),
-    );
+    let (name, signer, selector) = (part.child("name"), part.child("signerName"), part.child("labelSelector"));
     match (name.is_set(), signer.is_set()) {
         (true, true) => errors.invalid(part, "only one of name and signerName may be used"),
         (true, false) => {
@@ -443,16 +388,10 @@ fn trust_bundle(part: &Field<'_>, errors: &mut FieldErrors) {
                 errors.required(name.path(), "must be a valid object name");
             }
             for message in names::is_dns_subdomain(name.str()) {
-                errors.invalid(
-                    &name,
-                    format!("not a valid clustertrustbundlename: {message}"),
-                );
+                errors.invalid(&name, format!("not a valid clustertrustbundlename: {message}"));
             }
             if selector.is_set() {
-                errors.invalid(
-                    &selector,
-                    "labelSelector must be unset if name is specified",
-                );
+                errors.invalid(&selector, "labelSelector must be unset if name is specified");
             }
         }
         (false, true) => {
@@ -461,9 +400,7 @@ fn trust_bundle(part: &Field<'_>, errors: &mut FieldErrors) {
             }
             label_selector(&selector, errors);
         }
-        (false, false) => {
-            errors.required(part.path(), "either name or signerName must be specified")
-        }
+        (false, false) => errors.required(part.path(), "either name or signerName must be specified"),
     }
     required(part, &["path"], errors);
     let path = part.child("path");
@@ -475,10 +412,7 @@ fn iscsi(source: &Field<'_>, volume: &Field<'_>, errors: &mut FieldErrors) {
     let iqn = source.child("iqn");
     if iqn.is_empty() {
         errors.required(iqn.path(), "");
-    } else if !["iqn", "eui", "naa"]
-        .iter()
-        .any(|prefix| iqn.str().starts_with(prefix))
-    {
+    } else if !["iqn", "eui", "naa"].iter().any(|prefix| iqn.str().starts_with(prefix)) {
         errors.invalid(&iqn, "must be valid format starting with iqn, eui, or naa");
     }
     let lun = source.child("lun");
@@ -490,9 +424,7 @@ fn iscsi(source: &Field<'_>, volume: &Field<'_>, errors: &mut FieldErrors) {
         errors.required(&source.path().child("secretRef"), "");
     }
     let name = volume.child("name");
-    if source.child("initiatorName").is_set()
-        && name.len() + 1 + source.child("targetPortal").len() > 64
-    {
+    if source.child("initiatorName").is_set() && name.len() + 1 + source.child("targetPortal").len() > 64 {
         let detail = "Total length of <volume name>:<iscsi.targetPortal> must be under 64 characters if \
                       iscsi.initiatorName is specified.";
         errors.invalid(&name, detail);
@@ -500,22 +432,12 @@ fn iscsi(source: &Field<'_>, volume: &Field<'_>, errors: &mut FieldErrors) {
 }
 
 fn fibre_channel(source: &Field<'_>, errors: &mut FieldErrors) {
-    let (targets, ids, lun) = (
-        source.child("targetWWNs"),
-        source.child("wwids"),
-        source.child("lun"),
-    );
+    let (targets, ids, lun) = (source.child("targetWWNs"), source.child("wwids"), source.child("lun"));
     if targets.is_empty() && ids.is_empty() {
-        errors.required(
-            targets.path(),
-            "must specify either targetWWNs or wwids, but not both",
-        );
+        errors.required(targets.path(), "must specify either targetWWNs or wwids, but not both");
     }
     if !targets.is_empty() && !ids.is_empty() {
-        errors.invalid(
-            &targets,
-            "targetWWNs and wwids can not be specified simultaneously",
-        );
+        errors.invalid(&targets, "targetWWNs and wwids can not be specified simultaneously");
     }
     if !targets.is_empty() {
         match lun.opt_int() {
@@ -559,11 +481,7 @@ fn csi(source: &Field<'_>, errors: &mut FieldErrors) {
     if driver.len() > 63 {
         errors.too_long(driver.path(), 63);
     }
-    errors.invalid_all(
-        driver.path(),
-        driver.str(),
-        names::is_dns_subdomain(&driver.str().to_lowercase()),
-    );
+    errors.invalid_all(driver.path(), driver.str(), names::is_dns_subdomain(&driver.str().to_lowercase()));
     let secret = source.child("nodePublishSecretRef");
     if secret.is_set() {
         let name = secret.child("name");
@@ -575,12 +493,7 @@ fn csi(source: &Field<'_>, errors: &mut FieldErrors) {
     }
 }
 
-const ACCESS_MODES: &[&str] = &[
-    "ReadOnlyMany",
-    "ReadWriteMany",
-    "ReadWriteOnce",
-    "ReadWriteOncePod",
-];
+const ACCESS_MODES: &[&str] = &["ReadOnlyMany", "ReadWriteMany", "ReadWriteOnce", "ReadWriteOncePod"];
 
 fn ephemeral(source: &Field<'_>, volume: &Field<'_>, pod: &str, errors: &mut FieldErrors) {
     let template = source.child("volumeClaimTemplate");
@@ -595,10 +508,7 @@ fn ephemeral(source: &Field<'_>, volume: &Field<'_>, pod: &str, errors: &mut Fie
                 errors.not_supported(modes.path(), mode.str(), ACCESS_MODES);
             }
         }
-        let storage = spec
-            .below(&["resources", "requests"])
-            .entries()
-            .find(|(name, _)| *name == "storage");
+        let storage = spec.below(&["resources", "requests"]).entries().find(|(name, _)| *name == "storage");
         match storage {
             None => errors.required(&spec.path().child("resources").key("storage"), ""),
             Some((_, size)) if quantity(&size).sign() <= 0 => {
@@ -609,11 +519,7 @@ fn ephemeral(source: &Field<'_>, volume: &Field<'_>, pod: &str, errors: &mut Fie
         }
         let class = spec.child("storageClassName");
         if !class.is_empty() {
-            errors.invalid_all(
-                class.path(),
-                class.str(),
-                names::is_dns_subdomain(class.str()),
-            );
+            errors.invalid_all(class.path(), class.str(), names::is_dns_subdomain(class.str()));
         }
     } else {
         errors.required(template.path(), "");
@@ -622,10 +528,7 @@ fn ephemeral(source: &Field<'_>, volume: &Field<'_>, pod: &str, errors: &mut Fie
     if !pod.is_empty() && !name.is_empty() {
         let claim = format!("{pod}-{}", name.str());
         for message in names::is_dns_subdomain(&claim) {
-            let detail = format!(
-                "PVC name {}: {message}",
-                crate::validation::field::quote(&claim)
-            );
+            let detail = format!("PVC name {}: {message}", crate::validation::field::quote(&claim));
             errors.invalid(&name, detail);
         }
     }

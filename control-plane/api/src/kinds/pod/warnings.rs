@@ -27,62 +27,20 @@ const ANNOTATIONS: &[(&str, &str)] = &[
         "scheduler.alpha.kubernetes.io/critical-pod",
         "non-functional in v1.16+; use the \"priorityClassName\" field instead",
     ),
-    (
-        "security.alpha.kubernetes.io/sysctls",
-        "non-functional in v1.11+; use the \"sysctls\" field instead",
-    ),
-    (
-        "security.alpha.kubernetes.io/unsafe-sysctls",
-        "non-functional in v1.11+; use the \"sysctls\" field instead",
-    ),
+    ("security.alpha.kubernetes.io/sysctls", "non-functional in v1.11+; use the \"sysctls\" field instead"),
+    ("security.alpha.kubernetes.io/unsafe-sysctls", "non-functional in v1.11+; use the \"sysctls\" field instead"),
 ];
 
 const VOLUMES: &[(&str, &str, &str)] = &[
-    (
-        "photonPersistentDisk",
-        "photonPersistentDisk",
-        "deprecated in v1.11, non-functional in v1.16+",
-    ),
-    (
-        "gitRepo",
-        "gitRepo",
-        "deprecated in v1.11, and disabled by default in v1.33+",
-    ),
-    (
-        "scaleIO",
-        "scaleIO",
-        "deprecated in v1.16, non-functional in v1.22+",
-    ),
-    (
-        "flocker",
-        "flocker",
-        "deprecated in v1.22, non-functional in v1.25+",
-    ),
-    (
-        "storageos",
-        "storageOS",
-        "deprecated in v1.22, non-functional in v1.25+",
-    ),
-    (
-        "quobyte",
-        "quobyte",
-        "deprecated in v1.22, non-functional in v1.25+",
-    ),
-    (
-        "glusterfs",
-        "glusterfs",
-        "deprecated in v1.25, non-functional in v1.26+",
-    ),
-    (
-        "cephfs",
-        "cephfs",
-        "deprecated in v1.28, non-functional in v1.31+",
-    ),
-    (
-        "rbd",
-        "rbd",
-        "deprecated in v1.28, non-functional in v1.31+",
-    ),
+    ("photonPersistentDisk", "photonPersistentDisk", "deprecated in v1.11, non-functional in v1.16+"),
+    ("gitRepo", "gitRepo", "deprecated in v1.11, and disabled by default in v1.33+"),
+    ("scaleIO", "scaleIO", "deprecated in v1.16, non-functional in v1.22+"),
+    ("flocker", "flocker", "deprecated in v1.22, non-functional in v1.25+"),
+    ("storageos", "storageOS", "deprecated in v1.22, non-functional in v1.25+"),
+    ("quobyte", "quobyte", "deprecated in v1.22, non-functional in v1.25+"),
+    ("glusterfs", "glusterfs", "deprecated in v1.25, non-functional in v1.26+"),
+    ("cephfs", "cephfs", "deprecated in v1.28, non-functional in v1.31+"),
+    ("rbd", "rbd", "deprecated in v1.28, non-functional in v1.31+"),
 ];
 
 /// Warnings for a pod or, at the template's path, for a template.
@@ -110,19 +68,14 @@ pub fn warnings(holder: &Field<'_>) -> Vec<String> {
     twice(&spec.child("imagePullSecrets"), "name", "name", &mut all);
     for secret in spec.child("imagePullSecrets").items() {
         if secret.child("name").is_empty() {
-            all.push(format!(
-                "{}: invalid empty name \"\"",
-                secret.child("name").path()
-            ));
+            all.push(format!("{}: invalid empty name \"\"", secret.child("name").path()));
         }
     }
     fractions(&spec.child("overhead"), &mut all);
     let seccomp = "seccomp.security.alpha.kubernetes.io/pod";
     if !spec.below(&["securityContext", "seccompProfile"]).is_set() && has(seccomp) {
         let path = annotations.path().key(seccomp);
-        all.push(format!(
-            "{path}: non-functional in v1.27+; use the \"seccompProfile\" field instead"
-        ));
+        all.push(format!("{path}: non-functional in v1.27+; use the \"seccompProfile\" field instead"));
     }
     let pod_armor = spec.below(&["securityContext", "appArmorProfile"]).is_set();
     for container in super::security::all_containers(&spec) {
@@ -131,16 +84,12 @@ pub fn warnings(holder: &Field<'_>) -> Vec<String> {
         let key = format!("container.seccomp.security.alpha.kubernetes.io/{name}");
         if !context.child("seccompProfile").is_set() && has(&key) {
             let path = annotations.path().key(&key);
-            all.push(format!(
-                "{path}: non-functional in v1.27+; use the \"seccompProfile\" field instead"
-            ));
+            all.push(format!("{path}: non-functional in v1.27+; use the \"seccompProfile\" field instead"));
         }
         let key = format!("container.apparmor.security.beta.kubernetes.io/{name}");
         if is_template && !pod_armor && !context.child("appArmorProfile").is_set() && has(&key) {
             let path = annotations.path().key(&key);
-            all.push(format!(
-                "{path}: deprecated since v1.30; use the \"appArmorProfile\" field instead"
-            ));
+            all.push(format!("{path}: deprecated since v1.30; use the \"appArmorProfile\" field instead"));
         }
         for list in ["limits", "requests"] {
             let list = container.below(&["resources", list]);
@@ -163,15 +112,9 @@ fn labels(spec: &Field<'_>, all: &mut Vec<String>) {
         }
     }
     let affinity = spec.below(&["affinity", "nodeAffinity"]);
-    let required = affinity.below(&[
-        "requiredDuringSchedulingIgnoredDuringExecution",
-        "nodeSelectorTerms",
-    ]);
+    let required = affinity.below(&["requiredDuringSchedulingIgnoredDuringExecution", "nodeSelectorTerms"]);
     let preferred = affinity.child("preferredDuringSchedulingIgnoredDuringExecution");
-    for term in required
-        .items()
-        .chain(preferred.items().map(|term| term.child("preference")))
-    {
+    for term in required.items().chain(preferred.items().map(|term| term.child("preference"))) {
         for requirement in term.child("matchExpressions").items() {
             let key = requirement.child("key");
             if let Some(message) = deprecated_label(key.str()) {
@@ -186,10 +129,7 @@ fn labels(spec: &Field<'_>, all: &mut Vec<String>) {
         }
         let selector = constraint.child("labelSelector");
         if !selector.is_set() {
-            all.push(format!(
-                "{}: a null labelSelector results in matching no pod",
-                selector.path()
-            ));
+            all.push(format!("{}: a null labelSelector results in matching no pod", selector.path()));
         }
     }
 }
@@ -214,18 +154,11 @@ fn token_paths(spec: &Field<'_>, all: &mut Vec<String>) {
         let path = volume.path().child("projected.sources");
         let mut tell = |path: Path, file: &str| {
             if tokens.contains(&file) {
-                all.push(format!(
-                    "{path}: has duplicated path with ServiceAccountToken {}",
-                    quote(file)
-                ));
+                all.push(format!("{path}: has duplicated path with ServiceAccountToken {}", quote(file)));
             }
         };
         for source in sources(&volume).items() {
-            for (kind, told) in [
-                ("configMap", "configMap"),
-                ("secret", "secrets"),
-                ("downwardAPI", "downwardAPI"),
-            ] {
+            for (kind, told) in [("configMap", "configMap"), ("secret", "secrets"), ("downwardAPI", "downwardAPI")] {
                 for (j, item) in source.below(&[kind, "items"]).items().enumerate() {
                     tell(path.child(told).index(j), item.child("path").str());
                 }
@@ -243,11 +176,7 @@ fn twice(list: &Field<'_>, key: &'static str, word: &str, all: &mut Vec<String>)
     for entry in list.items() {
         let value = entry.child(key);
         if seen.contains(&value.str()) {
-            all.push(format!(
-                "{}: duplicate {word} {}",
-                value.path(),
-                quote(value.str())
-            ));
+            all.push(format!("{}: duplicate {word} {}", value.path(), quote(value.str())));
         } else {
             seen.push(value.str());
         }
@@ -266,10 +195,7 @@ fn fraction(list: &Field<'_>, name: &str, all: &mut Vec<String>) {
     let value = quantity(&field);
     if !value.is_whole() {
         let value = quote(&value.to_string());
-        all.push(format!(
-            "{}: fractional byte value {value} is invalid, must be an integer",
-            field.path()
-        ));
+        all.push(format!("{}: fractional byte value {value} is invalid, must be an integer", field.path()));
     }
 }
 
@@ -282,13 +208,10 @@ fn hidden_env(container: &Field<'_>, all: &mut Vec<String>) {
             continue;
         }
         let reference = format!("$({name})");
-        if variable.child("valueFrom").is_set() || value == reference || !value.contains(&reference)
-        {
+        if variable.child("valueFrom").is_set() || value == reference || !value.contains(&reference) {
             let path = variable.path();
             let name = quote(name);
-            all.push(format!(
-                "{path}: hides previous definition of {name}, which may be dropped when using apply"
-            ));
+            all.push(format!("{path}: hides previous definition of {name}, which may be dropped when using apply"));
         }
     }
 }
@@ -305,25 +228,16 @@ fn ports(spec: &Field<'_>, all: &mut Vec<String>) {
                     port.child("containerPort").int(),
                     port.child("protocol").str()
                 );
-                all.push(format!(
-                    "{}: hostIP set without hostPort: {told}",
-                    port.path()
-                ));
+                all.push(format!("{}: hostIP set without hostPort: {told}", port.path()));
             }
-            let key = (
-                port.child("containerPort").int(),
-                port.child("protocol").str(),
-            );
+            let key = (port.child("containerPort").int(), port.child("protocol").str());
             let others = seen.entry(key).or_default();
             for other in others.iter() {
-                let (other_ip, other_host) =
-                    (other.child("hostIP").str(), other.child("hostPort").int());
+                let (other_ip, other_host) = (other.child("hostIP").str(), other.child("hostPort").int());
                 let (path, other) = (port.path(), other.path());
                 if ip == other_ip && host == other_host {
                     all.push(format!("{path}: duplicate port definition with {other}"));
-                } else if host == 0
-                    || other_host == 0
-                    || (host == other_host && (ip.is_empty() || other_ip.is_empty()))
+                } else if host == 0 || other_host == 0 || (host == other_host && (ip.is_empty() || other_ip.is_empty()))
                 {
                     all.push(format!("{path}: overlapping port definition with {other}"));
                 }

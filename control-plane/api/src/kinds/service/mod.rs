@@ -23,11 +23,7 @@ pub static KIND: Kind = Kind {
             object: Some(("", "v1", "ServiceProxyOptions")),
             verbs: &["create", "delete", "get", "patch", "update"],
         },
-        Subresource {
-            name: "status",
-            object: None,
-            verbs: &["get", "patch", "update"],
-        },
+        Subresource { name: "status", object: None, verbs: &["get", "patch", "update"] },
     ],
     schema: "io.k8s.api.core.v1.Service",
     selectable_fields: &[field!("spec.clusterIP"), field!("spec.type")],
@@ -39,48 +35,12 @@ pub static KIND: Kind = Kind {
             description: "Name must be unique within its scope. It cannot be changed.",
             priority: 0,
         },
-        Column {
-            name: "Type",
-            kind: "string",
-            format: "",
-            description: "",
-            priority: 0,
-        },
-        Column {
-            name: "Cluster-IP",
-            kind: "string",
-            format: "",
-            description: "",
-            priority: 0,
-        },
-        Column {
-            name: "External-IP",
-            kind: "string",
-            format: "",
-            description: "",
-            priority: 0,
-        },
-        Column {
-            name: "Port(s)",
-            kind: "string",
-            format: "",
-            description: "",
-            priority: 0,
-        },
-        Column {
-            name: "Age",
-            kind: "string",
-            format: "",
-            description: "Time since the object was made.",
-            priority: 0,
-        },
-        Column {
-            name: "Selector",
-            kind: "string",
-            format: "",
-            description: "Labels that select pods.",
-            priority: 1,
-        },
+        Column { name: "Type", kind: "string", format: "", description: "", priority: 0 },
+        Column { name: "Cluster-IP", kind: "string", format: "", description: "", priority: 0 },
+        Column { name: "External-IP", kind: "string", format: "", description: "", priority: 0 },
+        Column { name: "Port(s)", kind: "string", format: "", description: "", priority: 0 },
+        Column { name: "Age", kind: "string", format: "", description: "Time since the object was made.", priority: 0 },
+        Column { name: "Selector", kind: "string", format: "", description: "Labels that select pods.", priority: 1 },
     ],
     cells,
     name: names::dns_label,
@@ -126,11 +86,7 @@ fn default(object: &mut Value) {
     }
     if edit::text(spec, "sessionAffinity") == "ClientIP" {
         let config = edit::ensure(spec, "sessionAffinityConfig");
-        edit::default(
-            edit::ensure(config, "clientIP"),
-            "timeoutSeconds",
-            CLIENT_IP_SECONDS,
-        );
+        edit::default(edit::ensure(config, "clientIP"), "timeoutSeconds", CLIENT_IP_SECONDS);
     }
     edit::default_zero(spec, "type", "ClusterIP");
     for port in edit::objects(spec, "ports") {
@@ -140,12 +96,8 @@ fn default(object: &mut Value) {
         }
     }
     let kind = edit::text(spec, "type").to_owned();
-    let external_ips = spec
-        .get("externalIPs")
-        .and_then(Value::as_array)
-        .is_some_and(|list| !list.is_empty());
-    if matches!(kind.as_str(), "NodePort" | "LoadBalancer") || (kind == "ClusterIP" && external_ips)
-    {
+    let external_ips = spec.get("externalIPs").and_then(Value::as_array).is_some_and(|list| !list.is_empty());
+    if matches!(kind.as_str(), "NodePort" | "LoadBalancer") || (kind == "ClusterIP" && external_ips) {
         edit::default_zero(spec, "externalTrafficPolicy", "Cluster");
     }
     if matches!(kind.as_str(), "ClusterIP" | "NodePort" | "LoadBalancer") {
@@ -157,9 +109,7 @@ fn default(object: &mut Value) {
     let status = edit::ensure(map, "status");
     let balancer = edit::ensure(status, "loadBalancer");
     if kind == "LoadBalancer" {
-        for ingress in edit::objects(balancer, "ingress")
-            .filter(|ingress| !edit::text(ingress, "ip").is_empty())
-        {
+        for ingress in edit::objects(balancer, "ingress").filter(|ingress| !edit::text(ingress, "ip").is_empty()) {
             edit::default(ingress, "ipMode", "VIP");
         }
     }
@@ -171,10 +121,7 @@ fn sync_cluster_ips(object: &mut Value) {
         return;
     };
     let ip = edit::text(spec, "clusterIP").to_owned();
-    let listed = spec
-        .get("clusterIPs")
-        .and_then(Value::as_array)
-        .is_some_and(|list| !list.is_empty());
+    let listed = spec.get("clusterIPs").and_then(Value::as_array).is_some_and(|list| !list.is_empty());
     if !ip.is_empty() && !listed {
         spec.insert("clusterIPs".to_owned(), json!([ip]));
     }
@@ -182,27 +129,15 @@ fn sync_cluster_ips(object: &mut Value) {
 
 /// A client that knows only `clusterIP` means the list as well.
 fn follow_cluster_ip(new: &mut Value, old: &Value) {
-    let (ip, former) = (
-        print::text(new, "/spec/clusterIP").to_owned(),
-        print::text(old, "/spec/clusterIP"),
-    );
-    let list = |object: &Value| {
-        object
-            .pointer("/spec/clusterIPs")
-            .and_then(Value::as_array)
-            .cloned()
-            .unwrap_or_default()
-    };
+    let (ip, former) = (print::text(new, "/spec/clusterIP").to_owned(), print::text(old, "/spec/clusterIP"));
+    let list =
+        |object: &Value| object.pointer("/spec/clusterIPs").and_then(Value::as_array).cloned().unwrap_or_default();
     let (mut now, before) = (list(new), list(old));
     if now.is_empty() && !before.is_empty() && ip == former {
         now.clone_from(&before);
     }
     if ip != former && now == before {
-        now = if ip.is_empty() {
-            Vec::new()
-        } else {
-            vec![ip.into()]
-        };
+        now = if ip.is_empty() { Vec::new() } else { vec![ip.into()] };
     }
     if let Some(spec) = new.get_mut("spec").and_then(Value::as_object_mut) {
         if now.is_empty() {
@@ -219,10 +154,7 @@ fn spec(object: &Value) -> Field<'_> {
 
 /// Types that have an address of the cluster.
 fn needs_cluster_ip(spec: &Field<'_>) -> bool {
-    matches!(
-        spec.child("type").str(),
-        "ClusterIP" | "NodePort" | "LoadBalancer"
-    )
+    matches!(spec.child("type").str(), "ClusterIP" | "NodePort" | "LoadBalancer")
 }
 
 fn needs_node_port(spec: &Field<'_>) -> bool {
@@ -234,8 +166,7 @@ fn needs_node_port(spec: &Field<'_>) -> bool {
 }
 
 fn needs_health_port(spec: &Field<'_>) -> bool {
-    spec.child("type").str() == "LoadBalancer"
-        && spec.child("externalTrafficPolicy").str() == "Local"
+    spec.child("type").str() == "LoadBalancer" && spec.child("externalTrafficPolicy").str() == "Local"
 }
 
 /// Reachable from outside of the cluster.
@@ -264,19 +195,11 @@ fn drop_dependent(new: &mut Value, old: &Value) {
             if same("clusterIPs") {
                 gone.extend(["clusterIP", "clusterIPs"]);
             }
-            gone.extend(
-                ["ipFamilies", "ipFamilyPolicy"]
-                    .into_iter()
-                    .filter(|name| same(name)),
-            );
+            gone.extend(["ipFamilies", "ipFamilyPolicy"].into_iter().filter(|name| same(name)));
         }
         if needs_node_port(&before) && !needs_node_port(&now) {
             let ports = |spec: &Field<'_>| -> Vec<i64> {
-                let mut all: Vec<i64> = spec
-                    .child("ports")
-                    .items()
-                    .map(|port| port.child("nodePort").int())
-                    .collect();
+                let mut all: Vec<i64> = spec.child("ports").items().map(|port| port.child("nodePort").int()).collect();
                 all.sort_unstable();
                 all
             };
@@ -287,11 +210,7 @@ fn drop_dependent(new: &mut Value, old: &Value) {
         }
         let balanced = |spec: &Field<'_>| spec.child("type").str() == "LoadBalancer";
         if balanced(&before) && !balanced(&now) {
-            gone.extend(
-                ["allocateLoadBalancerNodePorts", "loadBalancerClass"]
-                    .into_iter()
-                    .filter(|name| same(name)),
-            );
+            gone.extend(["allocateLoadBalancerNodePorts", "loadBalancerClass"].into_iter().filter(|name| same(name)));
         }
         if is_external(&before) && !is_external(&now) && same("externalTrafficPolicy") {
             gone.push("externalTrafficPolicy");
@@ -314,27 +233,16 @@ fn warnings(new: &Value, _: Option<&Value>) -> Vec<String> {
     let root = Field::root(new);
     let spec = root.child("spec");
     let mut all = Vec::new();
-    if root
-        .below(&["metadata", "annotations"])
-        .entries()
-        .any(|(key, _)| key == TOPOLOGY_HINTS)
-    {
-        all.push(format!(
-            "annotation {TOPOLOGY_HINTS} is deprecated, please use {TOPOLOGY_MODE} instead"
-        ));
+    if root.below(&["metadata", "annotations"]).entries().any(|(key, _)| key == TOPOLOGY_HINTS) {
+        all.push(format!("annotation {TOPOLOGY_HINTS} is deprecated, please use {TOPOLOGY_MODE} instead"));
     }
     let kind = spec.child("type").str();
     let headless = kind == "ClusterIP" && spec.child("clusterIP").str() == "None";
     let external_ips = spec.child("externalIPs");
     if !headless {
-        spec.child("clusterIPs")
-            .items()
-            .for_each(|ip| net::warn_ip(&ip, &mut all));
+        spec.child("clusterIPs").items().for_each(|ip| net::warn_ip(&ip, &mut all));
     } else {
-        for (name, told) in [
-            ("loadBalancerIP", "loadBalancerIP"),
-            ("externalIPs", "externalIPs"),
-        ] {
+        for (name, told) in [("loadBalancerIP", "loadBalancerIP"), ("externalIPs", "externalIPs")] {
             if !spec.child(name).is_empty() {
                 all.push(format!("spec.{told} is ignored for headless services"));
             }
@@ -343,14 +251,9 @@ fn warnings(new: &Value, _: Option<&Value>) -> Vec<String> {
             all.push("spec.SessionAffinity is ignored for headless services".to_owned());
         }
     }
-    external_ips
-        .items()
-        .for_each(|ip| net::warn_ip(&ip, &mut all));
+    external_ips.items().for_each(|ip| net::warn_ip(&ip, &mut all));
     if !external_ips.is_empty() && !headless && kind != "ExternalName" {
-        all.push(
-            "spec.externalIPs is deprecated and may no longer be implemented in some clusters"
-                .to_owned(),
-        );
+        all.push("spec.externalIPs is deprecated and may no longer be implemented in some clusters".to_owned());
     }
     let balancer = spec.child("loadBalancerIP");
     if !balancer.is_empty() {
@@ -363,8 +266,7 @@ fn warnings(new: &Value, _: Option<&Value>) -> Vec<String> {
         all.push("spec.externalName is ignored when spec.type is not \"ExternalName\"".to_owned());
     }
     if spec.child("trafficDistribution").str() == "PreferClose" {
-        let told =
-            "spec.trafficDistribution: \"PreferClose\" is deprecated; use \"PreferSameZone\"";
+        let told = "spec.trafficDistribution: \"PreferClose\" is deprecated; use \"PreferSameZone\"";
         all.push(told.to_owned());
     }
     all
@@ -387,23 +289,13 @@ fn external_address(object: &Value) -> String {
             let ingress = root.below(&["status", "loadBalancer", "ingress"]);
             let mut all: Vec<&str> = ingress
                 .items()
-                .map(|one| {
-                    if one.child("ip").is_empty() {
-                        one.child("hostname").str()
-                    } else {
-                        one.child("ip").str()
-                    }
-                })
+                .map(|one| if one.child("ip").is_empty() { one.child("hostname").str() } else { one.child("ip").str() })
                 .filter(|text| !text.is_empty())
                 .collect();
             all.sort_unstable();
             all.dedup();
             all.extend(ips);
-            if all.is_empty() {
-                "<pending>".to_owned()
-            } else {
-                all.join(",")
-            }
+            if all.is_empty() { "<pending>".to_owned() } else { all.join(",") }
         }
         "ExternalName" => spec.child("externalName").str().to_owned(),
         _ => "<unknown>".to_owned(),
@@ -413,11 +305,7 @@ fn external_address(object: &Value) -> String {
 fn cells(object: &Value, now: i64) -> Vec<Value> {
     let spec = spec(object);
     let or_none = |text: String| {
-        if text.is_empty() {
-            "<none>".to_owned()
-        } else {
-            text
-        }
+        if text.is_empty() { "<none>".to_owned() } else { text }
     };
     let ports: Vec<String> = spec
         .child("ports")
@@ -425,11 +313,7 @@ fn cells(object: &Value, now: i64) -> Vec<Value> {
         .map(|port| {
             let (number, node) = (port.child("port").int(), port.child("nodePort").int());
             let protocol = port.child("protocol").str();
-            if node > 0 {
-                format!("{number}:{node}/{protocol}")
-            } else {
-                format!("{number}/{protocol}")
-            }
+            if node > 0 { format!("{number}:{node}/{protocol}") } else { format!("{number}/{protocol}") }
         })
         .collect();
     vec![

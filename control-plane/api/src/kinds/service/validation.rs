@@ -1,9 +1,6 @@
 //! What a Service must hold, and what of it may change.
 
-use super::{
-    TOPOLOGY_HINTS, TOPOLOGY_MODE, is_external, is_headless, needs_cluster_ip, needs_health_port,
-    spec,
-};
+use super::{TOPOLOGY_HINTS, TOPOLOGY_MODE, is_external, is_headless, needs_cluster_ip, needs_health_port, spec};
 use crate::kinds::pod::containers::{one_of, port_or_name};
 use crate::kinds::prelude::*;
 use crate::validation::common::PROTOCOLS;
@@ -23,22 +20,14 @@ pub fn validate(object: &Value, errors: &mut FieldErrors) {
         let detail = format!("must match annotations[{TOPOLOGY_HINTS}] when both are specified");
         errors.invalid_str(&annotations.path().key(TOPOLOGY_MODE), mode, detail);
     }
-    let (kind, ports, headless) = (
-        spec.child("type").str(),
-        spec.child("ports"),
-        is_headless(&spec),
-    );
+    let (kind, ports, headless) = (spec.child("type").str(), spec.child("ports"), is_headless(&spec));
     if ports.is_empty() && !headless && kind != "ExternalName" {
         errors.required(ports.path(), "");
     }
     match kind {
         "LoadBalancer" | "NodePort" if headless => {
             let path = spec.path().child("clusterIPs").index(0);
-            errors.invalid_str(
-                &path,
-                "None",
-                format!("may not be set to 'None' for {kind} services"),
-            );
+            errors.invalid_str(&path, "None", format!("may not be set to 'None' for {kind} services"));
         }
         "ExternalName" => external_name(&spec, errors),
         _ => {}
@@ -55,19 +44,12 @@ pub fn validate(object: &Value, errors: &mut FieldErrors) {
             net::not_special(ip.path(), ip.str(), errors);
         }
     }
-    one_of(
-        &spec.child("type"),
-        &["ClusterIP", "ExternalName", "LoadBalancer", "NodePort"],
-        errors,
-    );
+    one_of(&spec.child("type"), &["ClusterIP", "ExternalName", "LoadBalancer", "NodePort"], errors);
     node_ports(&spec, errors);
     source_ranges(&spec, &annotations, errors);
     let allocate = spec.child("allocateLoadBalancerNodePorts");
     if allocate.is_set() && kind != "LoadBalancer" {
-        errors.forbidden(
-            allocate.path(),
-            "may only be used when `type` is 'LoadBalancer'",
-        );
+        errors.forbidden(allocate.path(), "may only be used when `type` is 'LoadBalancer'");
     }
     load_balancer_class(&spec, None, errors);
     traffic(&spec, errors);
@@ -107,19 +89,12 @@ fn port<'v>(port: &Field<'v>, needs_name: bool, seen: &mut Vec<&'v str>, errors:
     port_or_name(&port.child("targetPort"), errors);
     let protocol = port.child("appProtocol");
     if protocol.is_set() {
-        errors.invalid_all(
-            protocol.path(),
-            protocol.str(),
-            names::is_qualified_name(protocol.str()),
-        );
+        errors.invalid_all(protocol.path(), protocol.str(), names::is_qualified_name(protocol.str()));
     }
 }
 
 fn affinity(spec: &Field<'_>, errors: &mut FieldErrors) {
-    let (kind, config) = (
-        spec.child("sessionAffinity"),
-        spec.child("sessionAffinityConfig"),
-    );
+    let (kind, config) = (spec.child("sessionAffinity"), spec.child("sessionAffinityConfig"));
     one_of(&kind, &["ClientIP", "None"], errors);
     if kind.str() == "ClientIP" {
         let needed = "when session affinity type is ClientIP";
@@ -132,16 +107,10 @@ fn affinity(spec: &Field<'_>, errors: &mut FieldErrors) {
             }
         }
         if !(1..=MAX_CLIENT_IP_SECONDS).contains(&seconds.int()) {
-            errors.invalid(
-                &seconds,
-                format!("must be greater than 0 and less than {MAX_CLIENT_IP_SECONDS}"),
-            );
+            errors.invalid(&seconds, format!("must be greater than 0 and less than {MAX_CLIENT_IP_SECONDS}"));
         }
     } else if kind.str() == "None" && config.is_set() {
-        errors.forbidden(
-            config.path(),
-            "must not be set when session affinity is None",
-        );
+        errors.forbidden(config.path(), "must not be set when session affinity is None");
     }
 }
 
@@ -150,11 +119,7 @@ pub fn cluster_ips(spec: &Field<'_>, errors: &mut FieldErrors) {
     if spec.child("type").str() == "ExternalName" {
         return;
     }
-    let (ip, ips, families) = (
-        spec.child("clusterIP"),
-        spec.child("clusterIPs"),
-        spec.child("ipFamilies"),
-    );
+    let (ip, ips, families) = (spec.child("clusterIP"), spec.child("clusterIPs"), spec.child("ipFamilies"));
     if ip.is_empty() {
         if !ips.is_empty() {
             errors.invalid(&ips, "must be empty when `clusterIP` is not specified");
@@ -168,11 +133,7 @@ pub fn cluster_ips(spec: &Field<'_>, errors: &mut FieldErrors) {
         if !matches!(family.str(), "IPv4" | "IPv6") {
             errors.not_supported(family.path(), family.str(), &["IPv4", "IPv6"]);
         }
-        if families
-            .strings()
-            .take(i)
-            .any(|other| other == family.str())
-        {
+        if families.strings().take(i).any(|other| other == family.str()) {
             errors.duplicate(family.path(), family.str());
         }
     }
@@ -205,10 +166,7 @@ pub fn cluster_ips(spec: &Field<'_>, errors: &mut FieldErrors) {
         for (i, (address, family)) in ips.items().zip(families.strings()).enumerate() {
             let v6 = net::is_ipv6(address.str());
             if (family == "IPv4" && v6) || (family == "IPv6" && !v6) {
-                errors.invalid(
-                    &address,
-                    format!("expected an {family} value as indicated by `ipFamilies[{i}]`"),
-                );
+                errors.invalid(&address, format!("expected an {family} value as indicated by `ipFamilies[{i}]`"));
             }
         }
     }
@@ -266,12 +224,7 @@ fn source_ranges(spec: &Field<'_>, annotations: &Field<'_>, errors: &mut FieldEr
         if !balanced {
             errors.forbidden(value.path(), refusal);
         }
-        for range in value
-            .str()
-            .split(',')
-            .map(str::trim)
-            .filter(|_| !value.str().trim().is_empty())
-        {
+        for range in value.str().split(',').map(str::trim).filter(|_| !value.str().trim().is_empty()) {
             net::valid_cidr(value.path(), range, errors);
         }
     }
@@ -291,16 +244,9 @@ fn load_balancer_class(spec: &Field<'_>, before: Option<&Field<'_>>, errors: &mu
         return;
     }
     if balanced(spec) {
-        errors.invalid_all(
-            class.path(),
-            class.str(),
-            names::is_qualified_name(class.str()),
-        );
+        errors.invalid_all(class.path(), class.str(), names::is_qualified_name(class.str()));
     } else {
-        errors.forbidden(
-            class.path(),
-            "may only be used when `type` is 'LoadBalancer'",
-        );
+        errors.forbidden(class.path(), "may only be used when `type` is 'LoadBalancer'");
     }
 }
 
@@ -310,10 +256,7 @@ fn traffic(spec: &Field<'_>, errors: &mut FieldErrors) {
     if is_external(spec) {
         one_of(&external, &policies, errors);
     } else if !external.is_empty() {
-        errors.invalid(
-            &external,
-            "may only be set for externally-accessible services",
-        );
+        errors.invalid(&external, "may only be set for externally-accessible services");
     }
     let port = spec.child("healthCheckNodePort");
     if needs_health_port(spec) {
@@ -323,8 +266,7 @@ fn traffic(spec: &Field<'_>, errors: &mut FieldErrors) {
             net::port_number(port.path(), port.int(), errors);
         }
     } else if port.int() != 0 {
-        let detail =
-            "may only be set when `type` is 'LoadBalancer' and `externalTrafficPolicy` is 'Local'";
+        let detail = "may only be set when `type` is 'LoadBalancer' and `externalTrafficPolicy` is 'Local'";
         errors.invalid(&port, detail);
     }
     let internal = spec.child("internalTrafficPolicy");
@@ -360,17 +302,12 @@ fn is_external_name(spec: &Field<'_>) -> bool {
 
 /// A second address may come and go; the first stays.
 fn changed_ips(now: &Field<'_>, before: &Field<'_>, errors: &mut FieldErrors) {
-    if is_external_name(now)
-        || is_external_name(before)
-        || (is_headless(now) && is_headless(before))
-    {
+    if is_external_name(now) || is_external_name(before) || (is_headless(now) && is_headless(before)) {
         return;
     }
     let (ips, former) = (now.child("clusterIPs"), before.child("clusterIPs"));
     let set = "may not change once set";
-    let shown = ips
-        .value()
-        .map_or_else(|| "null".to_owned(), ToString::to_string);
+    let shown = ips.value().map_or_else(|| "null".to_owned(), ToString::to_string);
     let first_changed = ips.strings().next() != former.strings().next();
     if ips.len() == former.len() {
         for (i, (ip, former)) in ips.strings().zip(former.strings()).enumerate() {
@@ -381,70 +318,41 @@ fn changed_ips(now: &Field<'_>, before: &Field<'_>, errors: &mut FieldErrors) {
         return;
     }
     if ips.is_empty() {
-        errors.invalid_shown(
-            &ips.path().index(0),
-            &shown,
-            "primary clusterIP can not be unset",
-        );
+        errors.invalid_shown(&ips.path().index(0), &shown, "primary clusterIP can not be unset");
     } else if !former.is_empty() && first_changed {
         errors.invalid_shown(&ips.path().index(0), &shown, set);
     }
     let policy = now.child("ipFamilyPolicy");
     if former.len() > ips.len() && ips.len() == 1 && policy.str() != "SingleStack" {
-        errors.invalid(
-            &policy,
-            "must be set to 'SingleStack' when releasing the secondary clusterIP",
-        );
+        errors.invalid(&policy, "must be set to 'SingleStack' when releasing the secondary clusterIP");
     }
 }
 
 fn changed_families(now: &Field<'_>, before: &Field<'_>, errors: &mut FieldErrors) {
     let headless = is_headless(now);
-    if is_external_name(now)
-        || is_external_name(before)
-        || headless
-        || headless != is_headless(before)
-    {
+    if is_external_name(now) || is_external_name(before) || headless || headless != is_headless(before) {
         return;
     }
     let (families, former) = (now.child("ipFamilies"), before.child("ipFamilies"));
     let ips = now.child("clusterIPs");
-    let shown = |field: &Field<'_>| {
-        field
-            .value()
-            .map_or_else(|| "null".to_owned(), ToString::to_string)
-    };
+    let shown = |field: &Field<'_>| field.value().map_or_else(|| "null".to_owned(), ToString::to_string);
     let set = "may not change once set";
     let first = families.path().index(0);
     if families.len() == former.len() {
-        for _ in families
-            .strings()
-            .zip(former.strings())
-            .filter(|(family, former)| family != former)
-        {
+        for _ in families.strings().zip(former.strings()).filter(|(family, former)| family != former) {
             errors.invalid_shown(&first, &shown(&families), set);
         }
         return;
     }
     if former.len() > families.len() && ips.is_empty() {
-        errors.invalid_shown(
-            &first,
-            &shown(&families),
-            "primary ipFamily can not be unset",
-        );
+        errors.invalid_shown(&first, &shown(&families), "primary ipFamily can not be unset");
     }
-    if !families.is_empty()
-        && !former.is_empty()
-        && families.strings().next() != former.strings().next()
-    {
+    if !families.is_empty() && !former.is_empty() && families.strings().next() != former.strings().next() {
         errors.invalid_shown(&first, &shown(&ips), set);
     }
     let policy = now.child("ipFamilyPolicy");
     if former.len() > families.len() && families.len() == 1 && policy.str() != "SingleStack" {
-        errors.invalid(
-            &policy,
-            "must be set to 'SingleStack' when releasing the secondary ipFamily",
-        );
+        errors.invalid(&policy, "must be set to 'SingleStack' when releasing the secondary ipFamily");
     }
 }
 
@@ -452,18 +360,11 @@ pub fn validate_status_update(new: &Value, _: &Value, errors: &mut FieldErrors) 
     let root = Field::root(new);
     let list = root.below(&["status", "loadBalancer", "ingress"]);
     if root.below(&["spec", "type"]).str() != "LoadBalancer" && !list.is_empty() {
-        errors.forbidden(
-            list.path(),
-            "may only be used when `spec.type` is 'LoadBalancer'",
-        );
+        errors.forbidden(list.path(), "may only be used when `spec.type` is 'LoadBalancer'");
         return;
     }
     for ingress in list.items() {
-        let (ip, mode, host) = (
-            ingress.child("ip"),
-            ingress.child("ipMode"),
-            ingress.child("hostname"),
-        );
+        let (ip, mode, host) = (ingress.child("ip"), ingress.child("ipMode"), ingress.child("hostname"));
         if !ip.is_empty() {
             net::valid_ip(ip.path(), ip.str(), errors);
         }

@@ -38,22 +38,16 @@ pub(crate) fn program() -> Option<PathBuf> {
 
 /// The name of a node's table; nodes and clusters on one machine have one each.
 pub(crate) fn table_name(cluster_id: &str, node_name: &str) -> String {
-    let cluster: String = cluster_id
-        .chars()
-        .filter(char::is_ascii_alphanumeric)
-        .collect();
+    let cluster: String = cluster_id.chars().filter(char::is_ascii_alphanumeric).collect();
     format!("sampan-{cluster}-{}", hash(&[node_name], 4))
 }
 
 fn hash(parts: &[&str], bytes: usize) -> String {
     let digest = Sha256::digest(parts.join("/"));
-    digest
-        .iter()
-        .take(bytes)
-        .fold(String::new(), |mut text, byte| {
-            let _ = write!(text, "{byte:02x}");
-            text
-        })
+    digest.iter().take(bytes).fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
 }
 
 /// Runs a script; all of it or nothing takes effect.
@@ -81,10 +75,7 @@ async fn run(doing: &'static str, script: &str) -> Result<()> {
     if output.status.success() {
         return Ok(());
     }
-    let message: String = String::from_utf8_lossy(&output.stderr)
-        .chars()
-        .take(2000)
-        .collect();
+    let message: String = String::from_utf8_lossy(&output.stderr).chars().take(2000).collect();
     Err(failed(message))
 }
 
@@ -126,14 +117,7 @@ pub(crate) struct Table {
 impl Table {
     pub(crate) fn new(settings: Settings) -> Self {
         let (services, claims) = Default::default();
-        Self {
-            settings,
-            services,
-            claims,
-            most_endpoints: ENDPOINTS,
-            loaded: false,
-            loads: 0,
-        }
+        Self { settings, services, claims, most_endpoints: ENDPOINTS, loaded: false, loads: 0 }
     }
 
     /// Applies what became of some Services: in one piece, or the whole table anew where the
@@ -168,12 +152,7 @@ impl Table {
             let new = rules(key, ports);
             let old = self.services.remove(key).unwrap_or_default();
             // Some versions of nft cannot add a rule with these maps to a table that is there.
-            let most = new
-                .chains
-                .iter()
-                .map(|chain| chain.count())
-                .max()
-                .unwrap_or(0);
+            let most = new.chains.iter().map(|chain| chain.count()).max().unwrap_or(0);
             if most > self.most_endpoints {
                 self.most_endpoints = most.next_power_of_two();
                 self.loaded = false;
@@ -187,18 +166,12 @@ impl Table {
                 let stays = new.sticky.get(name);
                 if stays.is_none() {
                     for chain in [format!("sticky-masq-{name}"), format!("sticky-{name}")] {
-                        let _ = writeln!(
-                            after,
-                            "flush chain ip {table} {chain}\ndelete chain ip {table} {chain}"
-                        );
+                        let _ = writeln!(after, "flush chain ip {table} {chain}\ndelete chain ip {table} {chain}");
                     }
                 }
                 let left = stays.map(|it| it.parts(name)).unwrap_or_default();
                 for part in sticky.parts(name).difference(&left) {
-                    let _ = writeln!(
-                        after,
-                        "flush chain ip {table} to-{part}\ndelete chain ip {table} to-{part}"
-                    );
+                    let _ = writeln!(after, "flush chain ip {table} to-{part}\ndelete chain ip {table} to-{part}");
                     let _ = writeln!(after, "delete set ip {table} at-{part}");
                 }
             }
@@ -207,11 +180,7 @@ impl Table {
                     touched.insert(place.clone(), self.winner(place).cloned());
                 }
             }
-            for place in old
-                .elements
-                .keys()
-                .filter(|place| !new.elements.contains_key(*place))
-            {
+            for place in old.elements.keys().filter(|place| !new.elements.contains_key(*place)) {
                 if let Some(claims) = self.claims.get_mut(place) {
                     claims.remove(key);
                     if claims.is_empty() {
@@ -220,19 +189,13 @@ impl Table {
                 }
             }
             for (place, value) in &new.elements {
-                self.claims
-                    .entry(place.clone())
-                    .or_default()
-                    .insert(key.clone(), value.clone());
+                self.claims.entry(place.clone()).or_default().insert(key.clone(), value.clone());
             }
             if new != Rules::default() {
                 self.services.insert(key.clone(), new);
             }
         }
-        let (mut gone, mut come) = (
-            BTreeMap::<Map, Vec<String>>::new(),
-            BTreeMap::<Map, Vec<String>>::new(),
-        );
+        let (mut gone, mut come) = (BTreeMap::<Map, Vec<String>>::new(), BTreeMap::<Map, Vec<String>>::new());
         for ((map, place), old) in &touched {
             let new = self.winner(&(*map, place.clone()));
             if old.as_ref() == new {
@@ -247,41 +210,22 @@ impl Table {
         }
         for (verb, elements) in [("delete", gone), ("add", come)] {
             for (map, list) in elements {
-                let _ = writeln!(
-                    script,
-                    "{verb} element ip {table} {} {{ {} }}",
-                    map.name(),
-                    list.join(", ")
-                );
+                let _ = writeln!(script, "{verb} element ip {table} {} {{ {} }}", map.name(), list.join(", "));
             }
         }
         before + &script + &after
     }
 
     fn winner(&self, place: &Place) -> Option<&String> {
-        self.claims
-            .get(place)?
-            .first_key_value()
-            .map(|(_, value)| value)
+        self.claims.get(place)?.first_key_value().map(|(_, value)| value)
     }
 
     /// The script that replaces whatever table there is.
     fn whole(&self) -> String {
-        let Settings {
-            table,
-            node_name,
-            pod_cidr,
-            cluster_cidr,
-            service_cidr,
-            cluster_dns,
-            node_addresses,
-        } = &self.settings;
+        let Settings { table, node_name, pod_cidr, cluster_cidr, service_cidr, cluster_dns, node_addresses } =
+            &self.settings;
         let mut text = format!("add table ip {table}\ndelete table ip {table}\n");
-        let _ = writeln!(
-            text,
-            "table ip {table} {{\n  comment \"node {}\"",
-            node_name.replace(['"', '\\'], "")
-        );
+        let _ = writeln!(text, "table ip {table} {{\n  comment \"node {}\"", node_name.replace(['"', '\\'], ""));
         for map in Map::ALL {
             let _ = writeln!(text, "  {}", map.declaration());
         }
@@ -317,16 +261,9 @@ impl Table {
 "
         );
         text.push_str("}\n");
-        for chain in Chain::ALL
-            .iter()
-            .flat_map(|kind| (1..=self.most_endpoints).map(kind))
-        {
+        for chain in Chain::ALL.iter().flat_map(|kind| (1..=self.most_endpoints).map(kind)) {
             let name = chain.name();
-            let _ = writeln!(
-                text,
-                "add chain ip {table} {name}\nadd rule ip {table} {name} {}",
-                chain.rules()
-            );
+            let _ = writeln!(text, "add chain ip {table} {name}\nadd rule ip {table} {name} {}", chain.rules());
         }
         for (name, sticky) in self.services.values().flat_map(|rules| &rules.sticky) {
             sticky.write(table, name, &mut text);
@@ -334,29 +271,17 @@ impl Table {
         let mut elements: BTreeMap<Map, Vec<String>> = BTreeMap::new();
         for ((map, place), claims) in &self.claims {
             if let Some((_, value)) = claims.first_key_value() {
-                elements
-                    .entry(*map)
-                    .or_default()
-                    .push(element(place, value));
+                elements.entry(*map).or_default().push(element(place, value));
             }
         }
         let dns = ["tcp", "udp"].map(|protocol| format!("{cluster_dns} . {protocol} . 53"));
         elements.entry(Map::Answered).or_default().extend(dns);
         for (map, list) in elements {
-            let _ = writeln!(
-                text,
-                "add element ip {table} {} {{ {} }}",
-                map.name(),
-                list.join(", ")
-            );
+            let _ = writeln!(text, "add element ip {table} {} {{ {} }}", map.name(), list.join(", "));
         }
         if !node_addresses.is_empty() {
             let list: Vec<String> = node_addresses.iter().map(ToString::to_string).collect();
-            let _ = writeln!(
-                text,
-                "add element ip {table} node-addresses {{ {} }}",
-                list.join(", ")
-            );
+            let _ = writeln!(text, "add element ip {table} node-addresses {{ {} }}", list.join(", "));
         }
         text
     }

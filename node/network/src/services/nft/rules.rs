@@ -46,9 +46,7 @@ impl Map {
 
     pub(super) fn declaration(self) -> &'static str {
         match self {
-            Self::Services => {
-                "map services { type ipv4_addr . inet_proto . inet_service : verdict; }"
-            }
+            Self::Services => "map services { type ipv4_addr . inet_proto . inet_service : verdict; }",
             Self::Endpoints => {
                 "map endpoints { typeof ip daddr . meta l4proto . th dport . numgen random mod 65536 : ip daddr . th dport; }"
             }
@@ -94,18 +92,12 @@ pub(super) enum Chain {
 }
 
 impl Chain {
-    pub(super) const ALL: [fn(usize) -> Self; 4] = [
-        Self::Pick,
-        Self::PickMasqueraded,
-        Self::Node,
-        Self::NodeMasqueraded,
-    ];
+    pub(super) const ALL: [fn(usize) -> Self; 4] =
+        [Self::Pick, Self::PickMasqueraded, Self::Node, Self::NodeMasqueraded];
 
     pub(super) fn count(self) -> usize {
-        let (Self::Pick(count)
-        | Self::PickMasqueraded(count)
-        | Self::Node(count)
-        | Self::NodeMasqueraded(count)) = self;
+        let (Self::Pick(count) | Self::PickMasqueraded(count) | Self::Node(count) | Self::NodeMasqueraded(count)) =
+            self;
         count
     }
 
@@ -121,12 +113,12 @@ impl Chain {
     pub(super) fn rules(self) -> String {
         let mark = format!("meta mark set meta mark or {MASQUERADE:#x}");
         match self {
-            Self::Pick(count) => format!(
-                "dnat ip to ip daddr . meta l4proto . th dport . numgen random mod {count} map @endpoints"
-            ),
-            Self::Node(count) => format!(
-                "dnat ip to meta l4proto . th dport . numgen random mod {count} map @node-endpoints"
-            ),
+            Self::Pick(count) => {
+                format!("dnat ip to ip daddr . meta l4proto . th dport . numgen random mod {count} map @endpoints")
+            }
+            Self::Node(count) => {
+                format!("dnat ip to meta l4proto . th dport . numgen random mod {count} map @node-endpoints")
+            }
             Self::PickMasqueraded(count) => format!("{mark} {}", Self::Pick(count).rules()),
             Self::NodeMasqueraded(count) => format!("{mark} {}", Self::Node(count).rules()),
         }
@@ -139,21 +131,13 @@ pub(super) fn rules(key: &Key, ports: &[Port]) -> Rules {
         let (protocol, number) = (port.protocol.lower(), port.port);
         if port.needs_proxy() {
             for address in &port.cluster_ips {
-                rules.set(
-                    Map::Answered,
-                    format!("{address} . {protocol} . {number}"),
-                    String::new(),
-                );
+                rules.set(Map::Answered, format!("{address} . {protocol} . {number}"), String::new());
             }
             continue;
         }
         for endpoint in port.inside.iter().chain(&port.outside) {
             let address = endpoint.address;
-            rules.set(
-                Map::Hairpin,
-                format!("{address} . {address}"),
-                String::new(),
-            );
+            rules.set(Map::Hairpin, format!("{address} . {address}"), String::new());
         }
         let inside = rules.target(key, port, &port.inside, false);
         let outside = rules.target(key, port, &port.outside, !port.keep_source);
@@ -161,18 +145,10 @@ pub(super) fn rules(key: &Key, ports: &[Port]) -> Rules {
             rules.address(port, *address, &port.inside, inside.as_deref(), Chain::Pick);
         }
         for address in &port.external_ips {
-            let chain = if port.keep_source {
-                Chain::Pick
-            } else {
-                Chain::PickMasqueraded
-            };
+            let chain = if port.keep_source { Chain::Pick } else { Chain::PickMasqueraded };
             rules.address(port, *address, &port.outside, outside.as_deref(), chain);
             if port.outside.is_empty() {
-                rules.set(
-                    Map::Refused,
-                    format!("{address} . {protocol} . {number}"),
-                    String::new(),
-                );
+                rules.set(Map::Refused, format!("{address} . {protocol} . {number}"), String::new());
             }
         }
         if let Some(node_port) = port.node_port.filter(|_| !port.outside.is_empty()) {
@@ -182,17 +158,9 @@ pub(super) fn rules(key: &Key, ports: &[Port]) -> Rules {
                     rules.set(Map::NodeEndpoints, place, target(endpoint));
                 }
                 let count = port.outside.len();
-                rules.chain(if port.keep_source {
-                    Chain::Node(count)
-                } else {
-                    Chain::NodeMasqueraded(count)
-                })
+                rules.chain(if port.keep_source { Chain::Node(count) } else { Chain::NodeMasqueraded(count) })
             });
-            rules.set(
-                Map::NodePorts,
-                format!("{protocol} . {node_port}"),
-                format!("goto {verdict}"),
-            );
+            rules.set(Map::NodePorts, format!("{protocol} . {node_port}"), format!("goto {verdict}"));
         }
     }
     rules
@@ -213,36 +181,12 @@ impl Rules {
     }
 
     /// The chain of a port that sticks to a client's endpoint, or none.
-    fn target(
-        &mut self,
-        key: &Key,
-        port: &Port,
-        endpoints: &[Endpoint],
-        masquerade: bool,
-    ) -> Option<String> {
+    fn target(&mut self, key: &Key, port: &Port, endpoints: &[Endpoint], masquerade: bool) -> Option<String> {
         let seconds = port.affinity.filter(|_| !endpoints.is_empty())?;
-        let side = if port.inside == *endpoints {
-            "in"
-        } else {
-            "out"
-        };
-        let name = hash(
-            &[&key.0, &key.1, &port.name, port.protocol.lower(), side],
-            8,
-        );
-        let chain = format!(
-            "{}{name}",
-            if masquerade {
-                "sticky-masq-"
-            } else {
-                "sticky-"
-            }
-        );
-        let sticky = Sticky {
-            protocol: port.protocol,
-            seconds,
-            endpoints: endpoints.to_vec(),
-        };
+        let side = if port.inside == *endpoints { "in" } else { "out" };
+        let name = hash(&[&key.0, &key.1, &port.name, port.protocol.lower(), side], 8);
+        let chain = format!("{}{name}", if masquerade { "sticky-masq-" } else { "sticky-" });
+        let sticky = Sticky { protocol: port.protocol, seconds, endpoints: endpoints.to_vec() };
         self.sticky.insert(name, sticky);
         Some(chain)
     }
@@ -263,11 +207,7 @@ impl Rules {
             Some(chain) => chain.to_owned(),
             None => {
                 for (index, endpoint) in endpoints.iter().enumerate() {
-                    self.set(
-                        Map::Endpoints,
-                        format!("{place} . {index}"),
-                        target(endpoint),
-                    );
+                    self.set(Map::Endpoints, format!("{place} . {index}"), target(endpoint));
                 }
                 self.chain(chain(endpoints.len()))
             }
@@ -279,10 +219,7 @@ impl Rules {
 impl Port {
     /// Whether packets cannot simply be led to its endpoints: loopback is out of reach for them.
     pub(crate) fn needs_proxy(&self) -> bool {
-        self.inside
-            .iter()
-            .chain(&self.outside)
-            .any(|endpoint| endpoint.address.is_loopback())
+        self.inside.iter().chain(&self.outside).any(|endpoint| endpoint.address.is_loopback())
     }
 }
 
@@ -293,10 +230,7 @@ impl Sticky {
     }
 
     pub(super) fn parts(&self, name: &str) -> BTreeSet<String> {
-        self.endpoints
-            .iter()
-            .map(|endpoint| Self::endpoint(name, endpoint))
-            .collect()
+        self.endpoints.iter().map(|endpoint| Self::endpoint(name, endpoint)).collect()
     }
 
     /// (Re)writes the chains; the clients of an endpoint that stays stay with it.
@@ -319,23 +253,13 @@ impl Sticky {
             );
         }
         for chain in [format!("sticky-{name}"), format!("sticky-masq-{name}")] {
-            let _ = writeln!(
-                script,
-                "add chain ip {table} {chain}\nflush chain ip {table} {chain}"
-            );
+            let _ = writeln!(script, "add chain ip {table} {chain}\nflush chain ip {table} {chain}");
         }
         for part in self.parts(name) {
-            let _ = writeln!(
-                script,
-                "add rule ip {table} sticky-{name} ip saddr @at-{part} goto to-{part}"
-            );
+            let _ = writeln!(script, "add rule ip {table} sticky-{name} ip saddr @at-{part} goto to-{part}");
         }
-        let choices: Vec<String> = self
-            .parts(name)
-            .iter()
-            .enumerate()
-            .map(|(index, part)| format!("{index} : goto to-{part}"))
-            .collect();
+        let choices: Vec<String> =
+            self.parts(name).iter().enumerate().map(|(index, part)| format!("{index} : goto to-{part}")).collect();
         let _ = writeln!(
             script,
             "add rule ip {table} sticky-{name} numgen random mod {} vmap {{ {} }}",
@@ -350,9 +274,5 @@ impl Sticky {
 }
 
 pub(super) fn element(place: &str, value: &str) -> String {
-    if value.is_empty() {
-        place.to_owned()
-    } else {
-        format!("{place} : {value}")
-    }
+    if value.is_empty() { place.to_owned() } else { format!("{place} : {value}") }
 }

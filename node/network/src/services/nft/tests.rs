@@ -49,20 +49,14 @@ impl Kernel {
                     assert_eq!(self.chains.remove(&name), Some(Vec::new()), "{line}");
                     self.assert_unused(&name, line);
                 }
-                ["add", "rule", _, _, _, rule @ ..] => {
-                    self.chains.get_mut(&name).unwrap().push(rule.join(" "))
-                }
+                ["add", "rule", _, _, _, rule @ ..] => self.chains.get_mut(&name).unwrap().push(rule.join(" ")),
                 [verb @ ("add" | "delete"), "element", ..] => {
                     let (_, list) = line.split_once("{ ").unwrap();
                     let map = self.elements.entry(name).or_default();
                     for element in list.strip_suffix(" }").unwrap().split(", ") {
                         let (place, value) = element.split_once(" : ").unwrap_or((element, ""));
                         if *verb == "add" {
-                            assert_eq!(
-                                map.insert(place.to_owned(), value.to_owned()),
-                                None,
-                                "{element}"
-                            );
+                            assert_eq!(map.insert(place.to_owned(), value.to_owned()), None, "{element}");
                             if let Some(chain) = value.strip_prefix("goto ") {
                                 assert!(self.chains.contains_key(chain), "{element}");
                             }
@@ -79,16 +73,12 @@ impl Kernel {
 
     fn assert_unused(&self, chain: &str, line: &str) {
         let goto = format!("goto {chain}");
-        let used = self
-            .elements
-            .values()
-            .flat_map(|map| map.values())
-            .any(|value| *value == goto)
-            || self.chains.values().flatten().any(|rule| {
-                rule.split(" goto ")
-                    .skip(1)
-                    .any(|it| it.split([' ', ',']).next() == Some(chain))
-            });
+        let used = self.elements.values().flat_map(|map| map.values()).any(|value| *value == goto)
+            || self
+                .chains
+                .values()
+                .flatten()
+                .any(|rule| rule.split(" goto ").skip(1).any(|it| it.split([' ', ',']).next() == Some(chain)));
         assert!(!used, "still used: {line}");
     }
 
@@ -109,14 +99,8 @@ impl Kernel {
         let chain = verdict.strip_prefix("goto ").unwrap();
         let rules = &self.chains[chain];
         let masquerading = chain.contains("masq");
-        assert_eq!(
-            rules.iter().any(|rule| rule.contains("meta mark set")),
-            masquerading
-        );
-        if let Some(name) = chain
-            .strip_prefix("sticky-masq-")
-            .or(chain.strip_prefix("sticky-"))
-        {
+        assert_eq!(rules.iter().any(|rule| rule.contains("meta mark set")), masquerading);
+        if let Some(name) = chain.strip_prefix("sticky-masq-").or(chain.strip_prefix("sticky-")) {
             let sticky = &self.chains[&format!("sticky-{name}")];
             let last = sticky.last().unwrap();
             return last
@@ -131,13 +115,7 @@ impl Kernel {
         }
         let count: usize = chain.rsplit('-').next().unwrap().parse().unwrap();
         assert!(rules[0].contains(&format!("random mod {count} ")));
-        (0..count)
-            .map(|index| {
-                self.get(endpoints, &format!("{place} . {index}"))
-                    .unwrap()
-                    .clone()
-            })
-            .collect()
+        (0..count).map(|index| self.get(endpoints, &format!("{place} . {index}")).unwrap().clone()).collect()
     }
 }
 
@@ -146,13 +124,8 @@ fn key(name: &str) -> Key {
 }
 
 fn port(address: u8, endpoints: &[u8]) -> Port {
-    let endpoints: Vec<Endpoint> = endpoints
-        .iter()
-        .map(|last| Endpoint {
-            address: Ipv4Addr::new(10, 244, 0, *last),
-            port: 8080,
-        })
-        .collect();
+    let endpoints: Vec<Endpoint> =
+        endpoints.iter().map(|last| Endpoint { address: Ipv4Addr::new(10, 244, 0, *last), port: 8080 }).collect();
     Port {
         name: "http".to_owned(),
         protocol: Protocol::Tcp,
@@ -181,10 +154,7 @@ fn targets(port: &[Endpoint]) -> Vec<String> {
 #[test]
 fn an_address_leads_to_its_endpoints() {
     let (mut table, mut kernel) = loaded();
-    assert_eq!(
-        kernel.get("answered", "10.96.0.10 . udp . 53"),
-        Some(&String::new())
-    );
+    assert_eq!(kernel.get("answered", "10.96.0.10 . udp . 53"), Some(&String::new()));
     let one = port(1, &[1, 2, 3]);
     kernel.run(&table.update(&[(key("a"), vec![one.clone()])]));
     assert_eq!(kernel.lead("10.96.0.1", "tcp", 80), targets(&one.inside));
@@ -207,33 +177,15 @@ fn node_ports_and_external_addresses() {
     service.node_port = Some(30080);
     service.external_ips = vec![Ipv4Addr::new(192, 0, 2, 9)];
     kernel.run(&table.update(&[(key("a"), vec![service.clone()])]));
-    assert_eq!(
-        kernel.get("node-ports", "tcp . 30080").unwrap(),
-        "goto node-masq-2"
-    );
-    assert_eq!(
-        kernel.follow("node-ports", "node-endpoints", "tcp . 30080"),
-        targets(&service.outside)
-    );
-    assert_eq!(
-        kernel.get("services", "192.0.2.9 . tcp . 80").unwrap(),
-        "goto pick-masq-2"
-    );
+    assert_eq!(kernel.get("node-ports", "tcp . 30080").unwrap(), "goto node-masq-2");
+    assert_eq!(kernel.follow("node-ports", "node-endpoints", "tcp . 30080"), targets(&service.outside));
+    assert_eq!(kernel.get("services", "192.0.2.9 . tcp . 80").unwrap(), "goto pick-masq-2");
     service.keep_source = true;
     service.outside.pop();
     kernel.run(&table.update(&[(key("a"), vec![service.clone()])]));
-    assert_eq!(
-        kernel.get("node-ports", "tcp . 30080").unwrap(),
-        "goto node-1"
-    );
-    assert_eq!(
-        kernel.get("services", "192.0.2.9 . tcp . 80").unwrap(),
-        "goto pick-1"
-    );
-    assert_eq!(
-        kernel.get("services", "10.96.0.1 . tcp . 80").unwrap(),
-        "goto pick-2"
-    );
+    assert_eq!(kernel.get("node-ports", "tcp . 30080").unwrap(), "goto node-1");
+    assert_eq!(kernel.get("services", "192.0.2.9 . tcp . 80").unwrap(), "goto pick-1");
+    assert_eq!(kernel.get("services", "10.96.0.1 . tcp . 80").unwrap(), "goto pick-2");
     service.outside.clear();
     kernel.run(&table.update(&[(key("a"), vec![service])]));
     assert_eq!(kernel.get("node-ports", "tcp . 30080"), None);
@@ -244,10 +196,7 @@ fn node_ports_and_external_addresses() {
 fn loopback_endpoints_are_left_to_the_proxy() {
     let (mut table, mut kernel) = loaded();
     let mut service = port(1, &[]);
-    service.inside = vec![Endpoint {
-        address: Ipv4Addr::LOCALHOST,
-        port: 6443,
-    }];
+    service.inside = vec![Endpoint { address: Ipv4Addr::LOCALHOST, port: 6443 }];
     kernel.run(&table.update(&[(key("kubernetes"), vec![service])]));
     assert_eq!(kernel.get("services", "10.96.0.1 . tcp . 80"), None);
     assert!(kernel.get("answered", "10.96.0.1 . tcp . 80").is_some());
@@ -258,10 +207,7 @@ fn an_address_claimed_twice_goes_to_the_next_when_the_first_lets_go() {
     let (mut table, mut kernel) = loaded();
     kernel.run(&table.update(&[(key("b"), vec![port(1, &[5])])]));
     kernel.run(&table.update(&[(key("a"), vec![port(1, &[6, 7])])]));
-    assert_eq!(
-        kernel.lead("10.96.0.1", "tcp", 80),
-        ["10.244.0.6 . 8080", "10.244.0.7 . 8080"]
-    );
+    assert_eq!(kernel.lead("10.96.0.1", "tcp", 80), ["10.244.0.6 . 8080", "10.244.0.7 . 8080"]);
     kernel.run(&table.update(&[(key("a"), Vec::new())]));
     assert_eq!(kernel.lead("10.96.0.1", "tcp", 80), ["10.244.0.5 . 8080"]);
 }
@@ -269,20 +215,14 @@ fn an_address_claimed_twice_goes_to_the_next_when_the_first_lets_go() {
 #[test]
 fn sticky_clients_keep_their_endpoint_while_others_go() {
     let (mut table, mut kernel) = loaded();
-    let sticky = |endpoints: &[u8]| Port {
-        affinity: Some(60),
-        ..port(1, endpoints)
-    };
+    let sticky = |endpoints: &[u8]| Port { affinity: Some(60), ..port(1, endpoints) };
     kernel.run(&table.update(&[(key("a"), vec![sticky(&[1, 2])])]));
     let before = kernel.sets.clone();
     assert_eq!(before.len(), 2);
     kernel.run(&table.update(&[(key("a"), vec![sticky(&[2, 3])])]));
     assert_eq!(kernel.sets.intersection(&before).count(), 1);
     assert_eq!(kernel.sets.len(), 2);
-    assert_eq!(
-        kernel.lead("10.96.0.1", "tcp", 80),
-        ["10.244.0.2 . 8080", "10.244.0.3 . 8080"]
-    );
+    assert_eq!(kernel.lead("10.96.0.1", "tcp", 80), ["10.244.0.2 . 8080", "10.244.0.3 . 8080"]);
     kernel.run(&table.update(&[(key("a"), vec![port(1, &[2, 3])])]));
     assert!(kernel.sets.is_empty() && !kernel.chains.keys().any(|name| name.contains("sticky")));
 }
@@ -308,23 +248,19 @@ fn any_port() -> impl Strategy<Value = Port> {
         any::<bool>(),
         0..2usize,
     )
-        .prop_map(
-            |(address, endpoints, node_port, affinity, keep_source, external, drop)| {
-                let mut service = port(address, &endpoints.into_iter().collect::<Vec<_>>());
-                service.node_port = node_port;
-                service.affinity = affinity;
-                service.keep_source = keep_source;
-                if keep_source {
-                    service
-                        .outside
-                        .truncate(service.outside.len().saturating_sub(drop));
-                }
-                if external {
-                    service.external_ips = vec![Ipv4Addr::new(192, 0, 2, address)];
-                }
-                service
-            },
-        )
+        .prop_map(|(address, endpoints, node_port, affinity, keep_source, external, drop)| {
+            let mut service = port(address, &endpoints.into_iter().collect::<Vec<_>>());
+            service.node_port = node_port;
+            service.affinity = affinity;
+            service.keep_source = keep_source;
+            if keep_source {
+                service.outside.truncate(service.outside.len().saturating_sub(drop));
+            }
+            if external {
+                service.external_ips = vec![Ipv4Addr::new(192, 0, 2, address)];
+            }
+            service
+        })
 }
 
 proptest! {

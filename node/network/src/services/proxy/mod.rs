@@ -63,13 +63,8 @@ impl Plan {
         for port in ports {
             let proxied = !self.nftables || port.needs_proxy();
             let target = |endpoints: &[Endpoint], shared| Target {
-                endpoints: endpoints
-                    .iter()
-                    .map(|endpoint| self.reach(*endpoint))
-                    .collect(),
-                affinity: port
-                    .affinity
-                    .map(|seconds| Duration::from_secs(seconds.into())),
+                endpoints: endpoints.iter().map(|endpoint| self.reach(*endpoint)).collect(),
+                affinity: port.affinity.map(|seconds| Duration::from_secs(seconds.into())),
                 shared,
                 instead_of: None,
             };
@@ -86,11 +81,7 @@ impl Plan {
                 }
             }
             if let Some(node_port) = port.node_port.filter(|_| !port.outside.is_empty()) {
-                for address in self
-                    .node_addresses
-                    .iter()
-                    .filter(|it| proxied || it.is_loopback())
-                {
+                for address in self.node_addresses.iter().filter(|it| proxied || it.is_loopback()) {
                     binds.insert(bind(*address, node_port), target(&port.outside, false));
                 }
             }
@@ -101,11 +92,7 @@ impl Plan {
     /// Pods listen where they can, as Services do.
     fn reach(&self, endpoint: Endpoint) -> SocketAddrV4 {
         let pod = self.cluster_cidr.contains(&endpoint.address);
-        let port = if pod {
-            self.shift.apply(endpoint.port)
-        } else {
-            endpoint.port
-        };
+        let port = if pod { self.shift.apply(endpoint.port) } else { endpoint.port };
         SocketAddrV4::new(endpoint.address, port)
     }
 }
@@ -119,10 +106,7 @@ pub(crate) struct Choice {
 impl Choice {
     fn new(target: Target, before: Option<&Self>) -> Self {
         let clients = before.map(|it| it.lock().clone()).unwrap_or_default();
-        Self {
-            target,
-            clients: Mutex::new(clients),
-        }
+        Self { target, clients: Mutex::new(clients) }
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<IpAddr, (SocketAddrV4, Instant)>> {
@@ -134,11 +118,7 @@ impl Choice {
         let mut order = self.target.endpoints.clone();
         order.shuffle(&mut rand::rng());
         if let Some(time) = self.target.affinity {
-            let kept = self
-                .lock()
-                .get(&client)
-                .filter(|(_, at)| at.elapsed() < time)
-                .map(|(it, _)| *it);
+            let kept = self.lock().get(&client).filter(|(_, at)| at.elapsed() < time).map(|(it, _)| *it);
             if let Some(place) = kept.and_then(|kept| order.iter().position(|it| *it == kept)) {
                 order.swap(0, place);
             }
@@ -199,15 +179,7 @@ pub(crate) struct Proxy {
 impl Proxy {
     pub(crate) fn new(plan: Plan, tell: Tell, shared: SharedAddresses) -> Self {
         let (wanted, claims, running, failed) = Default::default();
-        Self {
-            plan,
-            tell,
-            shared,
-            wanted,
-            claims,
-            running,
-            failed,
-        }
+        Self { plan, tell, shared, wanted, claims, running, failed }
     }
 
     /// Whether some listener is still to be tried again.
@@ -268,9 +240,7 @@ impl Proxy {
         };
         if let Some(running) = self.running.get(&bind) {
             if running.choice.borrow().target != *target {
-                running.choice.send_modify(|choice| {
-                    *choice = Arc::new(Choice::new(target.clone(), Some(choice)))
-                });
+                running.choice.send_modify(|choice| *choice = Arc::new(Choice::new(target.clone(), Some(choice))));
             }
             return;
         }
@@ -283,13 +253,7 @@ impl Proxy {
         match listening {
             Ok(()) => {
                 self.failed.remove(&bind);
-                self.running.insert(
-                    bind,
-                    Running {
-                        choice: sender,
-                        stop,
-                    },
-                );
+                self.running.insert(bind, Running { choice: sender, stop });
                 if let Some(port) = target.instead_of {
                     let message = format!(
                         "{} port {port} of {} listens at port {}: programs without privilege cannot listen below {}",
@@ -317,10 +281,7 @@ impl Proxy {
     /// Whether another node of the cluster is on this machine.
     fn has_neighbours(&self) -> bool {
         let shared = self.shared.read().unwrap_or_else(PoisonError::into_inner);
-        self.plan
-            .node_addresses
-            .iter()
-            .any(|address| shared.contains(address))
+        self.plan.node_addresses.iter().any(|address| shared.contains(address))
     }
 
     #[cfg(test)]
@@ -345,11 +306,7 @@ fn failure(bind: Bind, error: &io::Error) -> String {
 }
 
 /// A bound socket; `shared` lets other nodes on this machine bind the same.
-pub(crate) fn socket(
-    kind: SocketType,
-    address: SocketAddrV4,
-    shared: bool,
-) -> io::Result<std::os::fd::OwnedFd> {
+pub(crate) fn socket(kind: SocketType, address: SocketAddrV4, shared: bool) -> io::Result<std::os::fd::OwnedFd> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = rustix::net::socket_with(AddressFamily::INET, kind, flags, None)?;
     if kind == SocketType::STREAM {

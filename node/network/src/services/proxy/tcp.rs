@@ -57,8 +57,7 @@ async fn carry(mut client: TcpStream, from: SocketAddr, choice: Arc<Choice>) {
     };
     let _ = client.set_nodelay(true);
     let _ = endpoint.set_nodelay(true);
-    let result =
-        tokio::io::copy_bidirectional_with_sizes(&mut client, &mut endpoint, BUFFER, BUFFER).await;
+    let result = tokio::io::copy_bidirectional_with_sizes(&mut client, &mut endpoint, BUFFER, BUFFER).await;
     if result.is_err() {
         // One side broke off: so shall the other.
         let _ = client.set_zero_linger();

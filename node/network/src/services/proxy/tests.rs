@@ -28,12 +28,7 @@ fn proxy(shift: PortShift) -> (Proxy, mpsc::Receiver<(Key, String, String)>) {
 
 /// A port that nobody has at `address` now.
 async fn free(address: Ipv4Addr) -> u16 {
-    TcpListener::bind((address, 0))
-        .await
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .port()
+    TcpListener::bind((address, 0)).await.unwrap().local_addr().unwrap().port()
 }
 
 /// Says its name to whoever connects, then sends back what it hears.
@@ -49,10 +44,7 @@ async fn echo(name: &'static str) -> Endpoint {
             });
         }
     });
-    Endpoint {
-        address: own_loopback(2),
-        port,
-    }
+    Endpoint { address: own_loopback(2), port }
 }
 
 fn port(address: Ipv4Addr, number: u16, endpoints: &[Endpoint]) -> Port {
@@ -117,10 +109,7 @@ async fn a_dead_endpoint_is_passed_over() {
     let (mut proxy, _) = proxy(PortShift::default());
     let address = own_loopback(4);
     let number = free(address).await;
-    let dead = Endpoint {
-        address: own_loopback(2),
-        port: free(own_loopback(2)).await,
-    };
+    let dead = Endpoint { address: own_loopback(2), port: free(own_loopback(2)).await };
     let one = echo("one").await;
     proxy.apply(&[(key("a"), vec![port(address, number, &[dead, one])])]);
     for _ in 0..8 {
@@ -140,10 +129,7 @@ async fn balances_unless_it_sticks() {
         seen.insert(name_at(address, number).await.unwrap());
     }
     assert_eq!(seen.len(), 2);
-    let sticky = Port {
-        affinity: Some(60),
-        ..port(address, number, &both)
-    };
+    let sticky = Port { affinity: Some(60), ..port(address, number, &both) };
     proxy.apply(&[(key("a"), vec![sticky])]);
     let first = name_at(address, number).await.unwrap();
     for _ in 0..16 {
@@ -157,10 +143,7 @@ async fn datagrams_find_their_way_back() {
     let address = own_loopback(6);
     let number = free(address).await;
     let server = UdpSocket::bind((own_loopback(2), 0)).await.unwrap();
-    let endpoint = Endpoint {
-        address: own_loopback(2),
-        port: server.local_addr().unwrap().port(),
-    };
+    let endpoint = Endpoint { address: own_loopback(2), port: server.local_addr().unwrap().port() };
     tokio::spawn(async move {
         let mut buffer = [0; 64];
         while let Ok((length, from)) = server.recv_from(&mut buffer).await {
@@ -168,10 +151,7 @@ async fn datagrams_find_their_way_back() {
             let _ = server.send_to(&answer, from).await;
         }
     });
-    let udp = Port {
-        protocol: Protocol::Udp,
-        ..port(address, number, &[endpoint])
-    };
+    let udp = Port { protocol: Protocol::Udp, ..port(address, number, &[endpoint]) };
     proxy.apply(&[(key("a"), vec![udp])]);
     for word in ["one", "two"] {
         let client = UdpSocket::bind((own_loopback(1), 0)).await.unwrap();
@@ -187,18 +167,12 @@ async fn datagrams_find_their_way_back() {
 
 #[tokio::test]
 async fn tells_of_taken_and_of_shifted_ports() {
-    let (mut proxy, told) = proxy(PortShift {
-        below: 1024,
-        by: 10_000,
-    });
+    let (mut proxy, told) = proxy(PortShift { below: 1024, by: 10_000 });
     let address = own_loopback(7);
     let one = echo("one").await;
     let taken = TcpListener::bind((own_loopback(9), 0)).await.unwrap();
     let node_port = taken.local_addr().unwrap().port();
-    let service = Port {
-        node_port: Some(node_port),
-        ..port(address, 81, &[one])
-    };
+    let service = Port { node_port: Some(node_port), ..port(address, 81, &[one]) };
     proxy.apply(&[(key("a"), vec![service])]);
     assert_eq!(name_at(address, 10_081).await.unwrap(), "one");
     let mut said: Vec<_> = told.try_iter().collect();
@@ -207,11 +181,7 @@ async fn tells_of_taken_and_of_shifted_ports() {
     assert_eq!(said[0].1, "PortAlreadyTaken");
     assert!(said[0].2.contains(&node_port.to_string()), "{}", said[0].2);
     assert_eq!(said[1].1, "PortShifted");
-    assert!(
-        said[1].2.contains("port 81 ") && said[1].2.contains("10081"),
-        "{}",
-        said[1].2
-    );
+    assert!(said[1].2.contains("port 81 ") && said[1].2.contains("10081"), "{}", said[1].2);
     assert!(proxy.incomplete());
     // Said once; and served as soon as the place is free.
     proxy.apply(&[]);
@@ -234,11 +204,7 @@ async fn two_services_cannot_have_one_port() {
     proxy.apply(&[(key("b"), vec![port(address, number, &[two])])]);
     assert_eq!(name_at(address, number).await.unwrap(), "one");
     let said: Vec<_> = told.try_iter().collect();
-    assert!(
-        said.iter()
-            .any(|it| it.0 == key("b") && it.2.contains("Service shop/a")),
-        "{said:?}"
-    );
+    assert!(said.iter().any(|it| it.0 == key("b") && it.2.contains("Service shop/a")), "{said:?}");
     proxy.apply(&[(key("a"), Vec::new())]);
     assert_eq!(name_at(address, number).await.unwrap(), "two");
 }
@@ -247,20 +213,11 @@ async fn two_services_cannot_have_one_port() {
 fn ports_of_pods_are_shifted_as_those_of_services() {
     let plan = Plan {
         nftables: false,
-        shift: PortShift {
-            below: 1024,
-            by: 10_000,
-        },
+        shift: PortShift { below: 1024, by: 10_000 },
         cluster_cidr: "127.64.0.0/16".parse().unwrap(),
         node_addresses: Vec::new(),
     };
-    let at = |address: [u8; 4], port| {
-        plan.reach(Endpoint {
-            address: address.into(),
-            port,
-        })
-        .to_string()
-    };
+    let at = |address: [u8; 4], port| plan.reach(Endpoint { address: address.into(), port }).to_string();
     assert_eq!(at([127, 64, 0, 1], 80), "127.64.0.1:10080");
     assert_eq!(at([127, 64, 0, 1], 8080), "127.64.0.1:8080");
     assert_eq!(at([127, 0, 0, 1], 443), "127.0.0.1:443");

@@ -100,11 +100,7 @@ async fn open(
     let socket = Arc::new(UdpSocket::bind("0.0.0.0:0").await?);
     socket.connect(endpoint).await?;
     let stop = CancellationToken::new();
-    let session = Session {
-        socket: socket.clone(),
-        endpoint,
-        stop: stop.clone(),
-    };
+    let session = Session { socket: socket.clone(), endpoint, stop: stop.clone() };
     let (listener, ended) = (listener.clone(), ended.clone());
     tokio::spawn(async move {
         tokio::select! {

@@ -7,9 +7,7 @@ use std::fmt::Write;
 
 use serde_json::Value;
 
-use types::Kind::{
-    self, External, Flag, Inline, IntOrString, List, Number, Pointer, Quantity, Struct, Text,
-};
+use types::Kind::{self, External, Flag, Inline, IntOrString, List, Number, Pointer, Quantity, Struct, Text};
 use types::{EPHEMERAL, POD_SPEC, SECURITY, Type};
 
 /// Writes JSON, indented by one space a level, or on one line.
@@ -34,11 +32,7 @@ impl Writer<'_> {
             self.out.push(',');
         }
         self.line();
-        let _ = write!(
-            self.out,
-            "\"{name}\":{}",
-            if self.pretty { " " } else { "" }
-        );
+        let _ = write!(self.out, "\"{name}\":{}", if self.pretty { " " } else { "" });
     }
 
     fn object(&mut self, of: &Type, value: Option<&Value>) {
@@ -113,11 +107,7 @@ impl Writer<'_> {
         }
     }
 
-    fn list<'v>(
-        &mut self,
-        items: impl Iterator<Item = &'v Value>,
-        write: impl Fn(&mut Self, &'v Value),
-    ) {
+    fn list<'v>(&mut self, items: impl Iterator<Item = &'v Value>, write: impl Fn(&mut Self, &'v Value)) {
         self.out.push('[');
         self.level += 1;
         let mut first = true;
@@ -160,12 +150,7 @@ impl Writer<'_> {
 }
 
 fn print(of: &Type, value: Option<&Value>, spec: &Value, pretty: bool) -> String {
-    let mut writer = Writer {
-        out: String::new(),
-        level: 0,
-        pretty,
-        spec,
-    };
+    let mut writer = Writer { out: String::new(), level: 0, pretty, spec };
     writer.object(of, value);
     writer.out
 }

@@ -30,49 +30,26 @@ pub enum Kind {
 pub type Entry = (&'static str, &'static str, Kind);
 pub type Type = [Entry];
 
-use Kind::{
-    External, Flag, Inline, IntOrString, List, Nullable, Number, Pointer, Quantity, Struct, Text,
-};
+use Kind::{External, Flag, Inline, IntOrString, List, Nullable, Number, Pointer, Quantity, Struct, Text};
 
 const SELECTOR: &[&str] = &["matchLabels", "matchExpressions"];
 
 static NAME: &Type = &[("Name", "name", Text)];
-static KEY_TO_PATH: &Type = &[
-    ("Key", "key", Text),
-    ("Path", "path", Text),
-    ("Mode", "mode", Nullable),
-];
-static FIELD_REF: &Type = &[
-    ("APIVersion", "apiVersion", Text),
-    ("FieldPath", "fieldPath", Text),
-];
-static RESOURCE_REF: &Type = &[
-    ("ContainerName", "containerName", Text),
-    ("Resource", "resource", Text),
-    ("Divisor", "divisor", Quantity),
-];
+static KEY_TO_PATH: &Type = &[("Key", "key", Text), ("Path", "path", Text), ("Mode", "mode", Nullable)];
+static FIELD_REF: &Type = &[("APIVersion", "apiVersion", Text), ("FieldPath", "fieldPath", Text)];
+static RESOURCE_REF: &Type =
+    &[("ContainerName", "containerName", Text), ("Resource", "resource", Text), ("Divisor", "divisor", Quantity)];
 static DOWNWARD_FILE: &Type = &[
     ("Path", "path", Text),
     ("FieldRef", "fieldRef", Pointer(FIELD_REF)),
-    (
-        "ResourceFieldRef",
-        "resourceFieldRef",
-        Pointer(RESOURCE_REF),
-    ),
+    ("ResourceFieldRef", "resourceFieldRef", Pointer(RESOURCE_REF)),
     ("Mode", "mode", Nullable),
 ];
-static NAMED_ITEMS: &Type = &[
-    ("Name", "name", Text),
-    ("Items", "items", List(KEY_TO_PATH)),
-    ("Optional", "optional", Nullable),
-];
+static NAMED_ITEMS: &Type =
+    &[("Name", "name", Text), ("Items", "items", List(KEY_TO_PATH)), ("Optional", "optional", Nullable)];
 static PROJECTION: &Type = &[
     ("Secret", "secret", Pointer(NAMED_ITEMS)),
-    (
-        "DownwardAPI",
-        "downwardAPI",
-        Pointer(&[("Items", "items", List(DOWNWARD_FILE))]),
-    ),
+    ("DownwardAPI", "downwardAPI", Pointer(&[("Items", "items", List(DOWNWARD_FILE))])),
     ("ConfigMap", "configMap", Pointer(NAMED_ITEMS)),
     (
         "ServiceAccountToken",
@@ -112,25 +89,14 @@ static OBJECT_META: &[&str] = &["name", "generateName", "namespace", "labels", "
 static CLAIM_SPEC: &Type = &[
     ("AccessModes", "accessModes", Nullable),
     ("Selector", "selector", External(SELECTOR)),
-    (
-        "Resources",
-        "resources",
-        Struct(&[
-            ("Limits", "limits", Nullable),
-            ("Requests", "requests", Nullable),
-        ]),
-    ),
+    ("Resources", "resources", Struct(&[("Limits", "limits", Nullable), ("Requests", "requests", Nullable)])),
     ("VolumeName", "volumeName", Text),
     ("StorageClassName", "storageClassName", Nullable),
     ("VolumeMode", "volumeMode", Nullable),
     (
         "DataSource",
         "dataSource",
-        Pointer(&[
-            ("APIGroup", "apiGroup", Nullable),
-            ("Kind", "kind", Text),
-            ("Name", "name", Text),
-        ]),
+        Pointer(&[("APIGroup", "apiGroup", Nullable), ("Kind", "kind", Text), ("Name", "name", Text)]),
     ),
     (
         "DataSourceRef",
@@ -142,26 +108,11 @@ static CLAIM_SPEC: &Type = &[
             ("Namespace", "namespace", Nullable),
         ]),
     ),
-    (
-        "VolumeAttributesClassName",
-        "volumeAttributesClassName",
-        Nullable,
-    ),
+    ("VolumeAttributesClassName", "volumeAttributesClassName", Nullable),
 ];
 static VOLUME_SOURCE: &Type = &[
-    (
-        "HostPath",
-        "hostPath",
-        Pointer(&[("Path", "path", Text), ("Type", "type", Nullable)]),
-    ),
-    (
-        "EmptyDir",
-        "emptyDir",
-        Pointer(&[
-            ("Medium", "medium", Text),
-            ("SizeLimit", "sizeLimit", Nullable),
-        ]),
-    ),
+    ("HostPath", "hostPath", Pointer(&[("Path", "path", Text), ("Type", "type", Nullable)])),
+    ("EmptyDir", "emptyDir", Pointer(&[("Medium", "medium", Text), ("SizeLimit", "sizeLimit", Nullable)])),
     (
         "GCEPersistentDisk",
         "gcePersistentDisk",
@@ -201,15 +152,7 @@ static VOLUME_SOURCE: &Type = &[
             ("Optional", "optional", Nullable),
         ]),
     ),
-    (
-        "NFS",
-        "nfs",
-        Pointer(&[
-            ("Server", "server", Text),
-            ("Path", "path", Text),
-            ("ReadOnly", "readOnly", Flag),
-        ]),
-    ),
+    ("NFS", "nfs", Pointer(&[("Server", "server", Text), ("Path", "path", Text), ("ReadOnly", "readOnly", Flag)])),
     (
         "ISCSI",
         "iscsi",
@@ -230,19 +173,12 @@ static VOLUME_SOURCE: &Type = &[
     (
         "Glusterfs",
         "glusterfs",
-        Pointer(&[
-            ("EndpointsName", "endpoints", Text),
-            ("Path", "path", Text),
-            ("ReadOnly", "readOnly", Flag),
-        ]),
+        Pointer(&[("EndpointsName", "endpoints", Text), ("Path", "path", Text), ("ReadOnly", "readOnly", Flag)]),
     ),
     (
         "PersistentVolumeClaim",
         "persistentVolumeClaim",
-        Pointer(&[
-            ("ClaimName", "claimName", Text),
-            ("ReadOnly", "readOnly", Flag),
-        ]),
+        Pointer(&[("ClaimName", "claimName", Text), ("ReadOnly", "readOnly", Flag)]),
     ),
     (
         "RBD",
@@ -303,21 +239,11 @@ static VOLUME_SOURCE: &Type = &[
             ("ReadOnly", "readOnly", Flag),
         ]),
     ),
-    (
-        "Flocker",
-        "flocker",
-        Pointer(&[
-            ("DatasetName", "datasetName", Text),
-            ("DatasetUUID", "datasetUUID", Text),
-        ]),
-    ),
+    ("Flocker", "flocker", Pointer(&[("DatasetName", "datasetName", Text), ("DatasetUUID", "datasetUUID", Text)])),
     (
         "DownwardAPI",
         "downwardAPI",
-        Pointer(&[
-            ("Items", "items", List(DOWNWARD_FILE)),
-            ("DefaultMode", "defaultMode", Nullable),
-        ]),
+        Pointer(&[("Items", "items", List(DOWNWARD_FILE)), ("DefaultMode", "defaultMode", Nullable)]),
     ),
     (
         "FC",
@@ -371,27 +297,16 @@ static VOLUME_SOURCE: &Type = &[
             ("Kind", "kind", Nullable),
         ]),
     ),
-    (
-        "PhotonPersistentDisk",
-        "photonPersistentDisk",
-        Pointer(&[("PdID", "pdID", Text), ("FSType", "fsType", Text)]),
-    ),
+    ("PhotonPersistentDisk", "photonPersistentDisk", Pointer(&[("PdID", "pdID", Text), ("FSType", "fsType", Text)])),
     (
         "Projected",
         "projected",
-        Pointer(&[
-            ("Sources", "sources", List(PROJECTION)),
-            ("DefaultMode", "defaultMode", Nullable),
-        ]),
+        Pointer(&[("Sources", "sources", List(PROJECTION)), ("DefaultMode", "defaultMode", Nullable)]),
     ),
     (
         "PortworxVolume",
         "portworxVolume",
-        Pointer(&[
-            ("VolumeID", "volumeID", Text),
-            ("FSType", "fsType", Text),
-            ("ReadOnly", "readOnly", Flag),
-        ]),
+        Pointer(&[("VolumeID", "volumeID", Text), ("FSType", "fsType", Text), ("ReadOnly", "readOnly", Flag)]),
     ),
     (
         "ScaleIO",
@@ -428,11 +343,7 @@ static VOLUME_SOURCE: &Type = &[
             ("ReadOnly", "readOnly", Nullable),
             ("FSType", "fsType", Nullable),
             ("VolumeAttributes", "volumeAttributes", Nullable),
-            (
-                "NodePublishSecretRef",
-                "nodePublishSecretRef",
-                Pointer(NAME),
-            ),
+            ("NodePublishSecretRef", "nodePublishSecretRef", Pointer(NAME)),
         ]),
     ),
     (
@@ -441,20 +352,10 @@ static VOLUME_SOURCE: &Type = &[
         Pointer(&[(
             "VolumeClaimTemplate",
             "volumeClaimTemplate",
-            Pointer(&[
-                ("", "metadata", External(OBJECT_META)),
-                ("Spec", "spec", Struct(CLAIM_SPEC)),
-            ]),
+            Pointer(&[("", "metadata", External(OBJECT_META)), ("Spec", "spec", Struct(CLAIM_SPEC))]),
         )]),
     ),
-    (
-        "Image",
-        "image",
-        Pointer(&[
-            ("Reference", "reference", Text),
-            ("PullPolicy", "pullPolicy", Text),
-        ]),
-    ),
+    ("Image", "image", Pointer(&[("Reference", "reference", Text), ("PullPolicy", "pullPolicy", Text)])),
 ];
 static VOLUME: &Type = &[("Name", "name", Text), ("", "", Inline(VOLUME_SOURCE))];
 
@@ -463,11 +364,7 @@ static HTTP_GET: &Type = &[
     ("Port", "port", IntOrString),
     ("Host", "host", Text),
     ("Scheme", "scheme", Text),
-    (
-        "HTTPHeaders",
-        "httpHeaders",
-        List(&[("Name", "name", Text), ("Value", "value", Text)]),
-    ),
+    ("HTTPHeaders", "httpHeaders", List(&[("Name", "name", Text), ("Value", "value", Text)])),
 ];
 static EXEC: &Type = &[("Command", "command", Nullable)];
 static TCP: &Type = &[("Port", "port", IntOrString), ("Host", "host", Text)];
@@ -475,21 +372,13 @@ static PROBE: &Type = &[
     ("Exec", "exec", Pointer(EXEC)),
     ("HTTPGet", "httpGet", Pointer(HTTP_GET)),
     ("TCPSocket", "tcpSocket", Pointer(TCP)),
-    (
-        "GRPC",
-        "grpc",
-        Pointer(&[("Port", "port", Number), ("Service", "service", Nullable)]),
-    ),
+    ("GRPC", "grpc", Pointer(&[("Port", "port", Number), ("Service", "service", Nullable)])),
     ("InitialDelaySeconds", "initialDelaySeconds", Number),
     ("TimeoutSeconds", "timeoutSeconds", Number),
     ("PeriodSeconds", "periodSeconds", Number),
     ("SuccessThreshold", "successThreshold", Number),
     ("FailureThreshold", "failureThreshold", Number),
-    (
-        "TerminationGracePeriodSeconds",
-        "terminationGracePeriodSeconds",
-        Nullable,
-    ),
+    ("TerminationGracePeriodSeconds", "terminationGracePeriodSeconds", Nullable),
 ];
 static HOOK: &Type = &[
     ("Exec", "exec", Pointer(EXEC)),
@@ -497,28 +386,17 @@ static HOOK: &Type = &[
     ("TCPSocket", "tcpSocket", Pointer(TCP)),
     ("Sleep", "sleep", Pointer(&[("Seconds", "seconds", Number)])),
 ];
-static SELINUX: &Type = &[
-    ("User", "user", Text),
-    ("Role", "role", Text),
-    ("Type", "type", Text),
-    ("Level", "level", Text),
-];
+static SELINUX: &Type =
+    &[("User", "user", Text), ("Role", "role", Text), ("Type", "type", Text), ("Level", "level", Text)];
 static WINDOWS: &Type = &[
     ("GMSACredentialSpecName", "gmsaCredentialSpecName", Nullable),
     ("GMSACredentialSpec", "gmsaCredentialSpec", Nullable),
     ("RunAsUserName", "runAsUserName", Nullable),
     ("HostProcess", "hostProcess", Nullable),
 ];
-static PROFILE: &Type = &[
-    ("Type", "type", Text),
-    ("LocalhostProfile", "localhostProfile", Nullable),
-];
+static PROFILE: &Type = &[("Type", "type", Text), ("LocalhostProfile", "localhostProfile", Nullable)];
 pub static SECURITY: &Type = &[
-    (
-        "Capabilities",
-        "capabilities",
-        Pointer(&[("Add", "add", Nullable), ("Drop", "drop", Nullable)]),
-    ),
+    ("Capabilities", "capabilities", Pointer(&[("Add", "add", Nullable), ("Drop", "drop", Nullable)])),
     ("Privileged", "privileged", Nullable),
     ("SELinuxOptions", "seLinuxOptions", Pointer(SELINUX)),
     ("WindowsOptions", "windowsOptions", Pointer(WINDOWS)),
@@ -526,20 +404,12 @@ pub static SECURITY: &Type = &[
     ("RunAsGroup", "runAsGroup", Nullable),
     ("RunAsNonRoot", "runAsNonRoot", Nullable),
     ("ReadOnlyRootFilesystem", "readOnlyRootFilesystem", Nullable),
-    (
-        "AllowPrivilegeEscalation",
-        "allowPrivilegeEscalation",
-        Nullable,
-    ),
+    ("AllowPrivilegeEscalation", "allowPrivilegeEscalation", Nullable),
     ("ProcMount", "procMount", Nullable),
     ("SeccompProfile", "seccompProfile", Pointer(PROFILE)),
     ("AppArmorProfile", "appArmorProfile", Pointer(PROFILE)),
 ];
-static KEY_SELECTOR: &Type = &[
-    ("Name", "name", Text),
-    ("Key", "key", Text),
-    ("Optional", "optional", Nullable),
-];
+static KEY_SELECTOR: &Type = &[("Name", "name", Text), ("Key", "key", Text), ("Optional", "optional", Nullable)];
 static ENV: &Type = &[
     ("Name", "name", Text),
     ("Value", "value", Text),
@@ -548,11 +418,7 @@ static ENV: &Type = &[
         "valueFrom",
         Pointer(&[
             ("FieldRef", "fieldRef", Pointer(FIELD_REF)),
-            (
-                "ResourceFieldRef",
-                "resourceFieldRef",
-                Pointer(RESOURCE_REF),
-            ),
+            ("ResourceFieldRef", "resourceFieldRef", Pointer(RESOURCE_REF)),
             ("ConfigMapKeyRef", "configMapKeyRef", Pointer(KEY_SELECTOR)),
             ("SecretKeyRef", "secretKeyRef", Pointer(KEY_SELECTOR)),
             (
@@ -572,11 +438,7 @@ static OPTIONAL_NAME: &Type = &[("Name", "name", Text), ("Optional", "optional",
 static RESOURCES: &Type = &[
     ("Limits", "limits", Nullable),
     ("Requests", "requests", Nullable),
-    (
-        "Claims",
-        "claims",
-        List(&[("Name", "name", Text), ("Request", "request", Text)]),
-    ),
+    ("Claims", "claims", List(&[("Name", "name", Text), ("Request", "request", Text)])),
 ];
 static CONTAINER: &Type = &[
     ("Name", "name", Text),
@@ -609,10 +471,7 @@ static CONTAINER: &Type = &[
     (
         "ResizePolicy",
         "resizePolicy",
-        List(&[
-            ("ResourceName", "resourceName", Text),
-            ("RestartPolicy", "restartPolicy", Text),
-        ]),
+        List(&[("ResourceName", "resourceName", Text), ("RestartPolicy", "restartPolicy", Text)]),
     ),
     ("RestartPolicy", "restartPolicy", Nullable),
     (
@@ -620,14 +479,7 @@ static CONTAINER: &Type = &[
         "restartPolicyRules",
         List(&[
             ("Action", "action", Text),
-            (
-                "ExitCodes",
-                "exitCodes",
-                Pointer(&[
-                    ("Operator", "operator", Text),
-                    ("Values", "values", Nullable),
-                ]),
-            ),
+            ("ExitCodes", "exitCodes", Pointer(&[("Operator", "operator", Text), ("Values", "values", Nullable)])),
         ]),
     ),
     (
@@ -643,11 +495,7 @@ static CONTAINER: &Type = &[
             ("SubPathExpr", "subPathExpr", Text),
         ]),
     ),
-    (
-        "VolumeDevices",
-        "volumeDevices",
-        List(&[("Name", "name", Text), ("DevicePath", "devicePath", Text)]),
-    ),
+    ("VolumeDevices", "volumeDevices", List(&[("Name", "name", Text), ("DevicePath", "devicePath", Text)])),
     ("LivenessProbe", "livenessProbe", Pointer(PROBE)),
     ("ReadinessProbe", "readinessProbe", Pointer(PROBE)),
     ("StartupProbe", "startupProbe", Pointer(PROBE)),
@@ -668,10 +516,7 @@ static CONTAINER: &Type = &[
     ("StdinOnce", "stdinOnce", Flag),
     ("TTY", "tty", Flag),
 ];
-pub static EPHEMERAL: &Type = &[
-    ("", "", Inline(CONTAINER)),
-    ("TargetContainerName", "targetContainerName", Text),
-];
+pub static EPHEMERAL: &Type = &[("", "", Inline(CONTAINER)), ("TargetContainerName", "targetContainerName", Text)];
 
 /// The reference keeps what concerns the machine's namespaces here; JSON has it in the spec.
 static POD_SECURITY: &Type = &[
@@ -686,32 +531,18 @@ static POD_SECURITY: &Type = &[
     ("RunAsGroup", "runAsGroup", Nullable),
     ("RunAsNonRoot", "runAsNonRoot", Nullable),
     ("SupplementalGroups", "supplementalGroups", Nullable),
-    (
-        "SupplementalGroupsPolicy",
-        "supplementalGroupsPolicy",
-        Nullable,
-    ),
+    ("SupplementalGroupsPolicy", "supplementalGroupsPolicy", Nullable),
     ("FSGroup", "fsGroup", Nullable),
     ("FSGroupChangePolicy", "fsGroupChangePolicy", Nullable),
-    (
-        "Sysctls",
-        "sysctls",
-        List(&[("Name", "name", Text), ("Value", "value", Text)]),
-    ),
+    ("Sysctls", "sysctls", List(&[("Name", "name", Text), ("Value", "value", Text)])),
     ("SeccompProfile", "seccompProfile", Pointer(PROFILE)),
     ("AppArmorProfile", "appArmorProfile", Pointer(PROFILE)),
     ("SELinuxChangePolicy", "seLinuxChangePolicy", Nullable),
 ];
 
-static REQUIREMENT: &Type = &[
-    ("Key", "key", Text),
-    ("Operator", "operator", Text),
-    ("Values", "values", Nullable),
-];
-static NODE_TERM: &Type = &[
-    ("MatchExpressions", "matchExpressions", List(REQUIREMENT)),
-    ("MatchFields", "matchFields", List(REQUIREMENT)),
-];
+static REQUIREMENT: &Type = &[("Key", "key", Text), ("Operator", "operator", Text), ("Values", "values", Nullable)];
+static NODE_TERM: &Type =
+    &[("MatchExpressions", "matchExpressions", List(REQUIREMENT)), ("MatchFields", "matchFields", List(REQUIREMENT))];
 static POD_TERM: &Type = &[
     ("LabelSelector", "labelSelector", External(SELECTOR)),
     ("Namespaces", "namespaces", Nullable),
@@ -723,18 +554,11 @@ static POD_TERM: &Type = &[
 const REQUIRED: &str = "requiredDuringSchedulingIgnoredDuringExecution";
 const PREFERRED: &str = "preferredDuringSchedulingIgnoredDuringExecution";
 static POD_AFFINITY: &Type = &[
-    (
-        "RequiredDuringSchedulingIgnoredDuringExecution",
-        REQUIRED,
-        List(POD_TERM),
-    ),
+    ("RequiredDuringSchedulingIgnoredDuringExecution", REQUIRED, List(POD_TERM)),
     (
         "PreferredDuringSchedulingIgnoredDuringExecution",
         PREFERRED,
-        List(&[
-            ("Weight", "weight", Number),
-            ("PodAffinityTerm", "podAffinityTerm", Struct(POD_TERM)),
-        ]),
+        List(&[("Weight", "weight", Number), ("PodAffinityTerm", "podAffinityTerm", Struct(POD_TERM))]),
     ),
 ];
 static NODE_AFFINITY: &Type = &[
@@ -746,10 +570,7 @@ static NODE_AFFINITY: &Type = &[
     (
         "PreferredDuringSchedulingIgnoredDuringExecution",
         PREFERRED,
-        List(&[
-            ("Weight", "weight", Number),
-            ("Preference", "preference", Struct(NODE_TERM)),
-        ]),
+        List(&[("Weight", "weight", Number), ("Preference", "preference", Struct(NODE_TERM))]),
     ),
 ];
 
@@ -757,26 +578,14 @@ pub static POD_SPEC: &Type = &[
     ("Volumes", "volumes", List(VOLUME)),
     ("InitContainers", "initContainers", List(CONTAINER)),
     ("Containers", "containers", List(CONTAINER)),
-    (
-        "EphemeralContainers",
-        "ephemeralContainers",
-        List(EPHEMERAL),
-    ),
+    ("EphemeralContainers", "ephemeralContainers", List(EPHEMERAL)),
     ("RestartPolicy", "restartPolicy", Text),
-    (
-        "TerminationGracePeriodSeconds",
-        "terminationGracePeriodSeconds",
-        Nullable,
-    ),
+    ("TerminationGracePeriodSeconds", "terminationGracePeriodSeconds", Nullable),
     ("ActiveDeadlineSeconds", "activeDeadlineSeconds", Nullable),
     ("DNSPolicy", "dnsPolicy", Text),
     ("NodeSelector", "nodeSelector", Nullable),
     ("ServiceAccountName", "serviceAccountName", Text),
-    (
-        "AutomountServiceAccountToken",
-        "automountServiceAccountToken",
-        Nullable,
-    ),
+    ("AutomountServiceAccountToken", "automountServiceAccountToken", Nullable),
     ("NodeName", "nodeName", Text),
     ("SecurityContext", "securityContext", Pointer(POD_SECURITY)),
     ("ImagePullSecrets", "imagePullSecrets", List(NAME)),
@@ -804,11 +613,7 @@ pub static POD_SPEC: &Type = &[
             ("TolerationSeconds", "tolerationSeconds", Nullable),
         ]),
     ),
-    (
-        "HostAliases",
-        "hostAliases",
-        List(&[("IP", "ip", Text), ("Hostnames", "hostnames", Nullable)]),
-    ),
+    ("HostAliases", "hostAliases", List(&[("IP", "ip", Text), ("Hostnames", "hostnames", Nullable)])),
     ("PriorityClassName", "priorityClassName", Text),
     ("Priority", "priority", Nullable),
     ("PreemptionPolicy", "preemptionPolicy", Nullable),
@@ -818,18 +623,10 @@ pub static POD_SPEC: &Type = &[
         Pointer(&[
             ("Nameservers", "nameservers", Nullable),
             ("Searches", "searches", Nullable),
-            (
-                "Options",
-                "options",
-                List(&[("Name", "name", Text), ("Value", "value", Nullable)]),
-            ),
+            ("Options", "options", List(&[("Name", "name", Text), ("Value", "value", Nullable)])),
         ]),
     ),
-    (
-        "ReadinessGates",
-        "readinessGates",
-        List(&[("ConditionType", "conditionType", Text)]),
-    ),
+    ("ReadinessGates", "readinessGates", List(&[("ConditionType", "conditionType", Text)])),
     ("RuntimeClassName", "runtimeClassName", Nullable),
     ("Overhead", "overhead", Nullable),
     ("EnableServiceLinks", "enableServiceLinks", Nullable),
@@ -855,18 +652,10 @@ pub static POD_SPEC: &Type = &[
         List(&[
             ("Name", "name", Text),
             ("ResourceClaimName", "resourceClaimName", Nullable),
-            (
-                "ResourceClaimTemplateName",
-                "resourceClaimTemplateName",
-                Nullable,
-            ),
+            ("ResourceClaimTemplateName", "resourceClaimTemplateName", Nullable),
         ]),
     ),
     ("Resources", "resources", Pointer(RESOURCES)),
     ("HostnameOverride", "hostnameOverride", Nullable),
-    (
-        "SchedulingGroup",
-        "schedulingGroup",
-        Pointer(&[("PodGroupName", "podGroupName", Nullable)]),
-    ),
+    ("SchedulingGroup", "schedulingGroup", Pointer(&[("PodGroupName", "podGroupName", Nullable)])),
 ];
