@@ -27,6 +27,8 @@ mod simulation;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::FutureExt;
+use futures::future::BoxFuture;
 use ipnet::IpNet;
 use sampan_client::{Clock, Informers};
 use tokio::task::JoinSet;
@@ -79,16 +81,26 @@ pub async fn run(informers: Informers, config: Config, shutdown: CancellationTok
         shutdown: shutdown.clone(),
     };
     let mut controllers = JoinSet::new();
-    controllers.spawn(deployment::run(context.clone()));
-    controllers.spawn(replicaset::run(context.clone()));
-    controllers.spawn(endpoints::run(context.clone()));
-    controllers.spawn(namespace::run(context.clone()));
-    controllers.spawn(gc::run(context.clone()));
-    controllers.spawn(service_account::run(context.clone()));
-    controllers.spawn(root_ca::run(context.clone()));
-    controllers.spawn(node::run(context.clone()));
-    controllers.spawn(node_ipam::run(context.clone()));
-    controllers.spawn(pod_gc::run(context));
+    let mut start = |controller: BoxFuture<'static, ()>| {
+        let shutdown = shutdown.clone();
+        // At any point: what was begun is found again, by the state it left.
+        controllers.spawn(async move {
+            tokio::select! {
+                () = shutdown.cancelled() => {}
+                () = controller => {}
+            }
+        });
+    };
+    start(deployment::run(context.clone()).boxed());
+    start(replicaset::run(context.clone()).boxed());
+    start(endpoints::run(context.clone()).boxed());
+    start(namespace::run(context.clone()).boxed());
+    start(gc::run(context.clone()).boxed());
+    start(service_account::run(context.clone()).boxed());
+    start(root_ca::run(context.clone()).boxed());
+    start(node::run(context.clone()).boxed());
+    start(node_ipam::run(context.clone()).boxed());
+    start(pod_gc::run(context).boxed());
     loop {
         tokio::select! {
             () = shutdown.cancelled() => break,

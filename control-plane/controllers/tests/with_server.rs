@@ -247,7 +247,7 @@ async fn a_deployment_and_its_service_live_and_go() {
     until("the Deployment to go", || async { deployments.get_opt("web").await.unwrap().is_none() }).await;
     assert!(sets.list(&ListParams::default()).await.unwrap().items.is_empty());
     until("pods to go", || async { pods.list(&ListParams::default()).await.unwrap().items.is_empty() }).await;
-    assert_eq!(in_slices().await.0, 0);
+    until("no endpoints", || async { in_slices().await.0 == 0 }).await;
 
     deployments.patch("web", &params, &Patch::Apply(deployment(2, "v1"))).await.unwrap();
     rolled_out(&deployments, 2).await;
