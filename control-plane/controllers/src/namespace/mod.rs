@@ -60,7 +60,8 @@ impl Controller for Namespaces {
     type Key = String;
 
     async fn reconcile(&self, key: &String) -> Result<Option<Duration>, Error> {
-        if !self.namespaces.get("", key).is_some_and(|it| it.metadata.deletion_timestamp.is_some()) {
+        let cached = self.namespaces.get("", key);
+        if cached.is_none_or(|it| it.metadata.deletion_timestamp.is_none()) {
             return Ok(None);
         }
         let client = &self.context.client;

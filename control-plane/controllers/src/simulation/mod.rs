@@ -2,6 +2,8 @@
 //! watched late, over many seeds. What is checked after every write are the promises; at the end,
 //! that all came to rest where it should.
 
+#![allow(clippy::unwrap_used)]
+
 mod api;
 mod scenarios;
 
@@ -118,7 +120,7 @@ impl World {
         tokio::spawn(async move {
             let mut beat = 0_u32;
             while !stopped.is_cancelled() {
-                if beat % 100 == 0 {
+                if beat.is_multiple_of(100) {
                     let now = api.clock.now().to_string();
                     api.edit("leases", "kube-node-lease", &node, json!({ "spec": { "renewTime": now } }));
                     let silent =
