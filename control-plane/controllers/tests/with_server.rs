@@ -233,6 +233,7 @@ async fn a_deployment_and_its_service_live_and_go() {
     assert_eq!(all.items.len(), 2);
     let it = deployments.get("web").await.unwrap();
     assert_eq!(it.annotations()["deployment.kubernetes.io/revision"], "3");
+    assert_eq!(it.metadata.generation, Some(3), "only users make generations");
     let events = cluster.api::<Event>("team");
     until("events", || async {
         let all = events.list(&ListParams::default()).await.unwrap();

@@ -15,9 +15,8 @@ use k8s_openapi::api::apps::v1::{Deployment, DeploymentStatus, ReplicaSet};
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::ResourceExt;
-use kube::api::{Api, Patch, PatchParams, PostParams};
+use kube::api::{Api, PostParams};
 use sampan_client::{Change, EventKind, EventRecorder, Index, Informer};
-use serde_json::json;
 
 use crate::context::Context;
 use crate::error::{Error, found};
@@ -152,7 +151,9 @@ impl Controller for Deployments {
             self.events.record(&deployment, EventKind::Warning, "SelectingAll", text);
             let mut status = deployment.status.clone().unwrap_or_default();
             status.observed_generation = deployment.metadata.generation;
-            self.write_status(&deployment, status).await?;
+            if deployment.status.as_ref() != Some(&status) {
+                self.write_status(&deployment, status).await?;
+            }
             return Ok(None);
         }
         let Some(selector) = owner::selector(&spec.selector) else {
@@ -224,16 +225,13 @@ impl Deployments {
             status::note_progress(&sync.deployment, &before, &mut status, &all, new, &now);
         }
         let next = status::next_check(&sync.deployment, &status, self.context.clock.now());
-        if before != status {
+        if before != status || cached.annotations() != sync.deployment.annotations() {
             self.write_status(&sync.deployment, status).await?;
         }
         Ok(next)
     }
 
     async fn write_status(&self, deployment: &Deployment, status: DeploymentStatus) -> Result<(), Error> {
-        if deployment.status.as_ref() == Some(&status) {
-            return Ok(());
-        }
         let deployments = self.api(&deployment.metadata);
         let written = Deployment { status: Some(status), ..deployment.clone() };
         let name = deployment.name_any();
@@ -245,23 +243,9 @@ impl Deployments {
         Api::namespaced(self.context.client.clone(), meta.namespace.as_deref().unwrap_or_default())
     }
 
-    /// Notes on the Deployment which revision its template is.
-    async fn note_revision(&self, sync: &mut Sync, revision: i64) -> Result<(), Error> {
-        let revision = revision.to_string();
-        if sync.deployment.annotations().get(annotations::REVISION) == Some(&revision) {
-            return Ok(());
-        }
-        let patch = json!({ "metadata": {
-            "uid": sync.deployment.metadata.uid,
-            "annotations": { annotations::REVISION: revision },
-        }});
-        let name = sync.deployment.name_any();
-        let params = PatchParams::default();
-        let written = self.api(&sync.deployment.metadata).patch(&name, &params, &Patch::Merge(patch)).await?;
-        // Of what is written later only the status counts; a newer specification is for the next run.
-        if written.metadata.generation == sync.deployment.metadata.generation {
-            sync.deployment.metadata = written.metadata;
-        }
-        Ok(())
+    /// Notes on the Deployment which revision its template is. Written with the status: other writes
+    /// of annotations count as a new generation.
+    fn note_revision(sync: &mut Sync, revision: i64) {
+        sync.deployment.annotations_mut().insert(annotations::REVISION.to_owned(), revision.to_string());
     }
 }

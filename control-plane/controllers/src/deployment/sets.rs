@@ -94,7 +94,8 @@ impl Deployments {
             status::set(&mut sync.conditions, status::PROGRESSING, "True", status::NEW_SET_FOUND, text, &now);
         }
         sync.new = Some(set);
-        self.note_revision(sync, revision).await
+        Self::note_revision(sync, revision);
+        Ok(())
     }
 
     /// As [`Self::adopt_template`], and creates the set if there is none.
@@ -140,7 +141,8 @@ impl Deployments {
             }
         }
         sync.new = Some(set);
-        self.note_revision(sync, newest).await
+        Self::note_revision(sync, newest);
+        Ok(())
     }
 
     /// The set that has the name which the new one was to get: ours already, or a collision.

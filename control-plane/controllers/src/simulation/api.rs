@@ -140,7 +140,7 @@ impl FakeApi {
         let mut state = self.lock();
         let Some(mut object) = state.objects.get(&key).cloned() else { return };
         json_patch::merge(&mut object, &change);
-        state.write(&key, object);
+        state.write(&key, object, false);
         self.publish(state);
     }
 
@@ -336,9 +336,11 @@ impl State {
     }
 
     /// Stores an object, or ends it when nothing holds it any more.
-    fn write(&mut self, key: &Key, mut object: Value) -> Value {
+    fn write(&mut self, key: &Key, mut object: Value, status: bool) -> Value {
         let old = &self.objects[key];
-        if object["spec"] != old["spec"] && key.0 != "namespaces" {
+        let noted =
+            key.0 == "deployments" && !status && object["metadata"]["annotations"] != old["metadata"]["annotations"];
+        if (object["spec"] != old["spec"] || noted) && key.0 != "namespaces" {
             let generation = old["metadata"]["generation"].as_i64().unwrap_or(1);
             object["metadata"]["generation"] = json!(generation + 1);
         }
@@ -403,6 +405,9 @@ impl State {
             "status" => {
                 let mut new = live;
                 new["status"] = object["status"].clone();
+                if object["metadata"]["annotations"].is_object() {
+                    new["metadata"]["annotations"] = object["metadata"]["annotations"].clone();
+                }
                 object = new;
             }
             "finalize" => {
@@ -419,7 +424,7 @@ impl State {
                 object["apiVersion"] = live["apiVersion"].clone();
             }
         }
-        Ok(self.write(key, object))
+        Ok(self.write(key, object, sub == "status"))
     }
 
     fn patch(&mut self, key: &Key, patch: &Value, sub: &str) -> Answer {
@@ -444,7 +449,7 @@ impl State {
                 object.as_object_mut().unwrap().remove("status");
             }
         }
-        Ok(self.write(key, object))
+        Ok(self.write(key, object, sub == "status"))
     }
 
     fn delete(&mut self, key: &Key, options: &Value, clock: &Clock) -> Answer {
@@ -472,7 +477,7 @@ impl State {
         } else if key.0 == "pods" && at_once {
             object["metadata"]["deletionGracePeriodSeconds"] = json!(0);
         }
-        Ok(self.write(key, object))
+        Ok(self.write(key, object, false))
     }
 }
 

@@ -56,6 +56,7 @@ fn a_deployment_rolls_out_rolls_back_and_keeps_its_history() {
         }
         let deployment = world.api.get("deployments", "default", "web").unwrap();
         assert_eq!(deployment["metadata"]["annotations"]["deployment.kubernetes.io/revision"], "4");
+        assert_eq!(deployment["metadata"]["generation"], 4, "only users make generations");
         world.until("old sets to go", |api| api.list("replicasets").len() == 3).await;
         // As `kubectl rollout undo` does: the old template is set again.
         let before: BTreeSet<String> = world.sets().into_keys().collect();
