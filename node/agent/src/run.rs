@@ -129,7 +129,8 @@ pub async fn run(config: Config, client: Client, shutdown: CancellationToken) ->
     let settings = Settings {
         paths: paths.clone(),
         cache,
-        cluster_id: cluster.id,
+        cluster_id: cluster.id.clone(),
+        node_name: config.node_name.clone(),
         cluster_ranges: vec![cluster.cluster_cidr, cluster.service_cidr],
         privileged,
         version: config.version.clone(),
@@ -163,7 +164,10 @@ pub async fn run(config: Config, client: Client, shutdown: CancellationToken) ->
         shift: PortShift { below: shift.below, by: shift.by },
         max_pods: usize::try_from(config.max_pods).unwrap_or(usize::MAX),
         busy: Semaphore::new(BUSY),
-        owner: Box::new(move |tenant| privileged.then(|| WasmRuntime::user(tenant))),
+        owner: {
+            let (cluster_id, node_name) = (cluster.id, config.node_name.clone());
+            Box::new(move |tenant| privileged.then(|| WasmRuntime::user(&cluster_id, &node_name, tenant)))
+        },
         runs: Mutex::default(),
     });
     let sources =

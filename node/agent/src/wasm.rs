@@ -25,6 +25,7 @@ pub struct Settings {
     pub paths: Paths,
     pub cache: Cache,
     pub cluster_id: String,
+    pub node_name: String,
     /// Pod and Service addresses.
     pub cluster_ranges: Vec<IpNet>,
     /// User and control group of their own: as root.
@@ -65,10 +66,11 @@ impl WasmRuntime {
         (Arc::new(Self { settings, network, slots: Mutex::default(), events }), receiver)
     }
 
-    /// The user of a tenant's host processes. The same after a restart, without a record.
-    pub fn user(tenant: &str) -> (u32, u32) {
+    /// The user of a tenant's host processes: the same after a restart, without a record, and
+    /// another for every node and cluster that may be on this machine.
+    pub fn user(cluster_id: &str, node_name: &str, tenant: &str) -> (u32, u32) {
         use sha2::{Digest, Sha256};
-        let hash = Sha256::digest(tenant.as_bytes());
+        let hash = Sha256::digest(format!("{cluster_id}/{node_name}/{tenant}"));
         let low = hash.iter().take(3).fold(0_u32, |id, byte| id << 8 | u32::from(*byte));
         let id = 0x7000_0000 | low;
         (id, id)
@@ -109,8 +111,8 @@ impl WasmRuntime {
         config.port_shift = (network.port_shift.below > 0)
             .then_some(PortShift { below: network.port_shift.below, by: network.port_shift.by });
         if settings.privileged {
-            config.user = Some(Self::user(tenant));
-            config.cgroup = Some(format!("sampan-{}/{tenant}", settings.cluster_id));
+            config.user = Some(Self::user(&settings.cluster_id, &settings.node_name, tenant));
+            config.cgroup = Some(format!("sampan-{}/{}_{tenant}", settings.cluster_id, settings.node_name));
         }
         Ok(config)
     }
