@@ -48,10 +48,6 @@ impl DataDir {
         Ok(Self { path, _lock: lock })
     }
 
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
     /// The dir of one part: `server` or `node`.
     pub fn part(&self, name: &str) -> Result<PathBuf> {
         let path = self.path.join(name);

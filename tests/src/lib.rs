@@ -136,6 +136,13 @@ impl Cluster {
         self.process.take().unwrap().terminate()
     }
 
+    /// What `sampan down` says, after the cluster has ended.
+    pub fn down(&self) -> String {
+        let finished = run(&sampan(), &["down", "--data-dir", self.data_dir().to_str().unwrap()]);
+        assert!(finished.ok, "{}", finished.err);
+        finished.out
+    }
+
     /// kubectl's standard output; a failure fails the test.
     pub fn kubectl(&self, arguments: &[&str]) -> String {
         let finished = self.try_kubectl(arguments);

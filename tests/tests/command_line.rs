@@ -76,7 +76,7 @@ fn modules_that_are_none_are_refused_in_words() {
             .refused()
     };
     let good = std::fs::read(sample("hello")).unwrap();
-    assert!(refused("text", b"#!/bin/sh\necho hello\n").to_lowercase().contains("not a wasm"));
+    assert!(refused("text", b"#!/bin/sh\necho hello\n").to_lowercase().contains("not a webassembly"));
     assert!(refused("cut", &good[..good.len() / 2]).to_lowercase().contains("truncated"));
     assert!(refused("empty", b"").contains("empty"));
     // (module): valid, but nothing to start.

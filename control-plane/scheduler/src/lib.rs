@@ -54,6 +54,8 @@ pub async fn run(informers: Informers, shutdown: CancellationToken) -> Result<()
             outcomes,
         },
     };
+    // When pods that are backing off may be tried, for what changed meanwhile.
+    let mut retry = None;
     loop {
         // All that is known first: a decision on old news would be made twice.
         let mut room = false;
@@ -67,7 +69,9 @@ pub async fn run(informers: Informers, shutdown: CancellationToken) -> Result<()
             scheduler.unbound(&pod);
             room = true;
         }
-        let retry = if room { scheduler.queue.unpark(Instant::now()) } else { None };
+        if room {
+            retry = scheduler.queue.unpark(Instant::now());
+        }
         if scheduler.schedule_one().await {
             continue;
         }
@@ -75,18 +79,21 @@ pub async fn run(informers: Informers, shutdown: CancellationToken) -> Result<()
             () = shutdown.cancelled() => return Ok(()),
             Some(change) = nodes.recv() => {
                 if scheduler.node_changed(&change) {
-                    scheduler.queue.unpark(Instant::now());
+                    retry = scheduler.queue.unpark(Instant::now());
                 }
             }
             Some(change) = pods.recv() => {
                 if scheduler.pod_changed(&change) {
-                    scheduler.queue.unpark(Instant::now());
+                    retry = scheduler.queue.unpark(Instant::now());
                 }
             }
-            Some(pod) = unbound.recv() => scheduler.unbound(&pod),
+            Some(pod) = unbound.recv() => {
+                scheduler.unbound(&pod);
+                retry = scheduler.queue.unpark(Instant::now());
+            }
             // What changed while a pod was backing off counts when the time is over.
             () = tokio::time::sleep(retry.map_or(IDLE, |at| at.saturating_duration_since(Instant::now()))) => {
-                scheduler.queue.unpark(Instant::now());
+                retry = scheduler.queue.unpark(Instant::now());
             }
         }
     }

@@ -85,12 +85,12 @@ async fn list(client: &Client, node: Option<&str>, output: Option<Output>) -> Re
     }
     let mut rows = Vec::new();
     for (node, images) in &by_node {
-        for image in images["items"].as_array().into_iter().flatten() {
+        for image in images["images"].as_array().into_iter().flatten() {
             let text = |key: &str| image[key].as_str().unwrap_or("-").to_owned();
             let digest: String = text("digest").chars().take("sha256:".len() + 12).collect();
             let size =
                 image["size"].as_u64().map_or_else(|| "-".to_owned(), |bytes| format!("{} kB", bytes.div_ceil(1000)));
-            rows.push(vec![text("ref"), digest, text("kind"), size, node.clone()]);
+            rows.push(vec![text("name"), digest, text("kind"), size, node.clone()]);
         }
     }
     print_table(&["IMAGE", "DIGEST", "KIND", "SIZE", "NODE"].map(str::to_owned), rows);

@@ -53,6 +53,9 @@ pub async fn run(args: RunArgs) -> Result<()> {
     let service = services.get(&name).await.map_err(explain)?;
     let address = service.spec.and_then(|spec| spec.cluster_ip).context("the Service has no address")?;
     let authority = format!("{address}:{}", reachable_port(&address, args.port));
+    if args.replicas > 0 {
+        programmed(&authority).await;
+    }
     if args.output == Some(Output::Json) {
         return print_json(&json!({
             "name": name, "namespace": args.namespace, "image": reference, "replicas": args.replicas,
@@ -61,6 +64,18 @@ pub async fn run(args: RunArgs) -> Result<()> {
     }
     println!("{name} is ready: http://{authority}");
     Ok(())
+}
+
+/// Gives the node a moment to program the Service: no watch tells of it. From a machine that cannot
+/// reach the address, the answer is only late.
+async fn programmed(authority: &str) {
+    const LIMIT: Duration = Duration::from_secs(2);
+    let connected = async {
+        while tokio::net::TcpStream::connect(authority).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let _ = tokio::time::timeout(LIMIT, connected).await;
 }
 
 /// Where a program of this machine finds a Service port: without root the low ones lie 10,000 higher.

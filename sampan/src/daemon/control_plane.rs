@@ -76,10 +76,6 @@ impl ControlPlane {
         &self.server
     }
 
-    pub fn url(&self) -> &str {
-        &self.url
-    }
-
     /// A client of the server in this process.
     pub fn client(&self, identity: Identity) -> Client {
         Client::new(self.server.router(identity), "default")

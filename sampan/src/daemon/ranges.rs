@@ -13,7 +13,7 @@ use sampan_network::Mode;
 use serde::{Deserialize, Serialize};
 
 /// How many pairs of ranges there are to choose from.
-const CANDIDATES: u8 = 60;
+const CANDIDATES: u8 = 30;
 
 /// Pod and Service addresses of a cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -93,8 +93,9 @@ fn candidate(mode: Mode, number: u8) -> Ranges {
     let range = |first, second| IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(first, second, 0, 0), 16));
     match mode {
         Mode::Privileged => Ranges { cluster: range(10, 244 - number), service: range(10, 96 + number) },
-        // The first half of 127/8 is left to other programs.
-        Mode::Unprivileged => Ranges { cluster: range(127, 128 + number), service: range(127, 190 + number) },
+        // Both in the upper half: a pod's own loopback is its address with the top bit of the second
+        // byte flipped, and must be neither a pod's address nor one that programs use.
+        Mode::Unprivileged => Ranges { cluster: range(127, 160 + number), service: range(127, 192 + number) },
     }
 }
 

@@ -26,8 +26,11 @@ fn primes_below(bound: usize) -> usize {
             continue;
         }
         count += 1;
-        for multiple in (number * number..bound).step_by(number) {
-            composite[multiple] = true;
+        // Beyond the root its square is out of reach, and of a 32-bit guest's numbers.
+        if number <= bound / number {
+            for multiple in (number * number..bound).step_by(number) {
+                composite[multiple] = true;
+            }
         }
     }
     count

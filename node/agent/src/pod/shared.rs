@@ -46,6 +46,9 @@ pub struct Runs {
     pub waiting: Option<String>,
 }
 
+/// User and group that a tenant's files belong to; `None` where they are the agent's own.
+pub type Owner = Box<dyn Fn(&str) -> Option<(u32, u32)> + Send + Sync>;
+
 pub struct Shared {
     pub node_name: String,
     pub client: Client,
@@ -66,7 +69,7 @@ pub struct Shared {
     /// How many pods are set up or started at once: more would only wait for the disk together.
     pub busy: Semaphore,
     /// The user that host processes run as, by tenant, where it is not the agent's.
-    pub owner: Box<dyn Fn(&str) -> Option<(u32, u32)> + Send + Sync>,
+    pub owner: Owner,
     /// By pod uid and container.
     pub runs: Mutex<HashMap<String, HashMap<String, Runs>>>,
 }

@@ -31,6 +31,9 @@ const CONNECTIONS: usize = 1024;
 const TIMEOUT: Duration = Duration::from_secs(300);
 /// How long a client may take to send a request's head.
 const HEAD: Duration = Duration::from_secs(30);
+/// How long a proxy that was asked to end goes on taking connections: until every node has heard
+/// that it is no endpoint any more. A guest cannot wait by itself, it gets no signal.
+const LINGER: Duration = Duration::from_millis(500);
 const SIGKILL: i32 = 9;
 
 /// What serving one container's requests needs.
@@ -82,6 +85,12 @@ pub async fn serve(container: &Container, pre: ProxyPre<State>, listener: TcpLis
     });
     let connections = Arc::new(Semaphore::new(CONNECTIONS));
     let open = TaskTracker::new();
+    let closing = CancellationToken::new();
+    let lingered = async {
+        container.drain.cancelled().await;
+        tokio::time::sleep(LINGER).await;
+    };
+    tokio::pin!(lingered);
     let out_of_memory = || Exit::out_of_memory(container.template.memory.limit());
     let killed = || Exit::signal(SIGKILL, "killed");
     loop {
@@ -96,13 +105,13 @@ pub async fn serve(container: &Container, pre: ProxyPre<State>, listener: TcpLis
                 container.kill.cancel();
                 return out_of_memory();
             }
-            () = container.drain.cancelled() => break,
+            () = &mut lingered => break,
             (stream, permit) = accepted => match stream {
                 Ok((stream, _)) => {
                     let service = service.clone();
-                    let drain = container.drain.clone();
+                    let closing = closing.clone();
                     open.spawn(async move {
-                        converse(service, stream, drain).await;
+                        converse(service, stream, closing).await;
                         drop(permit);
                     });
                 }
@@ -116,6 +125,7 @@ pub async fn serve(container: &Container, pre: ProxyPre<State>, listener: TcpLis
     }
     // From here on new connections are refused; those that are open finish their request.
     drop(listener);
+    closing.cancel();
     open.close();
     service.guests.close();
     let drained = async {
@@ -131,7 +141,7 @@ pub async fn serve(container: &Container, pre: ProxyPre<State>, listener: TcpLis
 }
 
 /// One connection: HTTP/1.1 with keep-alive, or HTTP/2 without TLS.
-async fn converse(service: Arc<Service>, stream: TcpStream, drain: CancellationToken) {
+async fn converse(service: Arc<Service>, stream: TcpStream, closing: CancellationToken) {
     let _ = stream.set_nodelay(true);
     let kill = service.kill.clone();
     let mut builder = auto::Builder::new(TokioExecutor::new());
@@ -154,7 +164,7 @@ async fn converse(service: Arc<Service>, stream: TcpStream, drain: CancellationT
                 }
                 return;
             }
-            () = drain.cancelled(), if !draining => {
+            () = closing.cancelled(), if !draining => {
                 draining = true;
                 connection.as_mut().graceful_shutdown();
             }
