@@ -134,11 +134,8 @@ impl Resources {
         if let Some(resource) = self.0.iter().find(|resource| resource.is_called(&name)) {
             return Ok(vec![resource]);
         }
-        let category: Vec<_> = self
-            .0
-            .iter()
-            .filter(|resource| resource.listable && resource.categories.iter().any(|category| *category == name))
-            .collect();
+        let category: Vec<_> =
+            self.0.iter().filter(|resource| resource.listable && resource.categories.contains(&name)).collect();
         if category.is_empty() {
             bail!("the cluster has no resource called {name:?}");
         }
