@@ -88,6 +88,13 @@ impl Cluster {
         Self::start("server", &[])
     }
 
+    /// `sampan server` in ranges that no other cluster takes while it is down; `number` (0 to 5) is the test's own.
+    pub fn server_that_comes_back(number: u8) -> Self {
+        let (first, second) = if rustix::process::geteuid().is_root() { (10, 200) } else { (127, 224) };
+        let range = |offset| format!("{first}.{}.0.0/16", second + 2 * number + offset);
+        Self::start("server", &["--cluster-cidr", &range(0), "--service-cidr", &range(1)])
+    }
+
     /// With further arguments.
     pub fn start(command: &'static str, arguments: &[&str]) -> Self {
         let dir = tempfile::Builder::new().prefix("sampan-test-").tempdir().unwrap();

@@ -107,7 +107,7 @@ fn manifests_that_are_wrong_say_where() {
 
 #[test]
 fn data_dirs_that_are_not_its_own_are_left_alone() {
-    let mut cluster = Cluster::server();
+    let mut cluster = Cluster::server_that_comes_back(0);
     let data = cluster.data_dir();
     let up = |data: &Path, more: &[&str]| {
         let mut arguments = vec!["server", "--data-dir", data.to_str().unwrap(), "--listen", "127.0.0.1:0"];

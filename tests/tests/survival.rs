@@ -21,7 +21,7 @@ async fn client(cluster: &Cluster) -> Client {
 
 #[test]
 fn every_acknowledged_write_survives_a_kill() {
-    let mut cluster = Cluster::server();
+    let mut cluster = Cluster::server_that_comes_back(1);
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let acknowledged = Arc::new(Mutex::new(Vec::new()));
     let client = runtime.block_on(client(&cluster));
