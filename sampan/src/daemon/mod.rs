@@ -77,13 +77,19 @@ impl Parts {
 
 /// Waits for SIGTERM or ctrl-c.
 struct Signals {
+    /// When the program began, for the line that says it is ready.
+    started: Instant,
     terminate: tokio::signal::unix::Signal,
     interrupt: tokio::signal::unix::Signal,
 }
 
 impl Signals {
     fn listen() -> Result<Self> {
-        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+        Ok(Self {
+            started: Instant::now(),
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
     }
 
     async fn received(&mut self) {
@@ -100,14 +106,13 @@ async fn supervise(
     mut signals: Signals,
     until_ready: impl Future<Output = Result<String>>,
 ) -> Result<()> {
-    let started = Instant::now();
     let outcome = tokio::select! {
         () = signals.received() => Ok(()),
         error = parts.failed() => Err(error),
         ready = until_ready => match ready {
             Err(error) => Err(error),
             Ok(line) => {
-                println!("ready: {line} ({:.2} s)", started.elapsed().as_secs_f64());
+                println!("ready: {line} ({:.2} s)", signals.started.elapsed().as_secs_f64());
                 tokio::select! {
                     () = signals.received() => Ok(()),
                     error = parts.failed() => Err(error),
