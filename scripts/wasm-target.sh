@@ -18,13 +18,13 @@ installed() {
     done
 }
 
-version=$(rustc --version | cut -d' ' -f2)
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/sampan
-sysroot=$cache/wasm-sysroot-$version
+work=
+trap '[ -z "$work" ] || rm -rf "$work"' EXIT
 
 print_sysroot() {
-    printf 'export CARGO_TARGET_WASM32_WASIP1_RUSTFLAGS=--sysroot=%q\n' "$sysroot"
-    printf 'export CARGO_TARGET_WASM32_WASIP2_RUSTFLAGS=--sysroot=%q\n' "$sysroot"
+    printf 'export CARGO_TARGET_WASM32_WASIP1_RUSTFLAGS=--sysroot=%q\n' "$1"
+    printf 'export CARGO_TARGET_WASM32_WASIP2_RUSTFLAGS=--sysroot=%q\n' "$1"
 }
 
 # Debian's archive as this machine reaches it.
@@ -33,20 +33,15 @@ mirror() {
         grep -E '^(URIs:|deb )' | grep -oE 'https?://[^ ]+/debian/?( |$)' | head -n 1 | tr -d ' '
 }
 
-# Builds std for both targets into the sysroot. A private apt configuration adds the suites that carry
-# the sources; the machine's own is not touched.
-build_sysroot() {
-    local work target archive host
+# Unpacks wasi-libc, and rust-src of version $1 where one is asked for, into $work/unpacked. A private
+# apt configuration adds the suites that carry them; the machine's own is not touched.
+unpack() {
+    local archive suite
+    command -v dpkg >/dev/null && command -v apt-get >/dev/null || { say "no apt-get"; return 1; }
     archive=$(mirror)
     [ -n "$archive" ] || { say "no Debian archive in apt's configuration"; return 1; }
     [ -r /usr/share/keyrings/debian-archive-keyring.gpg ] || { say "no keyring of Debian's archive"; return 1; }
-    command -v dpkg >/dev/null && command -v apt-get >/dev/null || { say "no apt-get"; return 1; }
-    mkdir -p "$cache"
-    work=$(mktemp -d "$cache/wasm-sysroot.XXXXXX")
-    # shellcheck disable=SC2064
-    trap "rm -rf '$work'" EXIT
-    mkdir -p "$work"/apt/{etc/apt.conf.d,state/lists/partial,cache/archives/partial} "$work"/unpacked "$work"/crate/src
-    local suite
+    mkdir -p "$work"/apt/{etc/apt.conf.d,state/lists/partial,cache/archives/partial} "$work/unpacked"
     for suite in trixie trixie-backports; do
         printf 'deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] %s %s main\n' "$archive" "$suite"
     done >"$work/apt/etc/sources.list"
@@ -64,20 +59,29 @@ CONF
     (
         cd "$work"
         export APT_CONFIG=$work/apt/apt.conf
-        apt-get -qq update
-        source=$(apt-cache madison rust-src | awk -F'|' '{gsub(/ /, "", $2); print $2}' | grep -m 1 "^$version+") ||
-            { say "Debian has no rust-src $version"; exit 1; }
-        libc=$(apt-cache madison wasi-libc | awk -F'|' '{gsub(/ /, "", $2); print $2}' | sort -rV | head -n 1)
-        apt-get -qq download "rust-src=$source" "wasi-libc=$libc"
-        for package in ./*.deb; do dpkg -x "$package" unpacked; done
-    ) || return 1
-    say "building std $version for $TARGETS (once; about three minutes)"
+        newest() { apt-cache madison "$1" | awk -F'|' '{gsub(/ /, "", $2); print $2}' | sort -rV | grep -m 1 "^$2"; }
+        apt-get -qq update || exit 1
+        packages=(wasi-libc="$(newest wasi-libc '')")
+        if [ -n "${1:-}" ]; then
+            source=$(newest rust-src "$1+") || { say "Debian has no rust-src $1"; exit 1; }
+            packages+=(rust-src="$source")
+        fi
+        apt-get -qq download "${packages[@]}" || exit 1
+        for package in ./*.deb; do dpkg -x "$package" unpacked || exit 1; done
+    )
+}
+
+# build_std RUSTC CARGO LIBRARY SYSROOT: the standard library of both targets out of its sources.
+build_std() {
+    local rustc=$1 cargo=$2 library=$3 sysroot=$4 target lib host
+    say "building std $("$rustc" --version | cut -d' ' -f2) for $TARGETS (once; about three minutes)"
+    mkdir -p "$work/crate/src"
     : >"$work/crate/src/lib.rs"
     cat >"$work/crate/Cargo.toml" <<TOML
 [package]
 name = "std-builder"
 version = "0.0.0"
-edition = "2024"
+edition = "2021"
 [profile.release]
 codegen-units = 1
 debug = false
@@ -85,51 +89,64 @@ debug = false
 TOML
     for target in $TARGETS; do
         # Bitcode and no LTO here, or guests do not link.
-        (cd "$work/crate" && env -u CARGO_TARGET_DIR -u RUSTFLAGS -u CARGO_ENCODED_RUSTFLAGS \
-            RUSTC_BOOTSTRAP=1 __CARGO_TESTS_ONLY_SRC_ROOT="$work/unpacked/usr/src/rustc-$version/library" \
-            RUSTFLAGS=-Cembed-bitcode=yes \
-            cargo build --quiet --release --target-dir "$work/target" --target "$target" \
+        (cd "$work/crate" && env -u CARGO_TARGET_DIR -u CARGO_ENCODED_RUSTFLAGS RUSTC="$rustc" \
+            RUSTC_BOOTSTRAP=1 __CARGO_TESTS_ONLY_SRC_ROOT="$library" RUSTFLAGS=-Cembed-bitcode=yes \
+            "$cargo" build --quiet --release --target-dir "$work/target" --target "$target" \
             -Zbuild-std=std,panic_abort,test,proc_macro >&2) || return 1
-        local lib=$work/sysroot/lib/rustlib/$target/lib
+        lib=$work/sysroot/lib/rustlib/$target/lib
         mkdir -p "$lib/self-contained"
-        cp "$work/target/$target"/release/deps/lib*.rlib "$lib/"
+        cp "$work/target/$target"/release/deps/lib*.rlib "$lib/" || return 1
         rm -f "$lib"/libstd_builder-*.rlib
-        cp "$work/unpacked/usr/lib/$target"/{crt1-command.o,crt1-reactor.o,libc.a} "$lib/self-contained/"
+        cp "$work/unpacked/usr/lib/$target"/{crt1-command.o,crt1-reactor.o,libc.a} "$lib/self-contained/" || return 1
     done
     # Macros of guests run on the host: its own libraries stay where they are.
-    host=$(rustc -vV | awk '/^host/ {print $2}')
-    ln -s "$(rustc --print sysroot)/lib/rustlib/$host" "$work/sysroot/lib/rustlib/$host"
+    host=$("$rustc" -vV | awk '/^host/ {print $2}')
+    ln -s "$("$rustc" --print sysroot)/lib/rustlib/$host" "$work/sysroot/lib/rustlib/$host"
     rm -rf "$sysroot"
     mv "$work/sysroot" "$sysroot"
-    rm -rf "$work"
-    trap - EXIT
 }
 
+workspace() {
+    mkdir -p "$cache"
+    [ -z "$work" ] || rm -rf "$work"
+    work=$(mktemp -d "$cache/wasm-sysroot.XXXXXX")
+}
+
+# Debian's own compiler, and std out of the sources that come with it.
 debian_rustc() {
+    local version
     command -v apt-get >/dev/null || return 1
     if ! dpkg -s rustc-web cargo-web rust-web-src lld >/dev/null 2>&1; then
         [ "$(id -u)" = 0 ] || { say "rustc-web is not installed, and only root can install it"; return 1; }
         apt-get install -qq --yes --no-install-recommends rustc-web cargo-web rust-web-src lld >&2 || return 1
     fi
-    local version host
-    sysroot=$cache/wasm-sysroot-debian
     version=$(/usr/bin/rustc --version | cut -d' ' -f2)
-    host=$(/usr/bin/rustc -vV | awk '/^host/ {print $2}')
-    say "Debian's rustc $version"
-    printf 'export RUSTC=/usr/bin/rustc CARGO=/usr/bin/cargo\n'
-    : "$host"
+    debian_sysroot=$cache/wasm-sysroot-debian-$version
+    [ -d "$debian_sysroot" ] && return
+    workspace
+    unpack "" && build_std /usr/bin/rustc /usr/bin/cargo "/usr/src/rustc-$version/library" "$debian_sysroot"
+}
+
+version=$(rustc --version | cut -d' ' -f2)
+sysroot=$cache/wasm-sysroot-$version
+
+build_sysroot() {
+    workspace
+    unpack "$version" && build_std rustc cargo "$work/unpacked/usr/src/rustc-$version/library" "$sysroot"
 }
 
 if installed; then
     say "those of the toolchain"
 elif [ -d "$sysroot" ]; then
     say "a sysroot made earlier"
-    print_sysroot
+    print_sysroot "$sysroot"
 elif build_sysroot; then
     say "a sysroot made from Debian's sources"
-    print_sysroot
+    print_sysroot "$sysroot"
 elif debian_rustc; then
-    :
+    say "Debian's rustc, and a sysroot made from its sources"
+    printf 'export RUSTC=/usr/bin/rustc CARGO=/usr/bin/cargo\n'
+    print_sysroot "$debian_sysroot"
 else
     say "none found; 'rustup target add $TARGETS' installs them where rustup can reach its server"
     exit 1
