@@ -91,3 +91,21 @@ fn a_batch_pod_computes_and_ends() {
     let ended = &pod["status"]["containerStatuses"][0]["state"]["terminated"];
     assert_eq!((ended["exitCode"].as_i64(), ended["reason"].as_str()), (Some(0), Some("Completed")));
 }
+
+#[test]
+fn node_ports_and_headless_services() {
+    let cluster = Cluster::up();
+    cluster.deploy("guestbook");
+    cluster.apply(
+        "apiVersion: v1\nkind: Service\nmetadata: {name: direct}\nspec:\n  clusterIP: None\n  selector: {app: guestbook, role: store}\n  ports: [{port: 8080}]\n",
+    );
+    // The front finds the store's pod itself, without a Service's address in between.
+    cluster.kubectl(&["set", "env", "deployment/guestbook", "STORE=direct:8080"]);
+    cluster.rolled_out("guestbook-store");
+    cluster.rolled_out("guestbook");
+    cluster.kubectl(&["patch", "service", "guestbook", "--patch", r#"{"spec":{"type":"NodePort"}}"#]);
+    let port = &cluster.get(&["service", "guestbook"])["spec"]["ports"][0]["nodePort"];
+    let authority = format!("127.0.0.1:{port}");
+    let page = eventually("the page", || http_get(&authority, "/").ok().filter(|(status, _)| *status == 200)).1;
+    assert!(page.contains("Sign before you sail."), "{page}");
+}
