@@ -105,7 +105,10 @@ fn node_ports_and_headless_services() {
     cluster.rolled_out("guestbook");
     cluster.kubectl(&["patch", "service", "guestbook", "--patch", r#"{"spec":{"type":"NodePort"}}"#]);
     let port = &cluster.get(&["service", "guestbook"])["spec"]["ports"][0]["nodePort"];
-    let authority = format!("127.0.0.1:{port}");
+    // The node's own address: the machine this runs on.
+    let addresses = &cluster.get(&["nodes"])["items"][0]["status"]["addresses"];
+    let internal = addresses.as_array().unwrap().iter().find(|address| address["type"] == "InternalIP").unwrap();
+    let authority = format!("{}:{port}", internal["address"].as_str().unwrap());
     let page = eventually("the page", || http_get(&authority, "/").ok().filter(|(status, _)| *status == 200)).1;
     assert!(page.contains("Sign before you sail."), "{page}");
 }

@@ -179,15 +179,12 @@ impl Container {
         if let Some(message) = termination_message(&spec.termination_message_path) {
             exit.message = message;
         }
-        let status = {
-            let mut status = self.status.lock().unwrap_or_else(|e| e.into_inner());
-            status.state = Phase::Exited as i32;
-            status.finished_at_ms = now_ms();
-            status.exit_code = exit.code;
-            status.reason = exit.reason.into();
-            status.message = exit.message;
-            status.clone()
-        };
+        let mut status = self.status.lock().unwrap_or_else(|e| e.into_inner()).clone();
+        status.state = Phase::Exited as i32;
+        status.finished_at_ms = now_ms();
+        status.exit_code = exit.code;
+        status.reason = exit.reason.into();
+        status.message = exit.message;
         if !spec.exit_path.is_empty() {
             let record = serde_json::to_vec(&ExitRecord {
                 id: &status.id,
@@ -202,6 +199,8 @@ impl Container {
                 tracing::error!(id = status.id, %error, "exit record");
             }
         }
+        // Nobody hears of the end before its record is there, whoever asks in between.
+        *self.status.lock().unwrap_or_else(|e| e.into_inner()) = status.clone();
         self.shared.tell(status);
         self.ended.send_replace(true);
     }
