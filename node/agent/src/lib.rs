@@ -6,6 +6,7 @@
 //! credentials. The agent reaches the cluster only through the Kubernetes API.
 
 pub mod api;
+mod beneath;
 pub mod image;
 pub mod join;
 pub mod logs;

@@ -8,10 +8,12 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use jiff::Timestamp;
-use rustix::fs::{Mode, OFlags, ResolveFlags, inotify};
+use rustix::fs::inotify;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
+
+use crate::beneath::{self, Links};
 
 /// What part of a log is wanted.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -43,20 +45,7 @@ impl Log {
     }
 
     fn open(&self, path: &Path) -> io::Result<std::fs::File> {
-        let dir = rustix::fs::open(&self.dir, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
-        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-        let file: OwnedFd = match rustix::fs::openat2(&dir, path, flags, Mode::empty(), resolve) {
-            // Old kernels and some sandboxes have no openat2.
-            Err(rustix::io::Errno::NOSYS) => rustix::fs::openat(&dir, path, flags, Mode::empty())?,
-            result => result?,
-        };
-        let file = std::fs::File::from(file);
-        if file.metadata()?.is_file() {
-            Ok(file)
-        } else {
-            Err(io::Error::new(io::ErrorKind::InvalidInput, "is no file"))
-        }
+        beneath::file(&self.dir, path, Links::None)
     }
 
     fn rotated(&self, number: u32) -> PathBuf {

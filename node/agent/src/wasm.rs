@@ -2,6 +2,7 @@
 //! one watch of each.
 
 use std::collections::HashMap;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -16,6 +17,7 @@ use sampan_wasm::{Cache, Host};
 use serde::Deserialize;
 use tokio::sync::mpsc;
 
+use crate::beneath::{self, Links};
 use crate::image::Compiler;
 use crate::pod::paths::{self, Paths};
 use crate::runtime::{ContainerId, Exit, RunState, Runtime, RuntimeEvent, RuntimeEvents, StartError, StartSpec, Usage};
@@ -58,6 +60,8 @@ struct ExitRecord {
 
 /// The reason for a container that never ran.
 const CANNOT_RUN: &str = "ContainerCannotRun";
+/// More than any record has: its message is a few KiB at most.
+const RECORD_BYTES: u64 = 64 << 10;
 const RELEASE_GRACE: Duration = Duration::from_secs(2);
 
 impl WasmRuntime {
@@ -180,19 +184,14 @@ fn records(paths: &Paths, tenant: &str) -> Vec<(ContainerId, RunState)> {
     let read = |dir: PathBuf| std::fs::read_dir(dir).into_iter().flatten().flatten();
     let mut found = Vec::new();
     for pod in read(paths.pods(tenant)) {
-        for container in read(pod.path()) {
+        let containers = pod.path().join(paths::CONTAINERS);
+        for container in read(containers.clone()) {
             for file in read(container.path()) {
-                if file.path().extension().is_some_and(|extension| extension == "exit")
-                    && let Some(record) = record(&file.path())
-                    && let Some(id) = ContainerId::parse(tenant, &record.id)
+                let path = Path::new(&container.file_name()).join(file.file_name());
+                if path.extension().is_some_and(|extension| extension == "exit")
+                    && let Some((id, exit)) = record(&containers, &path)
+                    && let Some(id) = ContainerId::parse(tenant, &id)
                 {
-                    let exit = Exit {
-                        code: record.exit_code,
-                        reason: record.reason,
-                        message: Some(record.message).filter(|message| !message.is_empty()),
-                        started_at: time(record.started_at_ms),
-                        finished_at: time(record.finished_at_ms).unwrap_or_else(Timestamp::now),
-                    };
                     found.push((id, RunState::Exited(exit)));
                 }
             }
@@ -201,8 +200,19 @@ fn records(paths: &Paths, tenant: &str) -> Vec<(ContainerId, RunState)> {
     found
 }
 
-fn record(file: &Path) -> Option<ExitRecord> {
-    serde_json::from_slice(&std::fs::read(file).ok()?).ok()
+/// Reads an exit record: the container's id and its end.
+fn record(dir: &Path, path: &Path) -> Option<(String, Exit)> {
+    let mut bytes = Vec::new();
+    beneath::file(dir, path, Links::None).ok()?.take(RECORD_BYTES).read_to_end(&mut bytes).ok()?;
+    let record: ExitRecord = serde_json::from_slice(&bytes).ok()?;
+    let exit = Exit {
+        code: record.exit_code,
+        reason: record.reason,
+        message: Some(record.message).filter(|message| !message.is_empty()),
+        started_at: time(record.started_at_ms),
+        finished_at: time(record.finished_at_ms).unwrap_or_else(Timestamp::now),
+    };
+    Some((record.id, exit))
 }
 
 fn spec(start: &StartSpec, module: &sampan_wasm::Module) -> ContainerSpec {
@@ -291,14 +301,8 @@ impl Runtime for Wasm {
                 Err(_) => {}
             }
         }
-        let file = self.0.settings.paths.tenant(&id.tenant).join(paths::exit(id));
-        let record = record(&file).map(|record| Exit {
-            code: record.exit_code,
-            reason: record.reason,
-            message: Some(record.message).filter(|message| !message.is_empty()),
-            started_at: time(record.started_at_ms),
-            finished_at: time(record.finished_at_ms).unwrap_or_else(Timestamp::now),
-        });
+        let tenant = self.0.settings.paths.tenant(&id.tenant);
+        let record = record(&tenant, &paths::exit(id)).map(|(_, exit)| exit);
         Ok(record.unwrap_or_else(|| crate::pod::machine::lost(Timestamp::now())))
     }
 

@@ -24,6 +24,8 @@ use crate::sandbox;
 
 pub(crate) const SOCKET: &str = "host.sock";
 pub(crate) const RECORD: &str = "host.json";
+/// All that guests' files lie in.
+pub(crate) const PODS: &str = "pods";
 const LOG: &str = "host.log";
 /// How long a new host may take to answer.
 const START: Duration = Duration::from_secs(30);
@@ -34,7 +36,8 @@ const START: Duration = Duration::from_secs(30);
 pub struct HostConfig {
     /// The tenant.
     pub namespace: String,
-    /// `DATA/node/tenants/NAMESPACE`: made here, mode 0700, owned by `user`.
+    /// `DATA/node/tenants/NAMESPACE`: made here, and ours: `user` passes through it. The host writes
+    /// only below its `pods`, and there only what belongs to `user`.
     pub tenant_dir: PathBuf,
     /// `DATA/node/modules`: read only for the host.
     pub modules_dir: PathBuf,
@@ -264,12 +267,7 @@ async fn clean(tenant_dir: &Path, cgroup: Option<&str>) {
 /// Starts a host process and waits until it serves.
 async fn start(config: &HostConfig) -> anyhow::Result<Host> {
     let dir = config.tenant_dir.as_path();
-    std::fs::create_dir_all(dir).with_context(|| dir.display().to_string())?;
-    std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o700)).with_context(|| dir.display().to_string())?;
-    if let Some((uid, gid)) = config.user {
-        std::os::unix::fs::chown(dir, Some(uid), Some(gid))
-            .with_context(|| format!("giving {} to user {uid}", dir.display()))?;
-    }
+    make_dir(dir, config.user).with_context(|| dir.display().to_string())?;
     for stale in [SOCKET, RECORD] {
         let _ = std::fs::remove_file(dir.join(stale));
     }
@@ -317,6 +315,20 @@ async fn start(config: &HostConfig) -> anyhow::Result<Host> {
         Err(_) => anyhow::bail!("host process ended at its start; see {}", dir.join(LOG).display()),
     };
     connect(dir, &record).await
+}
+
+/// The tenant's directory stays ours, so that nothing in it is a link that the tenant laid.
+fn make_dir(dir: &Path, user: Option<(u32, u32)>) -> std::io::Result<()> {
+    std::fs::create_dir_all(dir.join(PODS))?;
+    let mode = match user {
+        Some((_, group)) => {
+            let own = rustix::process::geteuid().as_raw();
+            std::os::unix::fs::chown(dir, Some(own), Some(group))?;
+            0o710
+        }
+        None => 0o700,
+    };
+    std::fs::set_permissions(dir, std::fs::Permissions::from_mode(mode))
 }
 
 /// Opens the socket through a descriptor: the path may be longer than a socket's may be.

@@ -45,7 +45,7 @@ async fn exit_codes_and_reasons() {
             let ended = f.wait(&started.id).await;
             assert_eq!((ended.exit_code, ended.reason.as_str()), (code, reason), "{guest} {arguments:?}");
             assert!(ended.message.contains(message), "{ended:?}");
-            let record = std::fs::read_to_string(f.tenant().join(format!("{}.exit", ended.id))).unwrap();
+            let record = std::fs::read_to_string(f.tenant().join(format!("pods/c/{}.exit", ended.id))).unwrap();
             assert!(record.contains(&format!("\"exitCode\":{code}")), "{record}");
             // The same id again answers as it did, and starts nothing.
             assert_eq!(f.start_spec(f.spec(&ended.id, guest, arguments).await).await, ended);
@@ -92,8 +92,10 @@ async fn cpu_quota_holds() {
     let share = used as f64 / begin.elapsed().as_nanos() as f64;
     assert!(share < 0.30, "used {share:.3} of a core with a limit of 0.2");
     assert!(share > 0.02, "used {share:.3} of a core: does it run at all?");
-    let ended = f.stop(&started.id, 0).await;
+    let ended = f.stop(&started.id, 30).await;
     assert_eq!((ended.exit_code, ended.reason.as_str()), (143, "Error"));
+    let started = f.run("core", &["spin"], |_| {}).await;
+    assert_eq!(f.stop(&started.id, 0).await.exit_code, 137);
 }
 
 async fn a_spinning_guest_is_killed_and_starves_nobody() {
@@ -363,6 +365,12 @@ async fn another_user_is_confined() {
     assert_eq!((field("NoNewPrivs"), field("Seccomp")), ("1".into(), "2".into()));
     let proxy = f.run("proxy", &[], |_| {}).await;
     assert_eq!(get(&f, &proxy, "/up").await.0, 200);
+    // Only what is below its pods is its to change.
+    for (name, mode) in [("", 0o040_710), ("host.sock", 0o140_700), ("host.json", 0o100_600), ("pods", 0o040_755)] {
+        use std::os::unix::fs::MetadataExt as _;
+        let meta = std::fs::symlink_metadata(f.tenant().join(name)).unwrap();
+        assert_eq!((meta.uid(), format!("{:o}", meta.mode())), (0, format!("{mode:o}")), "{name}");
+    }
     let grouped = std::fs::read_to_string(format!("/proc/{}/cgroup", f.host.identity.pid)).unwrap();
     let has_group = isolation.iter().any(|have| have == "cgroup");
     assert_eq!(grouped.contains(&group), has_group, "{grouped}");

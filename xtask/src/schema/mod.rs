@@ -45,7 +45,8 @@ pub struct Field {
 pub type Types = BTreeMap<String, Type>;
 
 pub fn generate() -> Result<()> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("the workspace's folder")?.to_owned();
+    let own = std::env::var_os("CARGO_MANIFEST_DIR").context("run this as `cargo xtask`")?;
+    let root = Path::new(&own).parent().context("the workspace's folder")?.to_owned();
     let mut types = openapi::read(&source(&root, "k8s-openapi")?.join("src/v1_36"))?;
     let missing = proto::add(&mut types, &source(&root, "k8s-pb")?.join("src"))?;
     let folder = root.join("control-plane/api/schema");

@@ -4,13 +4,16 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Component, Path, PathBuf};
+use std::io::ErrorKind;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Component, Path};
 
 use k8s_openapi::api::core::v1 as core;
 
 use super::expand::expand;
 use super::paths;
 use super::spec;
+use crate::beneath::{self, Links};
 use crate::runtime::Mount;
 
 /// The mounts of a container; `tenant` is the directory that sources are below.
@@ -24,7 +27,7 @@ pub fn resolve(
     let uid = spec::uid(pod);
     let volumes = pod.spec.as_ref().and_then(|spec| spec.volumes.as_deref()).unwrap_or_default();
     let mut mounts: Vec<Mount> = Vec::new();
-    let mut files: BTreeMap<String, Vec<(String, PathBuf)>> = BTreeMap::new();
+    let mut files: BTreeMap<String, Vec<(String, fs::File)>> = BTreeMap::new();
     for (index, mount) in container.volume_mounts.iter().flatten().enumerate() {
         let at = |problem: String| format!("volumeMounts[{index}] ({}): {problem}", mount.mount_path);
         let volume = volumes
@@ -45,19 +48,24 @@ pub fn resolve(
             if !plain {
                 return Err(at(format!("subPath \"{sub}\" must be relative and without '..'")));
             }
+            let within = tenant.join(&source);
             source = source.join(sub);
-            let full = tenant.join(&source);
-            match fs::metadata(&full) {
-                Ok(meta) if meta.is_file() => {
+            let found = beneath::open(&within, sub.as_ref(), Links::Within);
+            match found.and_then(|found| Ok((found.metadata()?.file_type(), found))) {
+                Ok((kind, file)) if kind.is_file() => {
                     let (parent, name) = target.rsplit_once('/').unwrap_or(("", &target));
                     let parent = if parent.is_empty() { "/" } else { parent };
-                    files.entry(parent.to_owned()).or_default().push((name.to_owned(), full));
+                    files.entry(parent.to_owned()).or_default().push((name.to_owned(), file));
                     continue;
                 }
-                Ok(_) => {}
+                Ok((kind, _)) if kind.is_dir() => {}
+                Ok(_) => return Err(at(format!("subPath \"{sub}\" is neither a file nor a directory"))),
+                Err(error) if error.kind() != ErrorKind::NotFound => {
+                    return Err(at(format!("subPath \"{sub}\": {error}")));
+                }
                 Err(_) if volume.empty_dir.is_some() => {
-                    make_below(&tenant.join(paths::volume(uid, &mount.name)), sub)
-                        .map_err(|error| at(error.to_string()))?;
+                    beneath::make_dirs(&within, sub.as_ref())
+                        .map_err(|error| at(format!("subPath \"{sub}\": {error}")))?;
                 }
                 Err(_) => return Err(at(format!("subPath \"{sub}\" is not in volume \"{}\"", mount.name))),
             }
@@ -71,12 +79,16 @@ pub fn resolve(
                 other.target
             ));
         }
-        let source = paths::container(uid, &container.name).join(format!("{attempt}.files")).join(number.to_string());
+        let source = paths::files(uid, &container.name, attempt).join(number.to_string());
         let dir = tenant.join(&source);
         let copy = || -> std::io::Result<()> {
             fs::create_dir_all(&dir)?;
-            for (name, file) in files {
-                fs::copy(file, dir.join(name))?;
+            for (name, mut file) in files {
+                let mut copy = fs::File::create(dir.join(name))?;
+                std::io::copy(&mut file, &mut copy)?;
+                let from = file.metadata()?;
+                copy.set_permissions(from.permissions())?;
+                std::os::unix::fs::fchown(&copy, Some(from.uid()), Some(from.gid()))?;
             }
             Ok(())
         };
@@ -84,28 +96,6 @@ pub fn resolve(
         mounts.push(Mount { source, target: parent, read_only: true });
     }
     Ok(mounts)
-}
-
-/// Directories for a subPath, writable as the volume is.
-fn make_below(volume: &Path, sub: &str) -> std::io::Result<()> {
-    use std::os::unix::fs::PermissionsExt;
-    let mut dir = volume.to_owned();
-    for part in Path::new(sub).components() {
-        dir.push(part);
-        match fs::create_dir(&dir) {
-            Ok(()) => fs::set_permissions(&dir, fs::Permissions::from_mode(0o777))?,
-            // A link that a guest laid would lead elsewhere.
-            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
-                if !fs::symlink_metadata(&dir)?.is_dir() {
-                    return Err(std::io::Error::other(format!(
-                        "subPath \"{sub}\" passes through what is no directory"
-                    )));
-                }
-            }
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
 }
 
 /// An absolute path without doubled or trailing slashes.
@@ -178,7 +168,18 @@ mod tests {
     #[test]
     fn refused() {
         let dir = tempfile::tempdir().unwrap();
+        // As a guest may have made it before another container starts.
+        let work = dir.path().join("pods/u/volumes/work");
+        fs::create_dir_all(&work).unwrap();
+        for (name, target) in [("file", "../../../../secret"), ("dir", "../.."), ("gone", "../../new")] {
+            std::os::unix::fs::symlink(target, work.join(name)).unwrap();
+        }
+        fs::write(dir.path().join("secret"), "x").unwrap();
         for mount in [
+            json!({ "name": "work", "mountPath": "/a", "subPath": "file" }),
+            json!({ "name": "work", "mountPath": "/a", "subPath": "dir" }),
+            json!({ "name": "work", "mountPath": "/a", "subPath": "dir/b" }),
+            json!({ "name": "work", "mountPath": "/a", "subPath": "gone/b" }),
             json!({ "name": "no", "mountPath": "/a" }),
             json!({ "name": "work", "mountPath": "/../a" }),
             json!({ "name": "work", "mountPath": "/a", "subPath": "../x" }),
@@ -186,5 +187,6 @@ mod tests {
         ] {
             assert!(run(json!([mount]), dir.path()).is_err(), "{mount}");
         }
+        assert!(!dir.path().join("pods/u/new").exists() && !dir.path().join("pods/u/b").exists());
     }
 }

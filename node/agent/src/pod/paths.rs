@@ -1,9 +1,22 @@
-//! Where a pod's files are. Everything of a tenant lies below one directory, which is all that its
-//! host process can see.
+//! Where a pod's files are. Everything of a tenant lies below one directory, and its pods' below
+//! `pods`, which is all that its host process can see:
+//!
+//! ```text
+//! tenants/TENANT/host.sock, host.json, host.log
+//!         pods/UID/containers/NAME/0.log, 0.exit, 0.message   the host's own to write
+//!                  volumes/NAME                               so too for an emptyDir
+//!                  files/NAME/0                               copies of single files
+//! ```
+//!
+//! Every other directory is the agent's, so that no part of these paths is a link that something
+//! broken out of a guest has laid. What lies in the host's own is opened by [`crate::beneath`].
 
 use std::path::{Path, PathBuf};
 
 use crate::runtime::ContainerId;
+
+/// Below a pod's directory.
+pub const CONTAINERS: &str = "containers";
 
 #[derive(Clone, Debug)]
 pub struct Paths {
@@ -55,11 +68,25 @@ pub fn pod(uid: &str) -> PathBuf {
 }
 
 pub fn volume(uid: &str, volume: &str) -> PathBuf {
-    pod(uid).join("volumes").join(volume)
+    volumes(uid).join(volume)
 }
 
+pub fn volumes(uid: &str) -> PathBuf {
+    pod(uid).join("volumes")
+}
+
+pub fn containers(uid: &str) -> PathBuf {
+    pod(uid).join(CONTAINERS)
+}
+
+/// Writable by the tenant's host process.
 pub fn container(uid: &str, container: &str) -> PathBuf {
-    pod(uid).join(container)
+    containers(uid).join(container)
+}
+
+/// Copies of files that are mounted one by one.
+pub fn files(uid: &str, container: &str, attempt: u32) -> PathBuf {
+    pod(uid).join("files").join(container).join(attempt.to_string())
 }
 
 pub fn log(id: &ContainerId) -> PathBuf {

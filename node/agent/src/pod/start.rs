@@ -188,7 +188,7 @@ fn host_aliases(pod: &core::Pod) -> Vec<(IpAddr, Vec<String>)> {
 
 /// Files of a run that is no longer of use.
 pub fn files_of(id: &ContainerId) -> [PathBuf; 4] {
-    let files = paths::container(&id.pod_uid, &id.container).join(format!("{}.files", id.attempt));
+    let files = paths::files(&id.pod_uid, &id.container, id.attempt);
     [paths::log(id), paths::exit(id), paths::termination_message(id), files]
 }
 

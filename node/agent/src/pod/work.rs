@@ -126,7 +126,7 @@ pub(super) async fn clean_up(shared: &Arc<Shared>, pod: &core::Pod, tenant: &str
     if let Err(error) = shared.addresses.release(uid).await {
         tracing::warn!(pod = uid, error = format!("{error:#}"), "address stays");
     }
-    let volumes = shared.paths.tenant(tenant).join(paths::pod(uid)).join("volumes");
+    let volumes = shared.paths.tenant(tenant).join(paths::volumes(uid));
     let _ = tokio::task::spawn_blocking(move || std::fs::remove_dir_all(volumes)).await;
 }
 

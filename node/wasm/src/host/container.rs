@@ -163,11 +163,14 @@ impl Container {
         }
     }
 
-    /// Asks it to end, insists after the grace, and answers when it has.
+    /// Asks it to end, insists after the grace, and answers when it has. Without a grace it is not
+    /// asked.
     pub async fn stop(&self, grace: Duration) -> ContainerStatus {
-        self.drain.cancel();
         let mut ended = self.ended.subscribe();
-        if tokio::time::timeout(grace, ended.wait_for(|ended| *ended)).await.is_err() {
+        if !grace.is_zero() {
+            self.drain.cancel();
+        }
+        if grace.is_zero() || tokio::time::timeout(grace, ended.wait_for(|ended| *ended)).await.is_err() {
             self.kill.cancel();
             let _ = ended.wait_for(|ended| *ended).await;
         }

@@ -1,4 +1,5 @@
-//! The host process: confined, then serving the agent over a Unix socket in the tenant's directory.
+//! The host process: it binds its Unix socket and writes its record in the tenant's directory, which
+//! is the agent's, is confined from then on, and serves the agent.
 
 mod command;
 mod container;
@@ -20,7 +21,7 @@ use wasmtime::Engine;
 
 use crate::cgroup::Cgroup;
 use crate::engine::{self, Ticker};
-use crate::launch::{HostConfig, RECORD, Ready, Record, SOCKET};
+use crate::launch::{HostConfig, PODS, RECORD, Ready, Record, SOCKET};
 use crate::logs::{self, Sweeper, write_whole};
 use crate::net::Rules;
 use crate::process::Identity;
@@ -145,6 +146,20 @@ fn serve(config: &HostConfig, starter: &Starter) -> anyhow::Result<()> {
     let identity = Identity::own().context("/proc/self/stat")?;
     let engine = engine::runner()?;
     let workers = std::thread::available_parallelism().map_or(2, usize::from);
+    let record = Record {
+        identity,
+        protocol: PROTOCOL,
+        engine: engine::hash(&engine),
+        namespace: config.namespace.clone(),
+        cgroup: config.cgroup.clone(),
+    };
+    // As the agent's files, which whatever breaks out of a guest cannot replace.
+    // The mask rather than a chmod after: nobody else connects in between.
+    rustix::process::umask(rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO);
+    let listener = std::os::unix::net::UnixListener::bind(SOCKET).context(SOCKET)?;
+    listener.set_nonblocking(true).context(SOCKET)?;
+    write_whole(RECORD.as_ref(), &serde_json::to_vec(&record)?).context(RECORD)?;
+    let pods = sandbox::open_dir(PODS.as_ref())?;
 
     sandbox::drop_privileges(config.user)?;
     isolation.push("non-dumpable");
@@ -152,7 +167,7 @@ fn serve(config: &HostConfig, starter: &Starter) -> anyhow::Result<()> {
         isolation.push("user");
     }
     let paths =
-        [sandbox::Path { dir: tenant.as_fd(), write: true }, sandbox::Path { dir: modules.as_fd(), write: false }];
+        [sandbox::Path { dir: pods.as_fd(), write: true }, sandbox::Path { dir: modules.as_fd(), write: false }];
     if sandbox::landlock(&paths)? {
         isolation.push("landlock");
     }
@@ -166,13 +181,6 @@ fn serve(config: &HostConfig, starter: &Starter) -> anyhow::Result<()> {
         .enable_all()
         .build()?;
     let control = tokio::runtime::Builder::new_current_thread().max_blocking_threads(4).enable_all().build()?;
-    let record = Record {
-        identity,
-        protocol: PROTOCOL,
-        engine: engine::hash(&engine),
-        namespace: config.namespace.clone(),
-        cgroup: config.cgroup.clone(),
-    };
     let info = HostInfo {
         protocol: PROTOCOL,
         version: env!("CARGO_PKG_VERSION").into(),
@@ -198,9 +206,9 @@ fn serve(config: &HostConfig, starter: &Starter) -> anyhow::Result<()> {
         changes: broadcast::Sender::new(1024),
     });
     let own = rustix::process::geteuid();
-    control.block_on(run(shared, info, record, starter, [agent.as_raw(), own.as_raw(), 0]))?;
-    let _ = std::fs::remove_file(SOCKET);
-    let _ = std::fs::remove_file(RECORD);
+    let ready = Ready::Serving(record);
+    control.block_on(run(shared, info, listener, || starter.answer(&ready), [agent.as_raw(), own.as_raw(), 0]))?;
+    // Socket and record are whoever's started us; a record without a process is nobody's.
     guests.shutdown_background();
     Ok(())
 }
@@ -208,16 +216,14 @@ fn serve(config: &HostConfig, starter: &Starter) -> anyhow::Result<()> {
 async fn run(
     shared: Arc<Shared>,
     info: HostInfo,
-    record: Record,
-    starter: &Starter,
+    listener: std::os::unix::net::UnixListener,
+    ready: impl FnOnce(),
     users: [u32; 3],
 ) -> anyhow::Result<()> {
     use tokio_stream::StreamExt as _;
     let shutdown = CancellationToken::new();
     let sweeper = shared.sweeper.clone();
-    // The mask rather than a chmod after: nobody else connects in between.
-    rustix::process::umask(rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO);
-    let listener = tokio::net::UnixListener::bind(SOCKET).context(SOCKET)?;
+    let listener = tokio::net::UnixListener::from_std(listener).context(SOCKET)?;
     let service = Arc::new(service::Service::new(shared, info, shutdown.clone()));
 
     let connections = tokio_stream::wrappers::UnixListenerStream::new(listener).filter(move |stream| {
@@ -238,8 +244,7 @@ async fn run(
             sweeper.sweep();
         }
     });
-    write_whole(RECORD.as_ref(), &serde_json::to_vec(&record)?).context(RECORD)?;
-    starter.answer(&Ready::Serving(record));
+    ready();
     let server = tonic::transport::Server::builder()
         .add_service(HostServer::from_arc(service))
         .serve_with_incoming_shutdown(connections, shutdown.cancelled());

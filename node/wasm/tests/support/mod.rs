@@ -92,6 +92,12 @@ impl Fixture {
         config.command = own("wasm-host");
         config.cluster_ranges = vec!["127.64.0.0/10".parse().unwrap()];
         change(&mut config);
+        // As the agent makes one for every container.
+        let container = config.tenant_dir.join("pods/c");
+        std::fs::create_dir_all(&container).unwrap();
+        if let Some((user, group)) = config.user {
+            std::os::unix::fs::chown(&container, Some(user), Some(group)).unwrap();
+        }
         let host = launch::ensure(&config).await.unwrap();
         Fixture { config, host, cache, dir, count: AtomicU32::new(1) }
     }
@@ -115,7 +121,7 @@ impl Fixture {
     async fn guest(&self, name: &str) -> sampan_wasm::Module {
         let source = self.dir.path().join(format!("{name}.wasm"));
         if !source.exists() {
-            let packed = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/guests").join(format!("{name}.wasm.gz"));
+            let packed = PathBuf::from(std::env::var_os("CARGO_MANIFEST_DIR").unwrap()).join("tests/guests").join(format!("{name}.wasm.gz"));
             let unpacked = std::process::Command::new("gzip").arg("-dc").arg(packed).output().unwrap();
             assert!(unpacked.status.success());
             std::fs::write(&source, unpacked.stdout).unwrap();
@@ -140,8 +146,8 @@ impl Fixture {
             args: std::iter::once(guest.to_owned()).chain(arguments).collect(),
             addresses: vec![self.pod(id).to_string()],
             http_port: PORT,
-            log_path: format!("{id}.log"),
-            exit_path: format!("{id}.exit"),
+            log_path: format!("pods/c/{id}.log"),
+            exit_path: format!("pods/c/{id}.exit"),
             ..ContainerSpec::default()
         }
     }
@@ -195,7 +201,7 @@ impl Fixture {
     }
 
     pub fn log(&self, id: &str) -> String {
-        std::fs::read_to_string(self.tenant().join(format!("{id}.log"))).unwrap_or_default()
+        std::fs::read_to_string(self.tenant().join(format!("pods/c/{id}.log"))).unwrap_or_default()
     }
 
     pub async fn log_until(&self, id: &str, text: &str) {
