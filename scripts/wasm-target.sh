@@ -122,6 +122,12 @@ debian_rustc() {
     fi
     version=$(/usr/bin/rustc --version | cut -d' ' -f2)
     debian_sysroot=$cache/wasm-sysroot-debian-$version
+    # The linker of components, which other toolchains carry within.
+    if [ ! -x "$cache/debian/bin/wasm-component-ld" ]; then
+        say "building wasm-component-ld (once)"
+        env -u CARGO_TARGET_DIR RUSTC=/usr/bin/rustc /usr/bin/cargo install --quiet --locked \
+            --root "$cache/debian" wasm-component-ld >&2 || return 1
+    fi
     [ -d "$debian_sysroot" ] && return
     workspace
     unpack "" && build_std /usr/bin/rustc /usr/bin/cargo "/usr/src/rustc-$version/library" "$debian_sysroot"
@@ -145,7 +151,7 @@ elif build_sysroot; then
     print_sysroot "$sysroot"
 elif debian_rustc; then
     say "Debian's rustc, and a sysroot made from its sources"
-    printf 'export RUSTC=/usr/bin/rustc CARGO=/usr/bin/cargo\n'
+    printf 'export RUSTC=/usr/bin/rustc CARGO=/usr/bin/cargo PATH=%q:$PATH\n' "$cache/debian/bin"
     print_sysroot "$debian_sysroot"
 else
     say "none found; 'rustup target add $TARGETS' installs them where rustup can reach its server"

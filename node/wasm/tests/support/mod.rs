@@ -121,7 +121,9 @@ impl Fixture {
     async fn guest(&self, name: &str) -> sampan_wasm::Module {
         let source = self.dir.path().join(format!("{name}.wasm"));
         if !source.exists() {
-            let packed = PathBuf::from(std::env::var_os("CARGO_MANIFEST_DIR").unwrap()).join("tests/guests").join(format!("{name}.wasm.gz"));
+            let packed = PathBuf::from(std::env::var_os("CARGO_MANIFEST_DIR").unwrap())
+                .join("tests/guests")
+                .join(format!("{name}.wasm.gz"));
             let unpacked = std::process::Command::new("gzip").arg("-dc").arg(packed).output().unwrap();
             assert!(unpacked.status.success());
             std::fs::write(&source, unpacked.stdout).unwrap();
