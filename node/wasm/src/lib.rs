@@ -16,6 +16,7 @@ pub mod module;
 mod net;
 pub mod process;
 pub mod proto;
+mod raw;
 mod sandbox;
 
 pub use launch::{Host, HostConfig};

@@ -61,7 +61,7 @@ fn failed(container: &Container, error: &anyhow::Error) -> Exit {
     if let Some(I32Exit(code)) = error.chain().find_map(|cause| cause.downcast_ref()) {
         return ended(container, Exit::code(*code));
     }
-    container.template.log.say(&explain(error));
+    container.template.say(&explain(error));
     if container.template.memory.refused() {
         return Exit::out_of_memory(container.template.memory.limit());
     }

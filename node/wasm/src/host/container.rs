@@ -14,6 +14,7 @@ use crate::limits::{Cpu, Memory};
 use crate::logs::{Log, write_whole};
 use crate::net::PodNet;
 use crate::proto::{ContainerSpec, ContainerStatus, ModuleKind, State as Phase, Stats};
+use crate::raw::Raw;
 
 /// As much of a termination message as the kubelet takes.
 const MESSAGE: usize = 4096;
@@ -82,12 +83,18 @@ impl Container {
         let net = Arc::new(PodNet::new(&spec, shared.rules.clone())?);
         let log = Log::new(&spec.log_path, spec.log_max_bytes, spec.log_max_files);
         shared.sweeper.add(&log);
+        let raw = {
+            // A pipe belongs to the runtime it is opened in.
+            let _inside = shared.guests.enter();
+            Raw::open(&spec.stdout_path, &spec.stderr_path)?
+        };
         let template = Arc::new(Template {
             engine: shared.engine.clone(),
             net,
             cpu: Arc::new(Cpu::new(spec.cpu_millicores)),
             memory: Arc::new(Memory::new(spec.memory_bytes)),
             log,
+            raw,
             spec,
         });
         let status = ContainerStatus {
@@ -178,6 +185,12 @@ impl Container {
     }
 
     fn finish(&self, mut exit: Exit) {
+        let template = self.template.clone();
+        self.shared.guests.spawn(async move {
+            if let Some(raw) = &template.raw {
+                raw.close().await;
+            }
+        });
         let spec = &self.template.spec;
         if let Some(message) = termination_message(&spec.termination_message_path) {
             exit.message = message;
@@ -204,8 +217,9 @@ impl Container {
         }
         // Nobody hears of the end before its record is there, whoever asks in between.
         *self.status.lock().unwrap_or_else(|e| e.into_inner()) = status.clone();
-        self.shared.tell(status);
+        // Who hears of it may remove it at once.
         self.ended.send_replace(true);
+        self.shared.tell(status);
     }
 }
 

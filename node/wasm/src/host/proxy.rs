@@ -205,7 +205,7 @@ impl Service {
                 response
             }
             Ok(Err(error)) => {
-                self.template.log.say(&format!("the guest answered with an error: {error}"));
+                self.template.say(&format!("the guest answered with an error: {error}"));
                 self.detach(guest);
                 plain(StatusCode::INTERNAL_SERVER_ERROR, "internal error\n")
             }
@@ -238,7 +238,7 @@ impl Service {
         if self.kill.is_cancelled() {
             return;
         }
-        self.template.log.say(&explain(error));
+        self.template.say(&explain(error));
         tracing::debug!(container = self.template.spec.id, cause = cause(error), "request");
         if self.template.memory.refused() {
             self.starved.cancel();

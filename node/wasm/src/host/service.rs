@@ -77,6 +77,8 @@ fn validate(spec: &ContainerSpec) -> Result<(), Status> {
         return wrong(format!("http_port: {} is no port", spec.http_port));
     }
     relative("log_path", &spec.log_path)?;
+    relative("stdout_path", &spec.stdout_path)?;
+    relative("stderr_path", &spec.stderr_path)?;
     relative("exit_path", &spec.exit_path)?;
     relative("termination_message_path", &spec.termination_message_path)?;
     for mount in &spec.mounts {

@@ -20,6 +20,7 @@ use crate::net::PodNet;
 use crate::net::http::Hooks;
 use crate::net::sockets::{self, SocketsView, View};
 use crate::proto::{ContainerSpec, ModuleKind};
+use crate::raw::Raw;
 
 /// Resources a guest may hold in the host at once.
 const HANDLES: usize = 1 << 16;
@@ -134,16 +135,21 @@ pub struct Template {
     pub cpu: Arc<Cpu>,
     pub memory: Arc<Memory>,
     pub log: Arc<Log>,
+    /// Takes the output in the log's place.
+    pub raw: Option<Raw>,
 }
 
 impl Template {
     fn wasi(&self) -> anyhow::Result<WasiCtxBuilder> {
         let spec = &self.spec;
         let mut wasi = WasiCtxBuilder::new();
-        wasi.args(&spec.args)
-            .max_random_size(RANDOM_BYTES)
-            .stdout(Output::new(self.log.clone(), Stream::Stdout))
-            .stderr(Output::new(self.log.clone(), Stream::Stderr));
+        wasi.args(&spec.args).max_random_size(RANDOM_BYTES);
+        match &self.raw {
+            Some(raw) => wasi.stdout(raw.stdout.clone()).stderr(raw.stderr.clone()),
+            None => wasi
+                .stdout(Output::new(self.log.clone(), Stream::Stdout))
+                .stderr(Output::new(self.log.clone(), Stream::Stderr)),
+        };
         for variable in &spec.env {
             wasi.env(&variable.name, &variable.value);
         }
@@ -160,6 +166,14 @@ impl Template {
                 .map_err(|error| anyhow::anyhow!("mount {}: {error:#}", mount.target))?;
         }
         Ok(wasi)
+    }
+
+    /// A line of the host's own about the guest, where a program's own last words would be.
+    pub fn say(&self, text: &str) {
+        match &self.raw {
+            Some(raw) => raw.stderr.say(text),
+            None => self.log.say(text),
+        }
     }
 
     pub fn component(&self) -> anyhow::Result<Store<State>> {
