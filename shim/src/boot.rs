@@ -36,7 +36,7 @@ pub fn start(flags: &Flags) -> anyhow::Result<String> {
     let spec = Spec::read(&bundle)?;
     let group = spec.group(&flags.id);
     let dir = settings::pod_dir(flags, group);
-    std::fs::DirBuilder::new().recursive(true).mode(0o711).create(&dir).with_context(|| dir.display().to_string())?;
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir).with_context(|| dir.display().to_string())?;
     let socket = dir.join(SOCKET);
     let address = format!("unix://{}", socket.display());
     let listener = match UnixListener::bind(&socket) {
@@ -70,6 +70,10 @@ pub fn start(flags: &Flags) -> anyhow::Result<String> {
 /// `serve`: answers containerd on the socket that is our standard input.
 pub fn serve(flags: &Flags) -> anyhow::Result<()> {
     log(flags.debug);
+    answer(flags).inspect_err(|error| tracing::error!("{error:#}"))
+}
+
+fn answer(flags: &Flags) -> anyhow::Result<()> {
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     let socket = std::io::stdin().as_fd().try_clone_to_owned().context("the socket")?;
     let socket = UnixListener::from(socket);

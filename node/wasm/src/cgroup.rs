@@ -161,6 +161,19 @@ mod tests {
     }
 
     #[test]
+    fn parents_go_only_where_they_are_ours() {
+        let root = tempfile::tempdir().unwrap();
+        std::fs::write(root.path().join("cgroup.controllers"), "cpu memory").unwrap();
+        for (name, stays) in [("ours/a", false), ("/others/a", true)] {
+            let group = Cgroup::below(root.path(), name).unwrap();
+            let dir = root.path().join(name.trim_start_matches('/'));
+            std::fs::create_dir_all(&dir).unwrap();
+            group.remove().unwrap();
+            assert_eq!((dir.exists(), dir.parent().unwrap().exists()), (false, stays), "{name}");
+        }
+    }
+
+    #[test]
     fn version_2_gets_quota_and_limit() {
         let root = tempfile::tempdir().unwrap();
         std::fs::write(root.path().join("cgroup.controllers"), "cpu memory").unwrap();

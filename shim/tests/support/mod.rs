@@ -6,6 +6,7 @@ use std::io::Write as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use sha2::{Digest as _, Sha256};
@@ -24,6 +25,25 @@ pub mod cri {
 pub struct Containerd {
     pub dir: TempDir,
     process: Child,
+}
+
+fn spawn(dir: &Path) -> Child {
+    let log = std::fs::File::options().create(true).append(true).open(dir.join("containerd.log")).unwrap();
+    let own = Path::new(env!("CARGO_BIN_EXE_containerd-shim-sampan-v1")).parent().unwrap().display();
+    let mut command = Command::new("containerd");
+    command
+        .args(["--config", &dir.join("config.toml").display().to_string(), "--log-level", "warn"])
+        .env("PATH", format!("{own}:{}", std::env::var("PATH").unwrap_or_default()))
+        .env("SAMPAN_SHIM_STATE", dir.join("shims"))
+        .env("SAMPAN_SHIM_CACHE", dir.join("cache"))
+        .stdin(Stdio::null())
+        .stdout(log.try_clone().unwrap())
+        .stderr(log);
+    // SAFETY: one system call, which is safe between fork and exec.
+    unsafe {
+        command.pre_exec(|| Ok(nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET)?));
+    }
+    command.spawn().unwrap()
 }
 
 /// `None`, with the reason said, where no containerd can run.
@@ -78,27 +98,20 @@ pod_annotations = ["sampan.dev/*"]
             cni = at("cni"),
         );
         std::fs::write(dir.path().join("config.toml"), config).unwrap();
-        let log = std::fs::File::create(dir.path().join("containerd.log")).unwrap();
-        let own = Path::new(env!("CARGO_BIN_EXE_containerd-shim-sampan-v1")).parent().unwrap().display();
-        let mut command = Command::new("containerd");
-        command
-            .args(["--config", &at("config.toml"), "--log-level", "warn"])
-            .env("PATH", format!("{own}:{}", std::env::var("PATH").unwrap_or_default()))
-            .env("SAMPAN_SHIM_STATE", dir.path().join("shims"))
-            .env("SAMPAN_SHIM_CACHE", dir.path().join("cache"))
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().unwrap())
-            .stderr(log);
-        // SAFETY: one system call, which is safe between fork and exec.
-        unsafe {
-            command.pre_exec(|| Ok(nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET)?));
-        }
-        let process = command.spawn().unwrap();
+        let process = spawn(dir.path());
         let containerd = Containerd { dir, process };
         containerd.until("containerd to answer", || containerd.ctr(&["version"]).status.success());
         let lo = containerd.inside(&["ip", "link", "set", "lo", "up"]);
         assert!(lo.status.success(), "{lo:?}");
         containerd
+    }
+
+    /// Kills it as a crash would, and starts it again.
+    pub fn restart(&mut self) {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+        self.process = spawn(self.dir.path());
+        self.until("containerd to answer again", || self.ctr(&["version"]).status.success());
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -126,7 +139,9 @@ pod_annotations = ["sampan.dev/*"]
 
     /// `ctr run` with our runtime; its output and exit code are the container's.
     pub fn run(&self, options: &[&str], rest: &[&str]) -> Output {
-        self.ctr(&[&["run", "--runtime", RUNTIME], options, rest].concat())
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let cgroup = format!("/{}/{}", self.group(), COUNT.fetch_add(1, Ordering::Relaxed));
+        self.ctr(&[&["run", "--runtime", RUNTIME, "--cgroup", &cgroup], options, rest].concat())
     }
 
     /// Runs a program in the network namespace of a process; 0: containerd's.
@@ -180,6 +195,12 @@ pod_annotations = ["sampan.dev/*"]
         let shims = self.path("shims").display().to_string();
         assert!(!mounts.contains(&shims), "{mounts}");
         self.until("processes to be gone", || self.processes().is_empty());
+        for controller in ["memory", "cpu", "cpuacct", "."] {
+            let group = Path::new("/sys/fs/cgroup").join(controller).join(self.group());
+            // The parent is whoever's chose the name; ours to remove, which it lets us if it is empty.
+            let gone = std::fs::remove_dir(&group);
+            assert!(!group.exists(), "{}: {gone:?}", group.display());
+        }
     }
 
     /// Our programs' processes that belong to this containerd: by the state directory in their
@@ -308,6 +329,7 @@ impl Drop for Containerd {
         for pid in self.processes() {
             kill(pid);
         }
+        self.remove_groups();
         for _ in 0..5 {
             let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
             let own = self.dir.path().display().to_string();
@@ -315,6 +337,22 @@ impl Drop for Containerd {
             for point in points.iter().rev().filter(|point| point.starts_with(&own)) {
                 let _ = nix::mount::umount2(*point, nix::mount::MntFlags::MNT_DETACH);
             }
+        }
+    }
+}
+
+impl Containerd {
+    /// The control group that a test gives its pods: of this containerd alone.
+    pub fn group(&self) -> String {
+        format!("sampan-{}", self.dir.path().file_name().unwrap().display())
+    }
+
+    fn remove_groups(&self) {
+        for controller in ["memory", "cpu", "cpuacct", "."] {
+            let group = Path::new("/sys/fs/cgroup").join(controller).join(self.group());
+            let inner = std::fs::read_dir(&group).into_iter().flatten().flatten();
+            inner.filter(|entry| entry.path().is_dir()).for_each(|entry| drop(std::fs::remove_dir(entry.path())));
+            let _ = std::fs::remove_dir(&group);
         }
     }
 }
