@@ -17,6 +17,9 @@ mod net;
 pub mod process;
 pub mod proto;
 mod sandbox;
+mod stdio;
+mod taps;
+mod tty;
 
 pub use launch::{Host, HostConfig};
 pub use module::{Cache, Module};
