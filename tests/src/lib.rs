@@ -7,6 +7,7 @@
 
 mod http;
 mod process;
+pub mod registry;
 mod terminal;
 
 use std::path::{Path, PathBuf};

@@ -58,7 +58,9 @@ impl Forward {
         };
         let down = async {
             tokio::io::copy(&mut from, &mut self.writer).await?;
-            self.writer.shutdown().await
+            self.writer.shutdown().await?;
+            // Before the client has ended its half: kubectl before 1.31 waits for this with closing.
+            self.error.shutdown().await
         };
         let result = tokio::try_join!(up, down).map(drop);
         let _ = self.writer.shutdown().await;
