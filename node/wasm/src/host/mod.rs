@@ -3,6 +3,7 @@
 
 mod command;
 mod container;
+mod exec;
 mod proxy;
 mod service;
 mod state;

@@ -253,7 +253,7 @@ impl Service {
         let _permit = self.requests.acquire().await?;
         self.template.memory.room().await;
         let guest = async {
-            let mut store = self.template.component()?;
+            let mut store = self.template.component(self.template.stdio())?;
             let mut view = store.data_mut().http();
             let request = view.new_incoming_request(Scheme::Http, request)?;
             let out = view.new_response_outparam(sender)?;
