@@ -95,15 +95,10 @@ impl Channels {
         let (ended, touched) = (closed.clone(), activity.clone());
         tokio::spawn(async move {
             let sending = async {
-                loop {
-                    match queue.recv().await {
-                        Some(Outbound::Data(channel, data)) => {
-                            touched.touch();
-                            if sink.send(codec.encode(channel, &data)).await.is_err() {
-                                return;
-                            }
-                        }
-                        Some(Outbound::End) | None => break,
+                while let Some(Outbound::Data(channel, data)) = queue.recv().await {
+                    touched.touch();
+                    if sink.send(codec.encode(channel, &data)).await.is_err() {
+                        return;
                     }
                 }
                 let _ =

@@ -224,10 +224,10 @@ impl Link {
 /// still runs to its end.
 async fn pump(from: Option<Reader>, to: &mut Option<Writer>) -> io::Result<()> {
     let Some(mut from) = from else { return Ok(()) };
-    if let Some(to) = to {
-        if tokio::io::copy(&mut from, to).await.is_ok() {
-            return to.shutdown().await;
-        }
+    if let Some(to) = to
+        && tokio::io::copy(&mut from, to).await.is_ok()
+    {
+        return to.shutdown().await;
     }
     tokio::io::copy(&mut from, &mut tokio::io::sink()).await.map(drop)
 }

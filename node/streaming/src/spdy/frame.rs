@@ -103,7 +103,7 @@ impl Encoder {
                 word(associated & ID);
                 body.extend_from_slice(&[(priority & 7) << 5, 0]);
                 self.compressor.compress(headers, &mut body)?;
-                (1, u8::from(*fin) * FIN | u8::from(*unidirectional) * UNIDIRECTIONAL)
+                (1, (u8::from(*fin) * FIN) | (u8::from(*unidirectional) * UNIDIRECTIONAL))
             }
             Frame::SynReply { id, fin, headers } => {
                 word(id & ID);

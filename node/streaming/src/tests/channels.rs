@@ -158,7 +158,9 @@ async fn what_is_no_upgrade_is_refused() {
         for (name, value) in headers {
             request.headers_mut().append(*name, value.parse().unwrap());
         }
-        crate::remote_command(&mut request, wanted).map(|pending| pending.response).map_err(|error| error.response())
+        crate::remote_command(&mut request, wanted)
+            .map(|pending| pending.response)
+            .map_err(|error| Box::new(error.response()))
     };
     let wanted = Wanted { stdout: true, ..Wanted::default() };
     assert_eq!(asked(&[], wanted).unwrap_err().status(), 400);
