@@ -14,7 +14,7 @@ say() { printf 'test setup: %s\n' "$*" >&2; }
 # protoc is not needed.
 missing=()
 for pair in nft:nftables unzip:unzip python3:python3-minimal docker-registry:docker-registry \
-    containerd:containerd runc:runc crun:crun busybox:busybox-static; do
+    containerd:containerd runc:runc crun:crun busybox:busybox-static skopeo:skopeo iptables:iptables; do
     command -v "${pair%%:*}" >/dev/null || missing+=("${pair##*:}")
 done
 [ -x /usr/lib/cni/ptp ] || [ -x /opt/cni/bin/ptp ] || missing+=(containernetworking-plugins)
