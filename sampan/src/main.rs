@@ -7,6 +7,7 @@ mod daemon;
 mod data_dir;
 mod kubeconfig;
 mod logging;
+mod names;
 mod terminal;
 
 use std::process::ExitCode;
