@@ -16,7 +16,9 @@ help:
 	@echo 'make install   the program, shell completions and a systemd unit, under PREFIX (now $(PREFIX))'
 
 build:
-	cargo build --locked --package sampan
+	# The whole workspace, as the tests build it: one package alone resolves other features of what is
+	# shared, and all of it would be built again.
+	cargo build --locked --workspace
 
 samples:
 	@scripts/samples.sh

@@ -9,9 +9,10 @@ cache=${XDG_CACHE_HOME:-$HOME/.cache}/sampan/tools
 mkdir -p "$cache"
 say() { printf 'test setup: %s\n' "$*" >&2; }
 
-# nft programs Services; without it the tests cover the userspace proxy instead. protoc is not needed.
+# nft programs Services; without it the tests cover the userspace proxy instead. Images are pulled
+# from a docker-registry of the tests' own. protoc is not needed.
 missing=()
-for pair in nft:nftables unzip:unzip python3:python3-minimal; do
+for pair in nft:nftables unzip:unzip python3:python3-minimal docker-registry:docker-registry; do
     command -v "${pair%%:*}" >/dev/null || missing+=("${pair##*:}")
 done
 if [ ${#missing[@]} -gt 0 ]; then

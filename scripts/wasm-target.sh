@@ -114,12 +114,16 @@ workspace() {
 
 # Debian's own compiler, and std out of the sources that come with it.
 debian_rustc() {
-    local version
+    local version lld
     command -v apt-get >/dev/null || return 1
-    if ! dpkg -s rustc-web cargo-web rust-web-src lld >/dev/null 2>&1; then
+    # The newest: the release's default one is older than the libc it would link.
+    lld=$(apt-cache search --names-only '^lld-[0-9]+$' | cut -d' ' -f1 | sort -V | tail -n 1)
+    if ! dpkg -s rustc-web cargo-web rust-web-src "$lld" >/dev/null 2>&1; then
         [ "$(id -u)" = 0 ] || { say "rustc-web is not installed, and only root can install it"; return 1; }
-        apt-get install -qq --yes --no-install-recommends rustc-web cargo-web rust-web-src lld >&2 || return 1
+        apt-get install -qq --yes --no-install-recommends rustc-web cargo-web rust-web-src "$lld" >&2 || return 1
     fi
+    mkdir -p "$cache/debian/bin"
+    ln -sf "/usr/bin/wasm-ld-${lld#lld-}" "$cache/debian/bin/wasm-ld"
     version=$(/usr/bin/rustc --version | cut -d' ' -f2)
     debian_sysroot=$cache/wasm-sysroot-debian-$version
     # The linker of components, which other toolchains carry within.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 const LIMIT: Duration = Duration::from_secs(10);
 
-fn connect(authority: &str) -> std::io::Result<TcpStream> {
+pub(crate) fn connect(authority: &str) -> std::io::Result<TcpStream> {
     let address = authority.to_socket_addrs()?.next().ok_or_else(|| std::io::Error::other("no address"))?;
     let stream = TcpStream::connect_timeout(&address, LIMIT)?;
     stream.set_read_timeout(Some(LIMIT))?;

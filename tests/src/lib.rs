@@ -7,6 +7,7 @@
 
 mod http;
 mod process;
+pub mod registry;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};

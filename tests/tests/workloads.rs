@@ -118,6 +118,48 @@ fn nothing_fits_and_the_events_say_why() {
 }
 
 #[test]
+fn all_samples_fit_on_one_small_node() {
+    let cluster = Cluster::up();
+    for name in ["hello", "guestbook", "tcp-echo", "batch", "greedy"] {
+        cluster.deploy(name);
+    }
+    let phases = eventually("every pod has its turn", || {
+        let pods = cluster.get(&["pods"])["items"].as_array().unwrap().clone();
+        let phase = |pod: &Value| pod["status"]["phase"].as_str().unwrap_or_default().to_owned();
+        let phases: Vec<String> = pods.iter().map(phase).collect();
+        (phases.len() >= 10 && phases.iter().all(|it| it == "Running" || it == "Succeeded")).then_some(pods)
+    });
+    let requested: u64 = phases
+        .iter()
+        .flat_map(|pod| pod["spec"]["containers"].as_array().unwrap())
+        .map(|container| container["resources"]["requests"]["cpu"].as_str().unwrap().to_owned())
+        .map(|cpu| cpu.strip_suffix('m').expect("every sample says how little it needs").parse::<u64>().unwrap())
+        .sum();
+    assert!(requested < 1000, "{requested}m for all samples: more than one core");
+}
+
+#[test]
+fn pods_forced_out_of_the_api_leave_a_node_that_works() {
+    let cluster = Cluster::up();
+    cluster.import("hello");
+    for round in 0..6 {
+        let name = format!("round-{round}");
+        cluster.kubectl(&["create", "deployment", &name, "--image=localhost/hello:v1", "--replicas=4"]);
+        // In the middle of whatever its pods are doing.
+        if round % 2 == 0 {
+            cluster.kubectl(&["rollout", "status", "deployment", &name, "--timeout=60s"]);
+        }
+        cluster.kubectl(&["delete", "deployment", &name]);
+        cluster.kubectl(&["delete", "pod", "--all", "--grace-period=0", "--force"]);
+    }
+    cluster.kubectl(&["run", "after", "--image=localhost/hello:v1"]);
+    cluster.kubectl(&["wait", "--for=condition=Ready", "pod/after", "--timeout=60s"]);
+    // What nobody asks for any more ends, though nobody waits for it.
+    let pods = cluster.data_dir().join("node/tenants/default/pods");
+    eventually("the files of the others are gone", || (std::fs::read_dir(&pods).unwrap().count() == 1).then_some(()));
+}
+
+#[test]
 fn deleting_a_namespace_takes_everything_in_it() {
     let cluster = Cluster::up();
     cluster.import("hello");

@@ -19,7 +19,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::api;
-use crate::image::Images;
+use crate::image::{Images, Puller};
 use crate::join::Certificate;
 use crate::node::{self, Facts, Registration};
 use crate::pod::objects::Objects;
@@ -153,6 +153,7 @@ pub async fn run(config: Config, client: Client, shutdown: CancellationToken) ->
         runtime,
         addresses: Arc::new(network),
         images: images.clone(),
+        puller: Puller::new(images.clone()),
         objects,
         services,
         runtime_classes,

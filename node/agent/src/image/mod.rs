@@ -1,7 +1,10 @@
 //! The images of this node: bytes by their digest, names in one index file. Whatever moment the
 //! power goes, the index names only blobs that are whole.
 
+mod credentials;
+mod pull;
 mod reference;
+mod registry;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -18,6 +21,8 @@ use sha2::{Digest, Sha256};
 use tokio::io::AsyncWriteExt;
 use tokio::sync::watch;
 
+pub use credentials::{Credentials, Keyring};
+pub use pull::{Error as PullError, Policy, Pulled, Puller};
 pub use reference::{Invalid, Reference};
 
 /// Turns bytes into what a host can map, once.
@@ -60,9 +65,44 @@ pub struct Image {
     /// core, command or proxy.
     pub kind: String,
     pub imported: Timestamp,
+    /// `sha256:…` of the manifest it was pulled by; none if it was brought as a file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub manifest: Option<String>,
+    #[serde(default, skip_serializing_if = "Defaults::is_none")]
+    pub defaults: Defaults,
+}
+
+/// What an image says about how it is run, where a container does not.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Defaults {
+    pub entrypoint: Vec<String>,
+    pub cmd: Vec<String>,
+    /// `NAME=VALUE`
+    pub env: Vec<String>,
+    pub working_dir: Option<String>,
+}
+
+impl Defaults {
+    fn is_none(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// Where an image comes from.
+#[derive(Clone, Debug, Default)]
+pub struct Origin {
+    pub manifest: Option<String>,
+    pub defaults: Defaults,
 }
 
 impl Image {
+    /// What names it for good: the manifest's digest, else that of the bytes.
+    pub fn identity(&self) -> &str {
+        self.manifest.as_deref().unwrap_or(&self.digest)
+    }
+
+    /// Names its bytes.
     pub fn hex(&self) -> &str {
         self.digest.strip_prefix("sha256:").unwrap_or(&self.digest)
     }
@@ -146,7 +186,7 @@ impl Images {
             Some(digest) => index
                 .iter()
                 .find(|(name, image)| {
-                    image.digest == *digest
+                    (image.digest == *digest || image.manifest.as_ref() == Some(digest))
                         && Reference::parse(name).is_ok_and(|known| known.repository == reference.repository)
                 })
                 .map(|(_, image)| image.clone()),
@@ -158,8 +198,8 @@ impl Images {
         self.dir.join("blobs/sha256").join(hex)
     }
 
-    /// Takes a file under a name, compiled and kept before the name is given.
-    pub async fn import<S, E>(&self, name: &str, mut body: S) -> Result<(Reference, Image), Error>
+    /// Takes a file that was brought by hand.
+    pub async fn import<S, E>(&self, name: &str, body: S) -> Result<(Reference, Image), Error>
     where
         S: Stream<Item = Result<Bytes, E>> + Unpin,
         E: std::fmt::Display,
@@ -168,6 +208,16 @@ impl Images {
         if reference.digest.is_some() {
             return Err(Error::Digest);
         }
+        let image = self.store(&reference, body, Origin::default()).await?;
+        Ok((reference, image))
+    }
+
+    /// Takes bytes under a reference, compiled and kept before the name is given.
+    pub async fn store<S, E>(&self, reference: &Reference, mut body: S, origin: Origin) -> Result<Image, Error>
+    where
+        S: Stream<Item = Result<Bytes, E>> + Unpin,
+        E: std::fmt::Display,
+    {
         let temporary = self.blob(&format!(".tmp-{}", uuid::Uuid::new_v4().simple()));
         let removal = Removal(Some(temporary.clone()));
         let io = |source| Error::Io { path: temporary.clone(), source };
@@ -193,12 +243,14 @@ impl Images {
         fs::rename(&temporary, &blob).map_err(|source| Error::Io { path: blob.clone(), source })?;
         removal.keep();
         sync_dir(&self.dir.join("blobs/sha256"))?;
-        let image = Image { digest: format!("sha256:{hex}"), size, kind, imported: Timestamp::now() };
+        let Origin { manifest, defaults } = origin;
+        let digest = format!("sha256:{hex}");
+        let image = Image { digest, size, kind, imported: Timestamp::now(), manifest, defaults };
         let old = self.change(|images| images.insert(reference.to_string(), image.clone()))?;
         if let Some(old) = old {
             self.drop_blob(&old);
         }
-        Ok((reference, image))
+        Ok(image)
     }
 
     /// Takes a name away, and the bytes with the last name. `user` tells which pod runs a digest.

@@ -79,6 +79,16 @@ impl Reference {
         Ok(Self { repository, tag, digest })
     }
 
+    /// Host and port of the registry.
+    pub fn registry(&self) -> &str {
+        self.repository.split('/').next().unwrap_or_default()
+    }
+
+    /// Whether it names a registry at all: `localhost` without a port is for images brought by hand.
+    pub fn has_registry(&self) -> bool {
+        self.registry() != "localhost"
+    }
+
     /// The last word of the repository: what a program is called if nothing else names it.
     pub fn program(&self) -> &str {
         self.repository.rsplit('/').next().unwrap_or(&self.repository)

@@ -2,6 +2,7 @@
 //! touches the disk, so a whole life runs in a test in microseconds.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1 as core;
@@ -63,6 +64,10 @@ pub struct SetUpError {
 pub struct Started {
     pub image: String,
     pub image_id: String,
+    /// Bytes of the image.
+    pub size: u64,
+    /// How long it was pulled, and that with the wait for others; `None`: it was here.
+    pub took: Option<(Duration, Duration)>,
     pub state: RunState,
 }
 
@@ -376,14 +381,7 @@ impl Machine {
                     }
                     RunState::Exited(exit) => container.end(attempt, exit),
                 }
-                self.tell(
-                    Some(index),
-                    "Pulled",
-                    format!(
-                        "Container image \"{}\" already present on machine and can be accessed by the pod",
-                        started.image
-                    ),
-                );
+                self.tell(Some(index), "Pulled", pulled(&started.image, started.size, started.took));
                 self.tell(Some(index), "Created", "Container created");
                 self.tell(Some(index), "Started", "Container started");
                 self.remove_old(index, attempt);
@@ -522,6 +520,17 @@ impl Machine {
     pub(super) fn warn(&mut self, index: Option<usize>, reason: &'static str, message: impl Into<String>) {
         self.out.push(Action::Event { index, kind: EventKind::Warning, reason, message: message.into() });
     }
+}
+
+/// How an image came, in the kubelet's words.
+fn pulled(image: &str, size: u64, took: Option<(Duration, Duration)>) -> String {
+    let Some((took, waited)) = took else {
+        return format!("Container image \"{image}\" already present on machine and can be accessed by the pod");
+    };
+    let [took, waited] = [took, waited].map(|it| Duration::from_millis(u64::try_from(it.as_millis()).unwrap_or(0)));
+    format!(
+        "Successfully pulled image \"{image}\" in {took:?} ({waited:?} including waiting). Image size: {size} bytes."
+    )
 }
 
 /// The reason of a run that nobody saw end.

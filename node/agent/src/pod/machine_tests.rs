@@ -100,6 +100,8 @@ impl World {
                 let started = Started {
                     image: "localhost/app:v1".into(),
                     image_id: "localhost/app@sha256:0".into(),
+                    size: 1,
+                    took: None,
                     state: RunState::Running { started_at: self.now },
                 };
                 Some(Input::Started { index, attempt, result: failure.map_or(Ok(started), Err) })
@@ -594,7 +596,13 @@ fn an_end_that_overtakes_the_answer_to_the_start() {
     world.machine.handle(now, Input::SetUp(Ok(addresses)));
     let exit = world.exit(4);
     world.machine.handle(now, Input::Changed { container: "app".into(), attempt: 0, state: RunState::Exited(exit) });
-    let started = Started { image: "a".into(), image_id: "a".into(), state: RunState::Running { started_at: now } };
+    let started = Started {
+        image: "a".into(),
+        image_id: "a".into(),
+        size: 1,
+        took: None,
+        state: RunState::Running { started_at: now },
+    };
     world.machine.handle(now, Input::Started { index: 0, attempt: 0, result: Ok(started) });
     assert_eq!(world.phase(), "Failed");
 }

@@ -15,6 +15,7 @@ pub mod objects;
 pub mod paths;
 pub mod prober;
 pub mod probes;
+mod publish;
 pub mod refuse;
 pub mod resources;
 pub mod shared;

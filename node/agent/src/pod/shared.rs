@@ -19,7 +19,7 @@ use super::paths::{self, Paths};
 use super::prober::PortShift;
 use super::spec;
 use super::start::ISOLATED;
-use crate::image::Images;
+use crate::image::{Images, Puller};
 use crate::runtime::Runtime;
 
 /// Pod addresses, as far as a pod's life needs them.
@@ -55,6 +55,7 @@ pub struct Shared {
     pub runtime: Arc<dyn Runtime>,
     pub addresses: Arc<dyn Addresses>,
     pub images: Arc<Images>,
+    pub puller: Puller,
     pub objects: Arc<Objects>,
     pub services: Informer<core::Service>,
     pub runtime_classes: Informer<RuntimeClass>,

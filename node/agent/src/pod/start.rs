@@ -7,13 +7,15 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1 as core;
+use sampan_client::EventKind;
 
-use super::env::{self, PodObjects};
+use super::env::{self, PodObjects, Source as _};
 use super::expand::expand;
 use super::machine::{StartFailure, Started};
+use super::objects::Kind;
 use super::shared::Shared;
 use super::{hooks, mounts, paths, refuse, resources, spec};
-use crate::image::{Image, Reference};
+use crate::image::{Defaults, Keyring, Policy, PullError, Pulled, Reference};
 use crate::runtime::{ContainerId, Dns, RunState, StartError, StartSpec};
 
 /// The RuntimeClass handler that gives a pod a host process of its own.
@@ -32,7 +34,6 @@ pub async fn start(
     if let Some(refusal) = refuse::container(container) {
         return Err(StartFailure::Config(refusal));
     }
-    let (reference, image) = find_image(shared, container)?;
     let services = shared.services(spec::namespace(pod));
     let source = PodObjects { objects: &shared.objects, namespace: spec::namespace(pod), uid: spec::uid(pod) };
     let context = env::Context {
@@ -43,6 +44,8 @@ pub async fn start(
         services: &services,
         objects: &source,
     };
+    let (reference, pulled) = obtain(shared, pod, index, &source).await?;
+    let image = pulled.image;
     let variables = env::build(&context, container).await.map_err(StartFailure::Config)?;
     shared.is_isolated(pod).map_err(StartFailure::Config)?;
     let id = ContainerId {
@@ -73,9 +76,9 @@ pub async fn start(
     let start = StartSpec {
         pod_name: spec::name(pod).to_owned(),
         module: image.hex().to_owned(),
-        args: arguments(container, &reference, &variables),
-        env: variables.into_iter().collect(),
-        working_dir: container.working_dir.clone().filter(|dir| !dir.is_empty()),
+        args: arguments(container, &reference, &image.defaults, &variables),
+        env: environment(&image.defaults, variables),
+        working_dir: container.working_dir.clone().filter(|dir| !dir.is_empty()).or(image.defaults.working_dir.clone()),
         mounts,
         addresses: addresses.to_vec(),
         http_port: http_port(container),
@@ -89,7 +92,7 @@ pub async fn start(
         host_aliases: host_aliases(pod),
         id,
     };
-    let image_id = format!("{}@{}", reference.repository, image.digest);
+    let image_id = format!("{}@{}", reference.repository, image.identity());
     let id = start.id.clone();
     let state = shared.runtime.start(start).await.map_err(|error| match error {
         StartError::Run(message) => StartFailure::Run(message),
@@ -104,41 +107,93 @@ pub async fn start(
         }
         return Err(StartFailure::PostStart(problem));
     }
-    Ok(Started { image: container.image.clone().unwrap_or_default(), image_id, state })
+    let size = image.size;
+    Ok(Started { image: container.image.clone().unwrap_or_default(), image_id, size, took: pulled.took, state })
 }
 
-fn find_image(shared: &Shared, container: &core::Container) -> Result<(Reference, Image), StartFailure> {
+/// The container's image, pulled if its policy wants that.
+async fn obtain(
+    shared: &Shared,
+    pod: &core::Pod,
+    index: usize,
+    source: &PodObjects<'_>,
+) -> Result<(Reference, Pulled), StartFailure> {
+    let container = spec::container(pod, index).ok_or_else(|| StartFailure::Config("no such container".to_owned()))?;
     let text = container.image.clone().unwrap_or_default();
     let reference = Reference::parse(&text).map_err(|error| StartFailure::ImageName {
         message: format!("Failed to apply default image tag \"{text}\": couldn't parse image name \"{text}\": {error}"),
     })?;
-    match shared.images.find(&reference) {
-        Some(image) => Ok((reference, image)),
-        None if container.image_pull_policy.as_deref() == Some("Never") => {
-            Err(StartFailure::ImageNever { image: text })
-        }
-        None => Err(StartFailure::ImageAbsent {
-            message: format!(
-                "image \"{reference}\" is not on node \"{}\", which pulls from no registry: bring it with `sampan image import FILE --as {text}`",
-                shared.node_name
-            ),
-            image: text,
-        }),
+    let keyring = keyring(shared, pod, source).await;
+    let pulling = || {
+        let message = format!("Pulling image \"{text}\"");
+        let reference = spec::reference(pod, Some(index));
+        shared.recorder.record_reference(reference, EventKind::Normal, "Pulling", message);
+    };
+    let policy = Policy::of(container.image_pull_policy.as_deref());
+    match shared.puller.ensure(&reference, policy, &keyring, pulling).await {
+        Ok(pulled) => Ok((reference, pulled)),
+        Err(PullError::Never(_)) => Err(StartFailure::ImageNever { image: text }),
+        Err(PullError::Failed(message)) => Err(StartFailure::ImageAbsent { image: text, message }),
     }
 }
 
-/// `command` is the program and its first arguments, `args` the rest; a module has one entry, so
-/// the program's name is what the guest sees as its own.
-fn arguments(container: &core::Container, reference: &Reference, env: &BTreeMap<String, String>) -> Vec<String> {
+/// What the pod's pull secrets say. One that cannot be read is told of, and the pull tried without.
+async fn keyring(shared: &Shared, pod: &core::Pod, source: &PodObjects<'_>) -> Keyring {
+    let mut keyring = Keyring::default();
+    let secrets = pod.spec.as_ref().and_then(|spec| spec.image_pull_secrets.as_deref()).unwrap_or_default();
+    for secret in secrets {
+        let problem = match source.object(Kind::Secret, &secret.name).await {
+            Ok(Some(data)) => match (data.get(".dockerconfigjson"), data.get(".dockercfg")) {
+                (Some(json), _) => keyring.add_config_json(json).err(),
+                (None, Some(json)) => keyring.add_config(json).err(),
+                (None, None) => Some("it has neither .dockerconfigjson nor .dockercfg".to_owned()),
+            },
+            Ok(None) => Some("not found".to_owned()),
+            Err(error) => Some(error),
+        };
+        if let Some(problem) = problem {
+            let message = format!(
+                "Unable to retrieve some image pull secrets ({}: {problem}); attempting to pull the image may not succeed.",
+                secret.name
+            );
+            let reference = spec::reference(pod, None);
+            shared.recorder.record_reference(reference, EventKind::Warning, "FailedToRetrieveImagePullSecret", message);
+        }
+    }
+    keyring
+}
+
+/// `command` is the program and its first arguments, `args` the rest; where they are absent the
+/// image's own count. A module has one entry, so the program's name is what the guest sees as its own.
+fn arguments(
+    container: &core::Container,
+    reference: &Reference,
+    defaults: &Defaults,
+    env: &BTreeMap<String, String>,
+) -> Vec<String> {
     let given = |list: &Option<Vec<String>>| -> Vec<String> {
         list.iter().flatten().map(|word| expand(word, |name| env.get(name).map(String::as_str))).collect()
     };
-    let mut arguments = given(&container.command);
+    let (mut arguments, mut rest) = (given(&container.command), given(&container.args));
     if arguments.is_empty() {
+        arguments.clone_from(&defaults.entrypoint);
+        if rest.is_empty() {
+            rest.clone_from(&defaults.cmd);
+        }
+    }
+    if arguments.is_empty() && defaults.cmd.is_empty() {
         arguments.push(reference.program().to_owned());
     }
-    arguments.extend(given(&container.args));
+    arguments.extend(rest);
     arguments
+}
+
+/// The image's variables, with the container's over them.
+fn environment(defaults: &Defaults, variables: BTreeMap<String, String>) -> Vec<(String, String)> {
+    let own = defaults.env.iter().filter_map(|line| line.split_once('='));
+    let mut all: BTreeMap<String, String> = own.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+    all.extend(variables);
+    all.into_iter().collect()
 }
 
 fn http_port(container: &core::Container) -> u16 {
@@ -203,11 +258,20 @@ mod tests {
     fn command_and_args() {
         let reference = Reference::parse("localhost/tools/resvg:v1").unwrap();
         let env = BTreeMap::from([("N".to_owned(), "7".to_owned())]);
-        let run =
-            |container: serde_json::Value| arguments(&serde_json::from_value(container).unwrap(), &reference, &env);
+        let run = |container: serde_json::Value| {
+            arguments(&serde_json::from_value(container).unwrap(), &reference, &Defaults::default(), &env)
+        };
         assert_eq!(run(json!({ "name": "a" })), ["resvg"]);
         assert_eq!(run(json!({ "name": "a", "args": ["-n", "$(N)"] })), ["resvg", "-n", "7"]);
         assert_eq!(run(json!({ "name": "a", "command": ["x", "$(N)"], "args": ["$$(N)"] })), ["x", "7", "$(N)"]);
+        let words = |list: &[&str]| list.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
+        let defaults = Defaults { entrypoint: words(&["/a.wasm"]), cmd: words(&["-d"]), ..Defaults::default() };
+        let run = |container: serde_json::Value| {
+            arguments(&serde_json::from_value(container).unwrap(), &reference, &defaults, &env)
+        };
+        assert_eq!(run(json!({ "name": "a" })), ["/a.wasm", "-d"]);
+        assert_eq!(run(json!({ "name": "a", "args": ["-n"] })), ["/a.wasm", "-n"]);
+        assert_eq!(run(json!({ "name": "a", "command": ["x"] })), ["x"]);
     }
 
     #[test]

@@ -13,14 +13,12 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::machine::{Action, Input, Machine};
+use super::publish::Publishing;
 use super::shared::Shared;
-use super::work::{agrees, clean_up, delete, is_urgent, remove, set_up, stop, target, write_status, write_volumes};
+use super::work::{clean_up, delete, is_urgent, remove, set_up, stop, target, write_status, write_volumes};
 use super::{admit, paths, prober, spec, start};
 use crate::runtime::{ContainerId, RunState, RuntimeEvent, RuntimeEvents};
 
-/// How long a status that tells of nothing new to others may wait for one that does.
-const SETTLE: SignedDuration = SignedDuration::from_millis(100);
-const RETRY: SignedDuration = SignedDuration::from_secs(1);
 /// How long a namespace without pods keeps its host.
 const IDLE: Duration = Duration::from_secs(20);
 
@@ -39,12 +37,7 @@ struct Worker {
     tenant: String,
     /// When the machine wants to be woken; entries of the heap that differ are old.
     wake: Option<Timestamp>,
-    published: Option<core::PodStatus>,
-    writing: bool,
-    /// A status differs from what was published since then.
-    flush_at: Option<Timestamp>,
-    /// The version that our last write made.
-    written: u64,
+    publishing: Publishing,
     delete: bool,
     deleting: bool,
     refresh_at: Option<Timestamp>,
@@ -174,10 +167,7 @@ impl Manager {
                 machine,
                 tenant: self.shared.tenant(&pod),
                 wake: None,
-                published: None,
-                writing: false,
-                flush_at: None,
-                written: 0,
+                publishing: Publishing::default(),
                 delete: false,
                 deleting: false,
                 refresh_at: None,
@@ -206,13 +196,7 @@ impl Manager {
             old.metadata.labels != new.metadata.labels || old.metadata.annotations != new.metadata.annotations;
         if let Some(worker) = self.workers.get_mut(uid) {
             let version = new.metadata.resource_version.as_deref().and_then(|it| it.parse::<u64>().ok()).unwrap_or(0);
-            // Somebody else wrote our part of the status: say it again.
-            if !worker.writing
-                && version > worker.written
-                && worker.published.as_ref().is_some_and(|published| !agrees(published, new.status.as_ref()))
-            {
-                worker.published = None;
-            }
+            worker.publishing.seen(version, new.status.as_ref());
         }
         self.input(uid, Input::Spec(new));
         if meta_changed {
@@ -266,14 +250,7 @@ impl Manager {
             Fact::Input(input) => self.input(uid, input),
             Fact::Written(result) => {
                 let Some(worker) = self.workers.get_mut(uid) else { return };
-                worker.writing = false;
-                match result {
-                    Ok(version) => worker.written = version.unwrap_or(worker.written),
-                    Err(()) => {
-                        worker.published = None;
-                        worker.flush_at = Some(Timestamp::now().saturating_add(RETRY).unwrap_or(Timestamp::MAX));
-                    }
-                }
+                worker.publishing.written(Timestamp::now(), result);
                 self.after(uid);
             }
             Fact::NotDeleted => {
@@ -445,25 +422,19 @@ impl Manager {
         let Some(worker) = self.workers.get_mut(uid) else { return };
         let now = Timestamp::now();
         self.shared.note_runs(uid, &worker.tenant, worker.machine.containers());
-        if worker.machine.tells_status() && !worker.writing {
+        if worker.machine.tells_status() {
+            let pod = worker.machine.pod().clone();
             let status = worker.machine.status(now, &self.shared.host);
-            if worker.published.as_ref() == Some(&status) {
-                worker.flush_at = None;
-            } else {
-                let due = worker.flush_at.is_some_and(|at| at <= now);
-                if due || worker.delete || is_urgent(worker.published.as_ref(), &status, worker.machine.pod()) {
-                    worker.flush_at = None;
-                    worker.writing = true;
-                    worker.published = Some(status.clone());
-                    let (shared, pod) = (self.shared.clone(), worker.machine.pod().clone());
-                    self.beside(uid, async move { Fact::Written(write_status(&shared, &pod, &status).await) });
-                } else if worker.flush_at.is_none() {
-                    worker.flush_at = Some(now.saturating_add(SETTLE).unwrap_or(now));
-                }
+            let at_once = worker.delete || is_urgent(worker.publishing.told(), &status, &pod);
+            if let Some(status) = worker.publishing.offer(now, status, at_once) {
+                let shared = self.shared.clone();
+                self.beside(uid, async move { Fact::Written(write_status(&shared, &pod, &status).await) });
             }
+        } else {
+            worker.publishing.fall_silent();
         }
         let Some(worker) = self.workers.get_mut(uid) else { return };
-        if worker.delete && !worker.deleting && !worker.writing && worker.flush_at.is_none() {
+        if worker.delete && !worker.deleting && worker.publishing.is_settled() {
             worker.deleting = true;
             let (shared, pod) = (self.shared.clone(), worker.machine.pod().clone());
             let facts = self.facts.clone();
@@ -476,7 +447,8 @@ impl Manager {
             });
         }
         let Some(worker) = self.workers.get_mut(uid) else { return };
-        let wake = [worker.machine.next_timer(), worker.flush_at, worker.refresh_at].into_iter().flatten().min();
+        let wake =
+            [worker.machine.next_timer(), worker.publishing.due(), worker.refresh_at].into_iter().flatten().min();
         if wake != worker.wake {
             worker.wake = wake;
             if let Some(at) = wake {
@@ -497,10 +469,13 @@ impl Manager {
 
     fn timers_due(&mut self) {
         let now = Timestamp::now();
-        while let Some(at) = self.next_timer()
-            && at <= now
-        {
-            let Some(Reverse((_, uid))) = self.timers.pop() else { return };
+        // All that are due first, and each once: one that is due again at once must not keep the
+        // loop from the facts that would change that.
+        let mut due = Vec::new();
+        while self.next_timer().is_some_and(|at| at <= now) {
+            due.extend(self.timers.pop().map(|Reverse((_, uid))| uid));
+        }
+        for uid in due {
             if let Some(worker) = self.workers.get_mut(&uid) {
                 worker.wake = None;
                 if worker.refresh_at.is_some_and(|at| at <= now) {
