@@ -254,7 +254,8 @@ mod tests {
         room(1000, "10.1.0.0/21").unwrap();
         room(30_000, "10.1.0.0/16").unwrap();
         let error = room(113, "10.1.0.0/24").err().unwrap().to_string();
-        for part in ["--cluster-cidr 10.1.0.0/24", "--max-pods 113", "a /23", "512 addresses", "--max-pods 112 at most"] {
+        for part in ["--cluster-cidr 10.1.0.0/24", "--max-pods 113", "a /23", "512 addresses", "--max-pods 112 at most"]
+        {
             assert!(error.contains(part), "{error}");
         }
         assert!(room(30_000, "10.1.0.0/17").is_err());

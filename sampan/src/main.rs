@@ -9,6 +9,7 @@ mod kubeconfig;
 mod logging;
 mod names;
 mod terminal;
+mod unreachable;
 
 use std::process::ExitCode;
 

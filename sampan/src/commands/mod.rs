@@ -11,11 +11,15 @@ pub mod run;
 pub mod status;
 pub mod token;
 pub mod version;
+mod wait;
+mod warnings;
 
 use anyhow::{Context as _, Result};
 use http::{Request, header};
 use kube::Client;
 use serde::de::DeserializeOwned;
+
+use crate::unreachable::Unreachable;
 
 /// Who writes fields through these commands.
 const FIELD_MANAGER: &str = "sampan";
@@ -30,7 +34,8 @@ async fn get<T: DeserializeOwned>(client: &Client, path: &str, accept: &str) -> 
 fn explain(error: kube::Error) -> anyhow::Error {
     match error {
         kube::Error::Api(status) => anyhow::anyhow!("{}", status.message),
-        error => anyhow::Error::new(error).context("the cluster does not answer"),
+        kube::Error::Service(error) if error.is::<Unreachable>() => anyhow::anyhow!("{error}"),
+        error => anyhow::anyhow!("that is no answer of a cluster: {error}"),
     }
 }
 
