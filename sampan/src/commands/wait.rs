@@ -102,7 +102,7 @@ impl Seen {
                 self.newest = hash(&sets.items, &revision).map(|hash| (revision, hash));
             }
             let (ready, done) = self.progress(replicas);
-            tell(ready);
+            tell(ready.min(i32::try_from(replicas).unwrap_or(i32::MAX)));
             if done {
                 return Ok(());
             }
@@ -127,8 +127,11 @@ impl Seen {
     /// How many of the newest pods are ready, and whether that is all.
     fn progress(&self, replicas: u32) -> (i32, bool) {
         let Some(status) = self.current().and_then(|deployment| deployment.status.as_ref()) else { return (0, false) };
-        let ready = status.updated_replicas.min(status.available_replicas).unwrap_or(0);
-        (ready, i64::from(ready) >= i64::from(replicas) && status.replicas.unwrap_or(0) <= ready)
+        let [all, new, available] =
+            [status.replicas, status.updated_replicas, status.available_replicas].map(Option::unwrap_or_default);
+        // Older pods may be among the available ones: at least so many are not.
+        let ready = new.min(available.saturating_sub(all.saturating_sub(new))).max(0);
+        (ready, i64::from(ready) >= i64::from(replicas) && i64::from(all) <= i64::from(replicas))
     }
 
     /// Those of the newest template; what older ones suffer from is being replaced.
@@ -299,21 +302,21 @@ mod tests {
 
     #[test]
     fn done_when_all_are_new_and_ready() {
-        let seen = |generation: i64, replicas: i32| {
-            Seen {
-            deployment: Some(
-                serde_json::from_value(json!({
-                    "metadata": { "generation": generation },
-                    "status": { "observedGeneration": 2, "replicas": replicas, "updatedReplicas": 2, "availableReplicas": 3 },
-                }))
-                .unwrap(),
-            ),
-            ..Default::default()
-        }
+        let seen = |generation: i64, all: i32, new: i32, available: i32| {
+            let deployment = json!({
+                "metadata": { "generation": generation },
+                "status": {
+                    "observedGeneration": 2, "replicas": all, "updatedReplicas": new, "availableReplicas": available,
+                },
+            });
+            Seen { deployment: Some(serde_json::from_value(deployment).unwrap()), ..Default::default() }
         };
-        assert_eq!(seen(2, 2).progress(2), (2, true));
-        assert_eq!(seen(2, 3).progress(2), (2, false), "an old one is left");
-        assert_eq!(seen(3, 2).progress(2), (0, false), "the controller has not seen the change");
-        assert_eq!(seen(2, 2).progress(3), (2, false));
+        assert_eq!(seen(2, 2, 2, 2).progress(2), (2, true));
+        assert_eq!(seen(2, 3, 2, 3).progress(2), (2, false), "an old one is left");
+        assert_eq!(seen(2, 2, 1, 1).progress(1), (0, false), "the old one is the available one");
+        assert_eq!(seen(2, 2, 2, 2).progress(1), (2, false), "one too many");
+        assert_eq!(seen(3, 2, 2, 2).progress(2), (0, false), "the controller has not seen the change");
+        assert_eq!(seen(2, 2, 2, 2).progress(3), (2, false));
+        assert_eq!(seen(2, 0, 0, 0).progress(0), (0, true));
     }
 }

@@ -95,7 +95,12 @@ pub fn newest(mut events: Vec<Event>, existing: &Existing) -> Vec<Warning> {
 fn warning(events: &[Event]) -> Option<Warning> {
     let first = events.first()?;
     let about = &first.involved_object;
-    let names: HashSet<_> = events.iter().map(|event| &event.involved_object.name).collect();
+    // Several events of one reason tell one happening: the most frequent one counts.
+    let mut objects: HashMap<_, i32> = HashMap::new();
+    for event in events {
+        let most = objects.entry(&event.involved_object.name).or_default();
+        *most = count(event).max(*most);
+    }
     // "Error: ErrImagePull" follows the message that says which image and why: the longest tells most.
     let of_first = events.iter().filter(|event| event.involved_object.name == about.name);
     let message = of_first.filter_map(|event| event.message.as_deref()).max_by_key(|message| message.len());
@@ -105,10 +110,10 @@ fn warning(events: &[Event]) -> Option<Warning> {
             about.kind.as_deref().unwrap_or_default().to_lowercase(),
             about.name.as_deref().unwrap_or_default()
         ),
-        others: names.len() - 1,
+        others: objects.len() - 1,
         reason: first.reason.clone().unwrap_or_default(),
         message: message.unwrap_or_default().to_owned(),
-        count: events.iter().map(count).fold(0, i32::saturating_add),
+        count: objects.into_values().fold(0, i32::saturating_add),
     })
 }
 
@@ -153,7 +158,7 @@ mod tests {
         ];
         let warnings = newest(events, &existing());
         let lines: Vec<_> = warnings.iter().map(|it| (it.object.as_str(), it.others, it.count)).collect();
-        assert_eq!(lines, [("node/n", 0, 2), ("pod/a-2", 1, 6)]);
+        assert_eq!(lines, [("node/n", 0, 2), ("pod/a-2", 1, 4)]);
         assert!(warnings[1].message.contains("not here"));
     }
 
