@@ -216,7 +216,7 @@ pub enum ImageCommand {
 
 #[derive(Args, Debug)]
 pub struct RunArgs {
-    /// A .wasm file, or the name of an image that the nodes have
+    /// A .wasm file, or the name of an image that the nodes have or can pull
     #[arg(value_name = "FILE|REF", value_hint = ValueHint::FilePath)]
     pub source: String,
     /// Name of Deployment and Service; those that something else made are left alone

@@ -103,7 +103,7 @@ fn modules_that_are_none_are_refused_in_words() {
 
 #[test]
 fn run_takes_nothing_from_others() {
-    let cluster = Cluster::up();
+    let mut cluster = Cluster::up();
     let hello = sample("hello");
     let run = |more: &[&str]| cluster.try_sampan(&[&["run", hello.to_str().unwrap()], more].concat());
     let others = |kind: &str, name: &str| {
@@ -139,6 +139,11 @@ fn run_takes_nothing_from_others() {
     let mine = cluster.get(&["deployment", "mine"]);
     assert_eq!(mine["spec"]["replicas"], 2);
     assert_eq!(mine["spec"]["template"]["spec"]["containers"][0]["env"][0]["value"], "b");
+
+    // One of each is not many.
+    cluster.kill();
+    let down = cluster.down();
+    assert!(down.starts_with("removed 1 host process, "), "{down}");
 }
 
 #[test]
@@ -293,7 +298,7 @@ fn a_node_joins_only_with_a_token_of_this_cluster() {
 
 #[test]
 fn manifests_that_are_wrong_say_where() {
-    let cluster = Cluster::server();
+    let mut cluster = Cluster::server();
     let refused = |manifest: &str| cluster.kubectl_with(manifest, &["create", "-f", "-"]).refused();
     assert!(refused("a: [b\n").contains("line"));
     let unknown = refused("apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\nwhat: 1\n");
@@ -304,6 +309,27 @@ fn manifests_that_are_wrong_say_where() {
     std::fs::write(file.path(), "kind: Pod\n").unwrap();
     let path = file.path().to_str().unwrap();
     assert!(cluster.try_sampan(&["apply", "-f", path]).refused().contains(path));
+
+    // Credentials of another cluster.
+    let strange = dir_with_token(&cluster);
+    let path = strange.path().join("config");
+    let error = run(&sampan(), &["get", "pods", "--kubeconfig", path.to_str().unwrap()]).refused();
+    assert!(error.contains("does not take the credentials"), "{error}");
+    // What clients ask wrongly is theirs to know.
+    let attach = "/api/v1/namespaces/default/pods/none/attach";
+    assert!(!cluster.try_kubectl(&["create", "--raw", attach, "-f", "/dev/null"]).ok);
+    let log = cluster.process().log();
+    assert!(!log.contains("WARN") && !log.contains("ERROR"), "{log}");
+}
+
+/// A kubeconfig with a token that no cluster gave.
+fn dir_with_token(cluster: &Cluster) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let text = std::fs::read_to_string(cluster.kubeconfig()).unwrap();
+    let mut config: Value = serde_json::from_str(text.split_once('\n').unwrap().1).unwrap();
+    config["users"][0]["user"] = json!({ "token": "abcdef.0123456789abcdef" });
+    std::fs::write(dir.path().join("config"), config.to_string()).unwrap();
+    dir
 }
 
 #[test]

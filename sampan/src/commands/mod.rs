@@ -33,6 +33,9 @@ async fn get<T: DeserializeOwned>(client: &Client, path: &str, accept: &str) -> 
 /// An API error in the server's own words, without the layers around it.
 fn explain(error: kube::Error) -> anyhow::Error {
     match error {
+        kube::Error::Api(status) if status.code == 401 => {
+            anyhow::anyhow!("{}: the cluster does not take the credentials of this kubeconfig", status.message)
+        }
         kube::Error::Api(status) => anyhow::anyhow!("{}", status.message),
         kube::Error::Service(error) if error.is::<Unreachable>() => anyhow::anyhow!("{error}"),
         error => anyhow::anyhow!("that is no answer of a cluster: {error}"),
