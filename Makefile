@@ -13,7 +13,7 @@ help:
 	@echo 'make test      install what the tests need, then run every test'
 	@echo 'make samples   build the sample workloads'
 	@echo 'make lint      formatting, clippy and cargo-deny'
-	@echo 'make install   the program, shell completions and a systemd unit, under PREFIX (now $(PREFIX))'
+	@echo 'make install   the program, the containerd shim, shell completions and a systemd unit, under PREFIX (now $(PREFIX))'
 
 build:
 	# The whole workspace, as the tests build it: one package alone resolves other features of what is
@@ -37,7 +37,7 @@ lint:
 	@scripts/lint.sh
 
 install:
-	cargo build --locked --release --package sampan
+	cargo build --locked --release --package sampan --package sampan-shim
 	@scripts/install.sh "$(CARGO_TARGET_DIR)/release/sampan" "$(DESTDIR)$(PREFIX)"
 
 uninstall:

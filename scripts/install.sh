@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# install.sh PROGRAM PREFIX: the program, its shell completions and an example systemd unit.
+# install.sh PROGRAM PREFIX: the program, the shim beside it, shell completions and an example systemd unit.
 # install.sh --remove PREFIX: takes them away again.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
@@ -8,6 +8,7 @@ program=$1 prefix=$2
 files() {
     cat <<FILES
 $prefix/bin/sampan
+$prefix/bin/containerd-shim-sampan-v1
 $prefix/share/bash-completion/completions/sampan
 $prefix/share/zsh/site-functions/_sampan
 $prefix/share/fish/vendor_completions.d/sampan.fish
@@ -22,6 +23,7 @@ fi
 
 files | while read -r file; do mkdir -p "$(dirname "$file")"; done
 install -m 755 "$program" "$prefix/bin/sampan"
+install -m 755 "$(dirname "$program")/containerd-shim-sampan-v1" "$prefix/bin/containerd-shim-sampan-v1"
 "$program" completions bash >"$prefix/share/bash-completion/completions/sampan"
 "$program" completions zsh >"$prefix/share/zsh/site-functions/_sampan"
 "$program" completions fish >"$prefix/share/fish/vendor_completions.d/sampan.fish"

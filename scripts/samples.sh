@@ -12,10 +12,10 @@ cargo=${CARGO:-cargo}
 "$cargo" build --quiet --locked --release --manifest-path sample-workloads/Cargo.toml \
     --target wasm32-wasip2 --package hello --package guestbook --package tcp-echo
 "$cargo" build --quiet --locked --release --manifest-path sample-workloads/Cargo.toml \
-    --target wasm32-wasip1 --package batch --package greedy
+    --target wasm32-wasip1 --package batch --package greedy --package toolbox
 
 mkdir -p "$target/samples"
-for name in hello guestbook tcp-echo batch greedy; do
+for name in hello guestbook tcp-echo batch greedy toolbox; do
     for built in "$target"/guests/wasm32-wasip?/release/"$name".wasm; do
         # Renamed into place: nobody reads a half-written module.
         cp "$built" "$target/samples/.$name.new"

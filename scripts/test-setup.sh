@@ -10,11 +10,14 @@ mkdir -p "$cache"
 say() { printf 'test setup: %s\n' "$*" >&2; }
 
 # nft programs Services; without it the tests cover the userspace proxy instead. Images are pulled
-# from a docker-registry of the tests' own. protoc is not needed.
+# from a docker-registry of the tests' own, and OCI containers run in a containerd of their own.
+# protoc is not needed.
 missing=()
-for pair in nft:nftables unzip:unzip python3:python3-minimal docker-registry:docker-registry; do
+for pair in nft:nftables unzip:unzip python3:python3-minimal docker-registry:docker-registry \
+    containerd:containerd runc:runc crun:crun busybox:busybox-static; do
     command -v "${pair%%:*}" >/dev/null || missing+=("${pair##*:}")
 done
+[ -x /usr/lib/cni/ptp ] || [ -x /opt/cni/bin/ptp ] || missing+=(containernetworking-plugins)
 if [ ${#missing[@]} -gt 0 ]; then
     if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
         say "installing ${missing[*]}"

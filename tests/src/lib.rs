@@ -8,6 +8,7 @@
 mod http;
 mod process;
 pub mod registry;
+mod terminal;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -16,6 +17,7 @@ use serde_json::Value;
 
 pub use http::{http_get, http_post, tcp_echo};
 pub use process::{Finished, Process, run, run_with_input};
+pub use terminal::Terminal;
 
 /// How long anything may take before a test gives up.
 pub const PATIENCE: Duration = Duration::from_secs(60);

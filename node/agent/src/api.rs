@@ -34,15 +34,16 @@ use crate::pod::paths;
 use crate::pod::shared::Shared;
 use crate::pod::spec;
 use crate::runtime::ContainerId;
+use crate::streams;
 
 const USER: &str = "system:kube-apiserver";
 const GROUP: &str = "system:masters";
 const HANDSHAKE: Duration = Duration::from_secs(10);
 
 #[derive(Clone)]
-struct Api {
-    shared: Arc<Shared>,
-    pods: Informer<core::Pod>,
+pub struct Api {
+    pub shared: Arc<Shared>,
+    pub pods: Informer<core::Pod>,
 }
 
 pub fn router(shared: Arc<Shared>, pods: Informer<core::Pod>) -> Router {
@@ -51,6 +52,7 @@ pub fn router(shared: Arc<Shared>, pods: Informer<core::Pod>) -> Router {
         .route("/pods", get(list_pods))
         .route("/containerLogs/{namespace}/{pod}/{container}", get(container_logs))
         .route("/images", get(list_images).post(import_image).delete(remove_image))
+        .merge(streams::routes())
         .layer(DefaultBodyLimit::disable())
         .with_state(Api { shared, pods })
 }

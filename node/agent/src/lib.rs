@@ -15,6 +15,7 @@ pub mod node;
 pub mod pod;
 mod run;
 pub mod runtime;
+mod streams;
 pub mod wasm;
 
 pub use join::{Certificate, CertificateRequest, Joined, join};

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use async_trait::async_trait;
 use jiff::Timestamp;
+use sampan_streaming::{Streams, Wanted};
 use tokio::sync::mpsc;
 
 /// One run of one container: attempt 0 is the first start, each restart counts on.
@@ -92,6 +93,10 @@ pub struct StartSpec {
     pub hostname: String,
     pub dns: Dns,
     pub host_aliases: Vec<(IpAddr, Vec<String>)>,
+    /// Its input comes from who attaches; once: and ends with the first of them.
+    pub stdin: bool,
+    pub stdin_once: bool,
+    pub tty: bool,
 }
 
 /// How a container resolves names.
@@ -143,6 +148,14 @@ pub trait Runtime: Send + Sync + 'static {
     /// Everything that runs or ended and was not removed, also from before this agent started.
     async fn list(&self) -> anyhow::Result<Vec<(ContainerId, RunState)>>;
     async fn usage(&self) -> Vec<Usage>;
+    /// Runs a command in a running container.
+    async fn exec(&self, _: &ContainerId, _: Vec<String>, _: Wanted) -> anyhow::Result<Streams> {
+        anyhow::bail!("this container's runtime cannot run commands in it")
+    }
+    /// The further output of a running container, and its input if it has one.
+    async fn attach(&self, _: &ContainerId, _: Wanted) -> anyhow::Result<Streams> {
+        anyhow::bail!("this container's runtime cannot be attached to")
+    }
     /// Ends what serves a tenant, when its last pod is gone.
     async fn release_tenant(&self, tenant: &str) -> anyhow::Result<()>;
     /// Name and version for the node's status, as in `containerd://1.6.20`.

@@ -1,16 +1,20 @@
 //! The Wasm host behind [`Runtime`]: a host process per tenant, found again after a restart, and
 //! one watch of each.
 
+mod streams;
+
 use std::collections::HashMap;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use anyhow::Context as _;
 use async_trait::async_trait;
 use ipnet::IpNet;
 use jiff::Timestamp;
 use sampan_network::Network;
+use sampan_streaming::{Streams, Wanted};
 use sampan_wasm::launch::{self, HostConfig, PortShift};
 use sampan_wasm::proto::{self, ContainerSpec, ModuleKind};
 use sampan_wasm::{Cache, Host};
@@ -257,6 +261,9 @@ fn spec(start: &StartSpec, module: &sampan_wasm::Module) -> ContainerSpec {
             .iter()
             .map(|(address, names)| proto::HostAlias { address: address.to_string(), names: names.clone() })
             .collect(),
+        stdin: start.stdin,
+        stdin_once: start.stdin_once,
+        tty: start.tty,
         ..Default::default()
     }
 }
@@ -366,6 +373,16 @@ impl Runtime for Wasm {
             }));
         }
         all
+    }
+
+    async fn exec(&self, id: &ContainerId, command: Vec<String>, wanted: Wanted) -> anyhow::Result<Streams> {
+        let host = self.0.running(&id.tenant).await.context("the Wasm host of the container is gone")?;
+        streams::exec(&host, id, command, wanted).await
+    }
+
+    async fn attach(&self, id: &ContainerId, wanted: Wanted) -> anyhow::Result<Streams> {
+        let host = self.0.running(&id.tenant).await.context("the Wasm host of the container is gone")?;
+        streams::attach(&host, id, wanted).await
     }
 
     async fn release_tenant(&self, tenant: &str) -> anyhow::Result<()> {

@@ -31,17 +31,19 @@ pub struct Cgroup {
 }
 
 impl Cgroup {
-    /// The group of a relative name such as `sampan-1a2b3c4d/default`; nothing is made yet.
+    /// The group of a name such as `sampan-1a2b3c4d/default`; nothing is made yet. A name that
+    /// begins with `/` lies in groups of others: its parents stay when it goes.
     pub fn named(name: &str) -> io::Result<Cgroup> {
         Cgroup::below(Path::new(ROOT), name)
     }
 
     fn below(root: &Path, name: &str) -> io::Result<Cgroup> {
+        let (name, ours) = name.strip_prefix('/').map_or((name, true), |name| (name, false));
         let plain = |part: &str| !part.is_empty() && !part.starts_with('.') && !part.contains('\0');
         if !name.split('/').all(plain) {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "a relative name of a control group"));
         }
-        let depth = name.matches('/').count();
+        let depth = if ours { name.matches('/').count() } else { 0 };
         if root.join("cgroup.controllers").exists() {
             let unified = Some(root.join(name));
             return Ok(Cgroup { unified, cpu: None, cpuacct: None, memory: None, depth });
@@ -152,10 +154,23 @@ mod tests {
 
     #[test]
     fn names_stay_below_the_root() {
-        for bad in ["", "/x", "a//b", "../x", "a/.."] {
+        for bad in ["", "/", "//x", "a//b", "../x", "/a/.."] {
             assert!(Cgroup::named(bad).is_err(), "{bad}");
         }
         assert!(Cgroup::named("sampan-1/default").is_ok());
+    }
+
+    #[test]
+    fn parents_go_only_where_they_are_ours() {
+        let root = tempfile::tempdir().unwrap();
+        std::fs::write(root.path().join("cgroup.controllers"), "cpu memory").unwrap();
+        for (name, stays) in [("ours/a", false), ("/others/a", true)] {
+            let group = Cgroup::below(root.path(), name).unwrap();
+            let dir = root.path().join(name.trim_start_matches('/'));
+            std::fs::create_dir_all(&dir).unwrap();
+            group.remove().unwrap();
+            assert_eq!((dir.exists(), dir.parent().unwrap().exists()), (false, stays), "{name}");
+        }
     }
 
     #[test]

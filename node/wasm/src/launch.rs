@@ -56,6 +56,10 @@ pub struct HostConfig {
     pub denied_ranges: Vec<IpNet>,
     /// Where ports below a threshold need privilege that nobody has.
     pub port_shift: Option<PortShift>,
+    /// The network is one pod's own, or the machine's for a pod that shares it: guests get it as it
+    /// is. 127.0.0.1 is its loopback and 0.0.0.0 all of its addresses.
+    #[serde(default)]
+    pub own_loopback: bool,
     /// Program and arguments that lead to [`crate::host::main`].
     #[serde(skip)]
     pub command: Vec<OsString>,
@@ -87,6 +91,7 @@ impl HostConfig {
             cluster_ranges: Vec::new(),
             denied_ranges: link_local(),
             port_shift: None,
+            own_loopback: false,
             command: process::own("wasm-host"),
         }
     }

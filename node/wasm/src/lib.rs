@@ -16,7 +16,11 @@ pub mod module;
 mod net;
 pub mod process;
 pub mod proto;
+mod raw;
 mod sandbox;
+mod stdio;
+mod taps;
+mod tty;
 
 pub use launch::{Host, HostConfig};
 pub use module::{Cache, Module};

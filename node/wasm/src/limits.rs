@@ -128,9 +128,6 @@ impl Memory {
         let taken = self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
             used.checked_add(bytes).filter(|sum| *sum <= limit)
         });
-        if taken.is_err() {
-            self.refused.store(true, Ordering::Relaxed);
-        }
         taken.is_ok()
     }
 
@@ -155,11 +152,18 @@ impl Memory {
 pub struct Share {
     memory: Arc<Memory>,
     bytes: u64,
+    /// Of an instance beside the container's own: what it is refused ends it alone.
+    refused: Option<Arc<AtomicBool>>,
 }
 
 impl Share {
     pub fn new(memory: Arc<Memory>) -> Share {
-        Share { memory, bytes: 0 }
+        Share { memory, bytes: 0, refused: None }
+    }
+
+    /// Of the same memory, but with word of its own of being refused.
+    pub fn beside(memory: Arc<Memory>, refused: Arc<AtomicBool>) -> Share {
+        Share { memory, bytes: 0, refused: Some(refused) }
     }
 
     fn grow(&mut self, current: u64, desired: u64) -> bool {
@@ -168,6 +172,8 @@ impl Share {
         if fits {
             self.bytes += more;
             self.memory.largest.fetch_max(self.bytes, Ordering::Relaxed);
+        } else {
+            self.refused.as_deref().unwrap_or(&self.memory.refused).store(true, Ordering::Relaxed);
         }
         fits
     }

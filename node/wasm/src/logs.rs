@@ -10,6 +10,8 @@ use bytes::Bytes;
 use wasmtime_wasi::cli::{IsTerminal, StdoutStream};
 use wasmtime_wasi::p2::{OutputStream, Pollable, StreamResult};
 
+use crate::taps::{Tapped, Taps};
+
 /// Longest content of one line; the rest follows marked as continued.
 const LINE: usize = 16 << 10;
 /// Most that a guest may hand over at once.
@@ -33,6 +35,7 @@ pub struct Log {
     max_bytes: u64,
     max_files: u32,
     state: Mutex<State>,
+    taps: Taps,
 }
 
 #[derive(Debug, Default)]
@@ -49,6 +52,7 @@ impl Log {
             max_bytes: if max_bytes == 0 { DEFAULT_BYTES } else { max_bytes },
             max_files: if max_files == 0 { DEFAULT_FILES } else { max_files },
             state: Mutex::default(),
+            taps: Taps::default(),
         })
     }
 
@@ -127,8 +131,14 @@ impl Log {
         Ok(())
     }
 
+    /// What is written from now on, as it is written.
+    pub fn tap(&self) -> Tapped {
+        self.taps.add()
+    }
+
     /// A line of the host's own about the guest, where a program's own last words would be.
     pub fn say(&self, text: &str) {
+        self.taps.feed(Stream::Stderr, format!("{}\n", text.trim_end()).as_bytes());
         let lines: Vec<_> = text.lines().map(|line| (line.as_bytes(), true)).collect();
         self.write(Stream::Stderr, &lines);
     }
@@ -169,15 +179,17 @@ pub struct Output(Arc<Lines>);
 struct Lines {
     log: Arc<Log>,
     stream: Stream,
+    terminal: bool,
     buffer: Mutex<Vec<u8>>,
 }
 
 impl Output {
-    pub fn new(log: Arc<Log>, stream: Stream) -> Output {
-        Output(Arc::new(Lines { log, stream, buffer: Mutex::default() }))
+    pub fn new(log: Arc<Log>, stream: Stream, terminal: bool) -> Output {
+        Output(Arc::new(Lines { log, stream, terminal, buffer: Mutex::default() }))
     }
 
     fn feed(&self, bytes: &[u8]) {
+        self.0.log.taps.feed(self.0.stream, bytes);
         let mut buffer = self.0.buffer.lock().unwrap_or_else(|e| e.into_inner());
         let joined;
         let mut rest = match buffer.is_empty() {
@@ -216,7 +228,7 @@ impl Drop for Lines {
 
 impl IsTerminal for Output {
     fn is_terminal(&self) -> bool {
-        false
+        self.0.terminal
     }
 }
 
@@ -241,13 +253,16 @@ impl OutputStream for Output {
     }
 
     fn check_write(&mut self) -> StreamResult<usize> {
-        Ok(PERMIT)
+        // Who is attached and slow holds the guest up, as a terminal does.
+        Ok(if self.0.log.taps.are_full() { 0 } else { PERMIT })
     }
 }
 
 #[async_trait::async_trait]
 impl Pollable for Output {
-    async fn ready(&mut self) {}
+    async fn ready(&mut self) {
+        self.0.log.taps.room().await;
+    }
 }
 
 impl tokio::io::AsyncWrite for Output {
@@ -380,7 +395,7 @@ mod tests {
             let dir = tempfile::tempdir().unwrap();
             let path = dir.path().join("0.log");
             let log = Log::new(path.to_str().unwrap(), 1 << 30, 2);
-            let output = Output::new(log, Stream::Stdout);
+            let output = Output::new(log, Stream::Stdout, false);
             chunks.iter().for_each(|chunk| output.feed(chunk));
             drop(output);
             let wrote = chunks.concat();

@@ -31,6 +31,9 @@ pub enum Error {
     Io(String),
 }
 
+/// Begins the names of files that are not whole yet; the writer's process id follows.
+const TEMPORARY: &str = ".tmp-";
+
 const PREVIEW1: &str = "wasi_snapshot_preview1";
 
 /// Every function of WASI preview 1.
@@ -299,9 +302,11 @@ impl Cache {
         open_to_all(&dir, 0o755)?;
         let engine = crate::engine::compiler().map_err(|e| Error::Io(format!("{e:#}")))?;
         let engine = crate::engine::hash(&engine);
-        // What a killed compiler left.
+        // What a killed compiler left. Several processes may share the directory.
         for entry in std::fs::read_dir(&dir).map_err(|e| io(&dir, &e))?.flatten() {
-            if entry.file_name().to_string_lossy().starts_with(".tmp-") {
+            let name = entry.file_name();
+            let pid = name.to_str().and_then(|name| name.strip_prefix(TEMPORARY)?.split('-').next()?.parse().ok());
+            if pid.is_some_and(|pid: u32| pid != std::process::id() && !Path::new(&format!("/proc/{pid}")).exists()) {
                 let _ = std::fs::remove_file(entry.path());
             }
         }
@@ -357,13 +362,14 @@ impl Cache {
         let bytes = tokio::fs::read(wasm).await.map_err(|e| io(wasm, &e))?;
         let kind = inspect(&bytes)?;
         drop(bytes);
-        let temporary = self.dir.join(format!(".tmp-{name}.cwasm"));
+        let prefix = format!("{TEMPORARY}{}-{name}", std::process::id());
+        let temporary = self.dir.join(format!("{prefix}.cwasm"));
         let made = compile::compile(wasm, &temporary, kind, &self.options).await;
         let finish = || -> Result<Module, Error> {
             let length = made?;
             let record = Record { kind: kind.as_str_name().into(), engine: self.engine.clone(), bytes: length };
             let record = serde_json::to_vec(&record).map_err(|e| Error::Io(e.to_string()))?;
-            let json = self.dir.join(format!(".tmp-{name}.json"));
+            let json = self.dir.join(format!("{prefix}.json"));
             std::fs::write(&json, record).map_err(|e| io(&json, &e))?;
             let file = format!("{name}.cwasm");
             open_to_all(&temporary, 0o644)?;

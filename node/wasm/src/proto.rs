@@ -4,4 +4,4 @@
 tonic::include_proto!("sampan.wasm.v1");
 
 /// Raised when a host of another release can no longer be driven.
-pub const PROTOCOL: u32 = 1;
+pub const PROTOCOL: u32 = 2;

@@ -299,7 +299,11 @@ async fn hosts_are_adopted_or_replaced() {
     assert!(matches!(launch::adopt(&f.tenant()).await, Adoption::None));
     assert!(f.host.is_alive());
     // Another protocol is refused, and such a host replaced.
-    std::fs::write(&path, record.replace("\"protocol\":1", "\"protocol\":999")).unwrap();
+    std::fs::write(
+        &path,
+        record.replace(&format!("\"protocol\":{}", sampan_wasm::proto::PROTOCOL), "\"protocol\":999"),
+    )
+    .unwrap();
     let Adoption::Refused { reason, .. } = launch::adopt(&f.tenant()).await else { panic!() };
     assert!(reason.contains("999"), "{reason}");
     let fresh = launch::ensure(&f.config).await.unwrap();

@@ -95,7 +95,7 @@ pub fn escape(text: &str) -> String {
 }
 
 /// The container a client means: its only one, the annotated default, or the one it names.
-fn container(pod: &Value, name: &str, wanted: &str) -> Result<String, Error> {
+pub fn container(pod: &Value, name: &str, wanted: &str) -> Result<String, Error> {
     let names = |key: &str| -> Vec<String> {
         let list = pod.pointer(&format!("/spec/{key}")).and_then(Value::as_array);
         list.into_iter()

@@ -14,6 +14,7 @@ mod proxy;
 mod reviews;
 mod scale;
 mod selection;
+mod streams;
 mod token;
 mod update;
 mod watch;
@@ -428,7 +429,8 @@ async fn subresource_request(
             update::serve(context, kind, name, &body).await
         }
         ("status" | "ephemeralcontainers", Method::PATCH) => patch::serve(context, kind, name, request).await,
-        // What is upgraded to a stream of its own comes with the node's side of it.
+        ("exec" | "attach" | "portforward", _) => streams::serve(context, name, request).await,
+        // Declared, so that discovery says what the reference does.
         _ => Err(Error::Status(Box::new(serde_json::json!({
             "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "code": 501,
             "reason": "NotImplemented", "message": format!("{}/{name} is not served yet", kind.plural),

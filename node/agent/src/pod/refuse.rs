@@ -79,9 +79,5 @@ pub fn container(container: &core::Container) -> Option<String> {
     if container.volume_devices.as_ref().is_some_and(|devices| !devices.is_empty()) {
         return Some("volumeDevices: a WebAssembly container cannot use block devices; use volumeMounts".to_owned());
     }
-    if container.stdin == Some(true) || container.tty == Some(true) {
-        let field = if container.stdin == Some(true) { "stdin" } else { "tty" };
-        return Some(format!("{field}: WebAssembly containers cannot be attached to; leave it out"));
-    }
     None
 }

@@ -90,6 +90,9 @@ pub async fn start(
         hostname: hostname(pod),
         dns: dns(pod, &shared.cluster_domain),
         host_aliases: host_aliases(pod),
+        stdin: container.stdin == Some(true),
+        stdin_once: container.stdin_once == Some(true),
+        tty: container.tty == Some(true),
         id,
     };
     let image_id = format!("{}@{}", reference.repository, image.identity());

@@ -1,20 +1,23 @@
 //! Guests that run once: preview 1 modules and command components.
 
+use std::sync::Arc;
+
 use anyhow::Context as _;
 use wasmtime_wasi::I32Exit;
 
 use super::container::{Container, Exit};
-use super::state::Loaded;
+use super::state::{Loaded, Stdio, Template};
 use crate::limits::Metered;
 
 /// What a shell shows for a program that was aborted: no signal tells of a trap.
-const SIGABRT: i32 = 6;
-const SIGKILL: i32 = 9;
+pub const SIGABRT: i32 = 6;
+pub const SIGKILL: i32 = 9;
 const SIGTERM: i32 = 15;
 
 pub async fn run(container: &Container, loaded: Loaded) -> Exit {
     let template = container.template.clone();
-    let guest = Metered::new(call(container, loaded), template.cpu.clone(), container.ticker());
+    let guest = call(template.clone(), loaded, template.stdio());
+    let guest = Metered::new(guest, template.cpu.clone(), container.ticker());
     tokio::select! {
         // A guest has no signals to wait for: it ends where it is.
         biased;
@@ -27,18 +30,18 @@ pub async fn run(container: &Container, loaded: Loaded) -> Exit {
     }
 }
 
-async fn call(container: &Container, loaded: Loaded) -> anyhow::Result<i32> {
-    let template = &container.template;
+/// Runs one instance to its end.
+pub async fn call(template: Arc<Template>, loaded: Loaded, stdio: Stdio) -> anyhow::Result<i32> {
     match loaded {
         Loaded::Core(pre) => {
-            let mut store = template.core()?;
+            let mut store = template.core(stdio)?;
             let instance = pre.instantiate_async(&mut store).await?;
             let start = instance.get_typed_func::<(), ()>(&mut store, "_start")?;
             start.call_async(&mut store, ()).await?;
             Ok(0)
         }
         Loaded::Command(pre) => {
-            let mut store = template.component()?;
+            let mut store = template.component(stdio)?;
             let command = pre.instantiate_async(&mut store).await?;
             let result = command.wasi_cli_run().call_run(&mut store).await?;
             Ok(if result.is_ok() { 0 } else { 1 })
@@ -58,14 +61,19 @@ fn ended(container: &Container, exit: Exit) -> Exit {
 }
 
 fn failed(container: &Container, error: &anyhow::Error) -> Exit {
-    if let Some(I32Exit(code)) = error.chain().find_map(|cause| cause.downcast_ref()) {
-        return ended(container, Exit::code(*code));
+    if let Some(code) = exit_code(error) {
+        return ended(container, Exit::code(code));
     }
-    container.template.log.say(&explain(error));
+    container.template.say(&explain(error));
     if container.template.memory.refused() {
         return Exit::out_of_memory(container.template.memory.limit());
     }
     Exit::signal(SIGABRT, cause(error))
+}
+
+/// What a guest gave that ended by exiting.
+pub fn exit_code(error: &anyhow::Error) -> Option<i32> {
+    error.chain().find_map(|cause| cause.downcast_ref()).map(|I32Exit(code)| *code)
 }
 
 /// The innermost cause: for a trap, what the guest did.

@@ -4,8 +4,9 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
+use bytes::Bytes;
 use serde::Serialize;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::state::{Loaded, Template};
@@ -14,6 +15,8 @@ use crate::limits::{Cpu, Memory};
 use crate::logs::{Log, write_whole};
 use crate::net::PodNet;
 use crate::proto::{ContainerSpec, ContainerStatus, ModuleKind, State as Phase, Stats};
+use crate::raw::Raw;
+use crate::stdio::Input;
 
 /// As much of a termination message as the kubelet takes.
 const MESSAGE: usize = 4096;
@@ -67,6 +70,8 @@ pub struct Container {
     /// End now.
     pub kill: CancellationToken,
     ended: watch::Sender<bool>,
+    /// Where who is attached writes to; none if it has no input, or that has ended.
+    stdin: Mutex<Option<mpsc::Sender<Bytes>>>,
     shared: Arc<Shared>,
 }
 
@@ -82,12 +87,28 @@ impl Container {
         let net = Arc::new(PodNet::new(&spec, shared.rules.clone())?);
         let log = Log::new(&spec.log_path, spec.log_max_bytes, spec.log_max_files);
         shared.sweeper.add(&log);
+        let raw = {
+            // A pipe belongs to the runtime it is opened in.
+            let _inside = shared.guests.enter();
+            Raw::open(&spec.stdout_path, &spec.stderr_path)?
+        };
+        let (stdin, input) = match spec.stdin {
+            true => {
+                // What feeds a guest runs where guests do.
+                let _inside = shared.guests.enter();
+                let (sender, input) = Input::pipe(spec.tty);
+                (Some(sender), Some(input))
+            }
+            false => (None, None),
+        };
         let template = Arc::new(Template {
             engine: shared.engine.clone(),
             net,
             cpu: Arc::new(Cpu::new(spec.cpu_millicores)),
             memory: Arc::new(Memory::new(spec.memory_bytes)),
             log,
+            raw,
+            stdin: Mutex::new(input),
             spec,
         });
         let status = ContainerStatus {
@@ -102,6 +123,7 @@ impl Container {
             drain: CancellationToken::new(),
             kill: CancellationToken::new(),
             ended: watch::Sender::new(false),
+            stdin: Mutex::new(stdin),
             shared: shared.clone(),
         });
         if let Err(error) = container.clone().run(kind).await {
@@ -155,6 +177,24 @@ impl Container {
         *self.ended.borrow()
     }
 
+    /// Until it has ended.
+    pub async fn ended(&self) {
+        let _ = self.ended.subscribe().wait_for(|ended| *ended).await;
+    }
+
+    pub fn stdin(&self) -> Option<mpsc::Sender<Bytes>> {
+        self.stdin.lock().unwrap_or_else(|e| e.into_inner()).clone()
+    }
+
+    /// The guest reads an end once nobody else holds its input.
+    pub fn close_stdin(&self) {
+        self.stdin.lock().unwrap_or_else(|e| e.into_inner()).take();
+    }
+
+    pub fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
     pub fn stats(&self) -> Stats {
         Stats {
             id: self.template.spec.id.clone(),
@@ -178,6 +218,12 @@ impl Container {
     }
 
     fn finish(&self, mut exit: Exit) {
+        let template = self.template.clone();
+        self.shared.guests.spawn(async move {
+            if let Some(raw) = &template.raw {
+                raw.close().await;
+            }
+        });
         let spec = &self.template.spec;
         if let Some(message) = termination_message(&spec.termination_message_path) {
             exit.message = message;
@@ -204,8 +250,10 @@ impl Container {
         }
         // Nobody hears of the end before its record is there, whoever asks in between.
         *self.status.lock().unwrap_or_else(|e| e.into_inner()) = status.clone();
-        self.shared.tell(status);
+        self.close_stdin();
+        // Who hears of it may remove it at once.
         self.ended.send_replace(true);
+        self.shared.tell(status);
     }
 }
 

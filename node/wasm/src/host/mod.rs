@@ -3,6 +3,7 @@
 
 mod command;
 mod container;
+mod exec;
 mod proxy;
 mod service;
 mod state;
@@ -199,6 +200,7 @@ fn serve(config: &HostConfig, starter: &Starter) -> anyhow::Result<()> {
             denied: config.denied_ranges.clone(),
             shift: config.port_shift,
             nameserver: config.nameserver,
+            own_loopback: config.own_loopback,
         }),
         modules,
         loaded: Mutex::default(),

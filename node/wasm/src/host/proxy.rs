@@ -205,7 +205,7 @@ impl Service {
                 response
             }
             Ok(Err(error)) => {
-                self.template.log.say(&format!("the guest answered with an error: {error}"));
+                self.template.say(&format!("the guest answered with an error: {error}"));
                 self.detach(guest);
                 plain(StatusCode::INTERNAL_SERVER_ERROR, "internal error\n")
             }
@@ -238,7 +238,7 @@ impl Service {
         if self.kill.is_cancelled() {
             return;
         }
-        self.template.log.say(&explain(error));
+        self.template.say(&explain(error));
         tracing::debug!(container = self.template.spec.id, cause = cause(error), "request");
         if self.template.memory.refused() {
             self.starved.cancel();
@@ -253,7 +253,7 @@ impl Service {
         let _permit = self.requests.acquire().await?;
         self.template.memory.room().await;
         let guest = async {
-            let mut store = self.template.component()?;
+            let mut store = self.template.component(self.template.stdio())?;
             let mut view = store.data_mut().http();
             let request = view.new_incoming_request(Scheme::Http, request)?;
             let out = view.new_response_outparam(sender)?;

@@ -7,15 +7,16 @@ use std::time::Duration;
 
 use futures::Stream;
 use tokio::sync::broadcast;
+use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 
-use super::Shared;
 use super::container::Container;
+use super::{Shared, exec};
 use crate::proto::host_server::Host;
 use crate::proto::{
     ContainerList, ContainerSpec, ContainerStatus, Empty, HostInfo, InfoRequest, ModuleKind, RemoveRequest,
-    ShutdownRequest, StatsList, StopRequest,
+    ShutdownRequest, StatsList, StopRequest, StreamInput, StreamOutput, stream_input,
 };
 
 pub struct Service {
@@ -77,6 +78,8 @@ fn validate(spec: &ContainerSpec) -> Result<(), Status> {
         return wrong(format!("http_port: {} is no port", spec.http_port));
     }
     relative("log_path", &spec.log_path)?;
+    relative("stdout_path", &spec.stdout_path)?;
+    relative("stderr_path", &spec.stderr_path)?;
     relative("exit_path", &spec.exit_path)?;
     relative("termination_message_path", &spec.termination_message_path)?;
     for mount in &spec.mounts {
@@ -200,6 +203,30 @@ impl Host for Service {
         let running = self.containers();
         let items = running.iter().filter(|c| !c.has_ended()).map(|c| c.stats()).collect();
         Ok(Response::new(StatsList { items }))
+    }
+
+    type ExecStream = ReceiverStream<Result<StreamOutput, Status>>;
+
+    async fn exec(&self, request: Request<Streaming<StreamInput>>) -> Result<Response<Self::ExecStream>, Status> {
+        let mut input = request.into_inner();
+        let first = input.message().await?.and_then(|message| message.input);
+        let Some(stream_input::Input::Exec(spec)) = first else {
+            return Err(Status::invalid_argument("the first message has to say what to run"));
+        };
+        let container = self.find(&spec.id)?;
+        Ok(Response::new(ReceiverStream::new(exec::exec(container, spec, input).await?)))
+    }
+
+    type AttachStream = ReceiverStream<Result<StreamOutput, Status>>;
+
+    async fn attach(&self, request: Request<Streaming<StreamInput>>) -> Result<Response<Self::AttachStream>, Status> {
+        let mut input = request.into_inner();
+        let first = input.message().await?.and_then(|message| message.input);
+        let Some(stream_input::Input::Attach(spec)) = first else {
+            return Err(Status::invalid_argument("the first message has to say what to attach to"));
+        };
+        let container = self.find(&spec.id)?;
+        Ok(Response::new(ReceiverStream::new(exec::attach(container, &spec, input)?)))
     }
 
     async fn shutdown(&self, request: Request<ShutdownRequest>) -> Result<Response<Empty>, Status> {

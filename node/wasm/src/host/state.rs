@@ -2,12 +2,13 @@
 
 use std::os::fd::AsRawFd as _;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use anyhow::Context as _;
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use wasmtime::component::{Component, Linker, ResourceTable};
 use wasmtime::{Engine, Store};
+use wasmtime_wasi::cli::StdoutStream;
 use wasmtime_wasi::p1::WasiP1Ctx;
 use wasmtime_wasi::p2::bindings::CommandPre;
 use wasmtime_wasi::{FsPerms, WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
@@ -20,6 +21,8 @@ use crate::net::PodNet;
 use crate::net::http::Hooks;
 use crate::net::sockets::{self, SocketsView, View};
 use crate::proto::{ContainerSpec, ModuleKind};
+use crate::raw::Raw;
+use crate::stdio::Input;
 
 /// Resources a guest may hold in the host at once.
 const HANDLES: usize = 1 << 16;
@@ -134,16 +137,54 @@ pub struct Template {
     pub cpu: Arc<Cpu>,
     pub memory: Arc<Memory>,
     pub log: Arc<Log>,
+    /// Takes the output in the log's place.
+    pub raw: Option<Raw>,
+    /// The input of a container that has one, until its instance takes it.
+    pub stdin: Mutex<Option<Input>>,
+}
+
+/// What one instance has for itself.
+pub struct Stdio {
+    pub args: Vec<String>,
+    pub stdin: Option<Input>,
+    pub stdout: Box<dyn StdoutStream + Sync>,
+    pub stderr: Box<dyn StdoutStream + Sync>,
+    pub share: Share,
 }
 
 impl Template {
-    fn wasi(&self) -> anyhow::Result<WasiCtxBuilder> {
+    /// Of the container itself: its output goes to its log, or raw.
+    pub fn stdio(&self) -> Stdio {
+        let output = |stream| -> Box<dyn StdoutStream + Sync> {
+            match (&self.raw, stream) {
+                (Some(raw), Stream::Stdout) => Box::new(raw.stdout.clone()),
+                (Some(raw), Stream::Stderr) => Box::new(raw.stderr.clone()),
+                (None, _) => Box::new(Output::new(self.log.clone(), stream, self.spec.tty)),
+            }
+        };
+        Stdio {
+            args: self.spec.args.clone(),
+            stdin: self.stdin.lock().unwrap_or_else(|e| e.into_inner()).take(),
+            stdout: output(Stream::Stdout),
+            stderr: output(Stream::Stderr),
+            share: Share::new(self.memory.clone()),
+        }
+    }
+
+    fn wasi(&self, stdio: Stdio) -> anyhow::Result<WasiCtxBuilder> {
+        let mut wasi = self.sandbox()?;
+        wasi.args(&stdio.args).stdout(stdio.stdout).stderr(stdio.stderr);
+        if let Some(stdin) = stdio.stdin {
+            wasi.stdin(stdin);
+        }
+        Ok(wasi)
+    }
+
+    /// What all instances of the container have in common.
+    fn sandbox(&self) -> anyhow::Result<WasiCtxBuilder> {
         let spec = &self.spec;
         let mut wasi = WasiCtxBuilder::new();
-        wasi.args(&spec.args)
-            .max_random_size(RANDOM_BYTES)
-            .stdout(Output::new(self.log.clone(), Stream::Stdout))
-            .stderr(Output::new(self.log.clone(), Stream::Stderr));
+        wasi.max_random_size(RANDOM_BYTES);
         for variable in &spec.env {
             wasi.env(&variable.name, &variable.value);
         }
@@ -162,18 +203,27 @@ impl Template {
         Ok(wasi)
     }
 
-    pub fn component(&self) -> anyhow::Result<Store<State>> {
+    /// A line of the host's own about the guest, where a program's own last words would be.
+    pub fn say(&self, text: &str) {
+        match &self.raw {
+            Some(raw) => raw.stderr.say(text),
+            None => self.log.say(text),
+        }
+    }
+
+    pub fn component(&self, mut stdio: Stdio) -> anyhow::Result<Store<State>> {
+        let share = std::mem::replace(&mut stdio.share, Share::new(self.memory.clone()));
         let mut table = ResourceTable::new();
         table.set_max_capacity(HANDLES);
         let mut store = Store::new(
             &self.engine,
             State {
-                wasi: self.wasi()?.build(),
+                wasi: self.wasi(stdio)?.build(),
                 http: WasiHttpCtx::new(),
                 table,
                 hooks: Hooks { net: self.net.clone() },
                 net: self.net.clone(),
-                share: Share::new(self.memory.clone()),
+                share,
             },
         );
         store.limiter(|state| &mut state.share);
@@ -181,9 +231,9 @@ impl Template {
         Ok(store)
     }
 
-    pub fn core(&self) -> anyhow::Result<Store<CoreState>> {
-        let wasi = self.wasi()?.build_p1();
-        let share = Share::new(self.memory.clone());
+    pub fn core(&self, mut stdio: Stdio) -> anyhow::Result<Store<CoreState>> {
+        let share = std::mem::replace(&mut stdio.share, Share::new(self.memory.clone()));
+        let wasi = self.wasi(stdio)?.build_p1();
         let mut store = Store::new(&self.engine, CoreState { wasi, share });
         store.limiter(|state| &mut state.share);
         self.limit(&mut store);
@@ -200,7 +250,7 @@ impl Template {
 
     /// Opens every mount once, so that what is wrong with one is said at the start.
     pub fn check_mounts(&self) -> anyhow::Result<()> {
-        self.wasi().map(drop)
+        self.sandbox().map(drop)
     }
 }
 

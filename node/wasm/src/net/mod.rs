@@ -26,6 +26,8 @@ pub struct Rules {
     pub denied: Vec<IpNet>,
     pub shift: Option<PortShift>,
     pub nameserver: Option<SocketAddr>,
+    /// The network is the pod's own: nothing in it stands for something else.
+    pub own_loopback: bool,
 }
 
 /// One pod's network.
@@ -57,8 +59,9 @@ impl PodNet {
                 IpAddr::V6(ip) => v6 = v6.or(Some(ip)),
             }
         }
-        let names = resolver::Names::new(spec, rules.nameserver, v4, v6)?;
-        Ok(PodNet { v4, v6, local: v4.map(local), rules, names })
+        let names = resolver::Names::new(spec, rules.nameserver, v4, v6, rules.own_loopback)?;
+        let local = v4.filter(|_| !rules.own_loopback).map(local);
+        Ok(PodNet { v4, v6, local, rules, names })
     }
 
     pub fn has_v6(&self) -> bool {
@@ -98,6 +101,9 @@ impl PodNet {
     /// Where a guest's bind really happens.
     pub fn bind(&self, wanted: SocketAddr) -> Result<SocketAddr, ErrorCode> {
         let own = self.own(wanted.ip()).ok_or(ErrorCode::AddressNotBindable)?;
+        if self.rules.own_loopback {
+            return Ok(wanted);
+        }
         let ip = match wanted.ip() {
             ip if ip.is_unspecified() || ip == own => own,
             IpAddr::V4(_) if self.is_local(wanted.ip()) => {
@@ -115,6 +121,12 @@ impl PodNet {
         let ip = wanted.ip();
         let own = self.own(ip).ok_or(ErrorCode::RemoteUnreachable)?;
         let port = self.shifted(wanted.port());
+        if self.rules.own_loopback {
+            return match self.rules.denied.iter().any(|range| range.contains(&ip)) {
+                true => Err(ErrorCode::AccessDenied),
+                false => Ok(Route { to: wanted, from: unspecified(own), or: None }),
+            };
+        }
         if self.is_local(ip) {
             let local = self.local.map(IpAddr::V4).filter(|_| ip.is_ipv4()).unwrap_or(own);
             let or = (local != own).then(|| SocketAddr::new(own, port));
@@ -151,7 +163,11 @@ impl PodNet {
     /// Where a proxy listens.
     pub fn listen(&self, port: u16) -> Result<SocketAddr, String> {
         let ip = self.v4.map(IpAddr::V4).or(self.v6.map(IpAddr::V6));
-        let ip = ip.ok_or("the pod has no address")?;
+        let mut ip = ip.ok_or("the pod has no address")?;
+        if self.rules.own_loopback {
+            // An IPv6 socket takes IPv4 too.
+            ip = unspecified(self.v6.map_or(ip, IpAddr::V6));
+        }
         Ok(SocketAddr::new(ip, self.shifted(port)))
     }
 
@@ -223,6 +239,13 @@ fn bind_ephemeral(socket: &TcpSocket, from: IpAddr) -> io::Result<()> {
     socket.bind(SocketAddr::new(from, 0))
 }
 
+fn unspecified(family: IpAddr) -> IpAddr {
+    match family {
+        IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        IpAddr::V6(_) => std::net::Ipv6Addr::UNSPECIFIED.into(),
+    }
+}
+
 /// The pod's own loopback in a namespace that pods share: 127 and the rest of the pod's address.
 /// Where pods themselves have addresses in 127.0.0.0/8, the half that they are not in.
 fn local(pod: Ipv4Addr) -> Ipv4Addr {
@@ -281,6 +304,19 @@ mod tests {
         assert_eq!(pod.route(at("169.254.169.254:80")), Err(ErrorCode::AccessDenied));
         assert_eq!(pod.route(at("224.0.0.1:80")), Err(ErrorCode::AccessDenied));
         assert_eq!(pod.route(at("[2001:db8::1]:80")), Err(ErrorCode::RemoteUnreachable));
+    }
+
+    #[test]
+    fn a_network_of_ones_own_is_taken_as_it_is() {
+        let pod = pod("10.42.1.7", Rules { own_loopback: true, ..rules() });
+        for address in ["0.0.0.0:80", "127.0.0.1:80", "10.42.1.7:80"] {
+            assert_eq!(pod.bind(at(address)).unwrap(), at(address));
+            assert_eq!(pod.shown(at(address)), at(address));
+        }
+        let route = pod.route(at("127.0.0.1:80")).unwrap();
+        assert_eq!((route.to, route.from, route.or), (at("127.0.0.1:80"), Ipv4Addr::UNSPECIFIED.into(), None));
+        assert_eq!(pod.route(at("169.254.169.254:80")), Err(ErrorCode::AccessDenied));
+        assert_eq!(pod.listen(8080).unwrap(), at("0.0.0.0:8080"));
     }
 
     #[test]

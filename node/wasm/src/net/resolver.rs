@@ -33,6 +33,8 @@ pub struct Names {
     hosts: Vec<(IpAddr, Vec<String>)>,
     v4: Option<Ipv4Addr>,
     v6: Option<Ipv6Addr>,
+    /// The kernel chooses where questions come from: no other pod is in this network.
+    any_source: bool,
 }
 
 impl Names {
@@ -41,6 +43,7 @@ impl Names {
         fallback: Option<SocketAddr>,
         v4: Option<Ipv4Addr>,
         v6: Option<Ipv6Addr>,
+        any_source: bool,
     ) -> Result<Names, String> {
         let mut servers = Vec::new();
         for text in &spec.nameservers {
@@ -62,7 +65,7 @@ impl Names {
         }
         let search = spec.search_domains.iter().map(|d| d.trim_end_matches('.').to_owned()).collect();
         let ndots = if spec.ndots == 0 { NDOTS } else { spec.ndots };
-        Ok(Names { servers, search, ndots, hosts, v4, v6 })
+        Ok(Names { servers, search, ndots, hosts, v4, v6, any_source })
     }
 
     /// The names that are asked for, in order.
@@ -158,6 +161,8 @@ impl Names {
     /// From the pod's own address, so that policies for the pod hold for its names too.
     fn source(&self, server: SocketAddr) -> SocketAddr {
         let ip = match server {
+            SocketAddr::V4(_) if self.any_source => Ipv4Addr::UNSPECIFIED.into(),
+            SocketAddr::V6(_) if self.any_source => Ipv6Addr::UNSPECIFIED.into(),
             SocketAddr::V4(_) => IpAddr::V4(self.v4.unwrap_or(Ipv4Addr::UNSPECIFIED)),
             SocketAddr::V6(_) => IpAddr::V6(self.v6.unwrap_or(Ipv6Addr::UNSPECIFIED)),
         };
@@ -228,7 +233,7 @@ mod tests {
     use hickory_proto::rr::{Record, rdata};
 
     fn names(spec: ContainerSpec) -> Names {
-        Names::new(&spec, None, Some(Ipv4Addr::LOCALHOST), None).unwrap()
+        Names::new(&spec, None, Some(Ipv4Addr::LOCALHOST), None, false).unwrap()
     }
 
     #[test]
