@@ -23,7 +23,7 @@ pub enum Command {
     Server(ServerArgs),
     /// Run a node only
     Node(NodeArgs),
-    /// Remove what a killed cluster left on this machine: processes, mounts, interfaces, routes, tables
+    /// Remove what a killed cluster left on this machine: processes, control groups, interfaces, routes, tables
     Down(DownArgs),
     /// Import, list and remove images on the cluster's nodes
     #[command(subcommand)]
@@ -96,10 +96,11 @@ pub struct ControlPlaneArgs {
     /// Where the administrator's kubeconfig is written [default: DATA_DIR/kubeconfig]
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub kubeconfig: Option<PathBuf>,
-    /// Range of pod addresses; each node gets a part [default: a free one]
+    /// Range of pod addresses, a private one; each node gets a part, two addresses a pod
+    /// [default: a free one]
     #[arg(long, value_name = "RANGE")]
     pub cluster_cidr: Option<IpNet>,
-    /// Range of Service addresses [default: a free one]
+    /// Range of Service addresses, a private one [default: a free one]
     #[arg(long, value_name = "RANGE")]
     pub service_cidr: Option<IpNet>,
 }
@@ -161,13 +162,19 @@ pub struct ClusterArgs {
     pub kubeconfig: Option<PathBuf>,
 }
 
-/// What a program reads instead of a person.
+/// How `get` shows objects instead of in columns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Output {
     Json,
     Yaml,
     Wide,
     Name,
+}
+
+/// What a program reads instead of a person, where there is one form only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum JsonOutput {
+    Json,
 }
 
 #[derive(Debug, Subcommand)]
@@ -191,7 +198,7 @@ pub enum ImageCommand {
         #[arg(long, value_name = "NAME")]
         node: Option<String>,
         #[arg(short, long, value_name = "FORMAT")]
-        output: Option<Output>,
+        output: Option<JsonOutput>,
         #[command(flatten)]
         cluster: ClusterArgs,
     },
@@ -209,13 +216,14 @@ pub enum ImageCommand {
 
 #[derive(Args, Debug)]
 pub struct RunArgs {
-    /// A .wasm file, or the name of an image that the nodes have
+    /// A .wasm file, or the name of an image that the nodes have or can pull
     #[arg(value_name = "FILE|REF", value_hint = ValueHint::FilePath)]
     pub source: String,
-    /// Name of Deployment and Service [default: from the file]
+    /// Name of Deployment and Service; those that something else made are left alone
+    /// [default: from FILE or REF]
     #[arg(long)]
     pub name: Option<String>,
-    /// The port the module listens on
+    /// The port the module listens on; PORT tells it, POD_NAME and POD_IP tell who it is
     #[arg(long, default_value_t = 8080, value_parser = clap::value_parser!(u16).range(1..))]
     pub port: u16,
     /// How many pods
@@ -230,7 +238,7 @@ pub struct RunArgs {
     #[arg(long, default_value_t = 60)]
     pub timeout: u64,
     #[arg(short, long, value_name = "FORMAT")]
-    pub output: Option<Output>,
+    pub output: Option<JsonOutput>,
     #[command(flatten)]
     pub cluster: ClusterArgs,
 }
@@ -238,7 +246,7 @@ pub struct RunArgs {
 #[derive(Args, Debug)]
 pub struct StatusArgs {
     #[arg(short, long, value_name = "FORMAT")]
-    pub output: Option<Output>,
+    pub output: Option<JsonOutput>,
     #[command(flatten)]
     pub cluster: ClusterArgs,
 }
@@ -255,7 +263,7 @@ pub struct ApplyArgs {
     #[arg(long)]
     pub force_conflicts: bool,
     #[arg(short, long, value_name = "FORMAT")]
-    pub output: Option<Output>,
+    pub output: Option<JsonOutput>,
     #[command(flatten)]
     pub cluster: ClusterArgs,
 }
@@ -282,6 +290,7 @@ pub struct GetArgs {
 
 #[derive(Args, Debug)]
 pub struct LogsArgs {
+    /// NAME, or pod/NAME
     pub pod: String,
     /// Which container, where the pod has several
     #[arg(short, long)]
@@ -324,6 +333,8 @@ pub enum TokenCommand {
         /// Hours until it ends; 0: never
         #[arg(long, default_value_t = 24, value_name = "HOURS")]
         ttl: u32,
+        #[arg(short, long, value_name = "FORMAT")]
+        output: Option<JsonOutput>,
         #[command(flatten)]
         cluster: ClusterArgs,
     },
@@ -335,7 +346,44 @@ pub struct VersionArgs {
     #[arg(long)]
     pub client: bool,
     #[arg(short, long, value_name = "FORMAT")]
-    pub output: Option<Output>,
+    pub output: Option<JsonOutput>,
     #[command(flatten)]
     pub cluster: ClusterArgs,
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn formats_that_a_command_lacks_are_refused() {
+        Cli::command().debug_assert();
+        let commands =
+            ["image ls", "status", "version", "run x", "apply -f x", "token create"].map(|line| (line, &["json"][..]));
+        for (line, known) in commands.into_iter().chain([("get pods", &["json", "yaml", "wide", "name"][..])]) {
+            for format in ["json", "yaml", "wide", "name", "table"] {
+                let words = ["sampan"].into_iter().chain(line.split(' ')).chain(["-o", format]);
+                match Cli::try_parse_from(words) {
+                    Ok(_) => assert!(known.contains(&format), "{line} -o {format}"),
+                    Err(error) => {
+                        assert!(!known.contains(&format), "{line} -o {format}: {error}");
+                        assert!(error.to_string().contains("possible values: json"), "{error}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn completions_know_every_command() {
+        let mut script = Vec::new();
+        clap_complete::generate(Shell::Bash, &mut Cli::command(), "sampan", &mut script);
+        let script = String::from_utf8(script).unwrap();
+        for command in Cli::command().get_subcommands().filter(|it| !it.is_hide_set()) {
+            assert!(script.contains(&format!("sampan__subcmd__{}", command.get_name())), "{}", command.get_name());
+        }
+    }
 }

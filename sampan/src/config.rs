@@ -1,19 +1,36 @@
 //! One way of configuration: flags, and a YAML file with the same names for what the flags leave out.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result, ensure};
-use ipnet::IpNet;
-use serde::Deserialize;
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use ipnet::{IpNet, Ipv4Net};
+use serde::de::DeserializeOwned;
+use serde_json::Value;
 
 use crate::cli::{ControlPlaneArgs, DaemonArgs, LogFormat, NodeFlags};
+use crate::names::is_dns_subdomain;
 
 const DEFAULT_MAX_PODS: u32 = 1000;
 
+/// Of pod and Service addresses: nothing that the internet uses.
+const PRIVATE: [IpNet; 5] = [
+    private([10, 0, 0, 0], 8),
+    private([172, 16, 0, 0], 12),
+    private([192, 168, 0, 0], 16),
+    private([100, 64, 0, 0], 10),
+    private([127, 0, 0, 0], 8),
+];
+/// Addresses that a node needs beside two for each pod, as the controller that hands out ranges counts.
+const SPARE: u128 = 32;
+
+const fn private(address: [u8; 4], prefix: u8) -> IpNet {
+    let [a, b, c, d] = address;
+    IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(a, b, c, d), prefix))
+}
+
 /// The keys of the file given with `--config`.
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+#[derive(Debug, Default)]
 struct File {
     data_dir: Option<PathBuf>,
     log_format: Option<LogFormat>,
@@ -24,6 +41,34 @@ struct File {
     node_name: Option<String>,
     max_pods: Option<u32>,
     server: Option<String>,
+}
+
+impl File {
+    /// Key by key, so that an error names the key and what is wanted there.
+    fn set(&mut self, key: &str, value: &Value) -> Result<()> {
+        const RANGE: &str = "a range such as 10.40.0.0/16";
+        match key {
+            "dataDir" => self.data_dir = read_value(value, "a path")?,
+            "logFormat" => self.log_format = read_value(value, "text or json")?,
+            "listen" => self.listen = read_value(value, "an address and port such as 127.0.0.1:6443")?,
+            "kubeconfig" => self.kubeconfig = read_value(value, "a path")?,
+            "clusterCidr" => self.cluster_cidr = read_value(value, RANGE)?,
+            "serviceCidr" => self.service_cidr = read_value(value, RANGE)?,
+            "nodeName" => self.node_name = read_value(value, "a name (one of digits in quotes)")?,
+            "maxPods" => self.max_pods = read_value(value, "a number from 1 to 30000")?,
+            "server" => self.server = read_value(value, "a URL such as https://192.0.2.1:6443")?,
+            _ => bail!(
+                "no such key; there are dataDir, logFormat, listen, kubeconfig, clusterCidr, serviceCidr, nodeName, \
+                 maxPods and server"
+            ),
+        }
+        Ok(())
+    }
+}
+
+/// A key without a value is as one that is left out.
+fn read_value<T: DeserializeOwned>(value: &Value, wanted: &str) -> Result<Option<T>> {
+    serde_json::from_value(value.clone()).map_err(|_| anyhow!("{value} is not {wanted}"))
 }
 
 /// What a long-running command was told, flags and file together.
@@ -82,6 +127,11 @@ impl Config {
                 range.trunc()
             );
             ensure!(range.prefix_len() <= 24, "{flag} {range} is too small: /24 or larger");
+            ensure!(
+                PRIVATE.iter().any(|private| private.contains(&range)),
+                "{flag} {range} is not private: its real owners would be out of reach; take a part of 10.0.0.0/8, \
+                 172.16.0.0/12, 192.168.0.0/16 or 100.64.0.0/10, and without root of 127.0.0.0/8"
+            );
         }
         if let (Some(cluster), Some(service)) = (self.cluster_cidr, self.service_cidr) {
             ensure!(
@@ -91,6 +141,22 @@ impl Config {
         }
         Ok(())
     }
+
+    /// Whether this node's pods fit: a node that gets no range waits for one for ever.
+    pub fn check_room(&self, cluster: IpNet) -> Result<()> {
+        let bits = cluster.max_prefix_len();
+        let needed = (2 * u128::from(self.max_pods) + SPARE).next_power_of_two();
+        let held = 1_u128.checked_shl(u32::from(bits - cluster.prefix_len())).unwrap_or(u128::MAX);
+        ensure!(
+            needed <= held,
+            "--cluster-cidr {cluster} is too small for --max-pods {}: that takes a /{} ({needed} addresses: two for \
+             each pod, and some to spare); give a larger range, or --max-pods {} at most",
+            self.max_pods,
+            u32::from(bits).saturating_sub(needed.trailing_zeros()),
+            held.saturating_sub(SPARE) / 2
+        );
+        Ok(())
+    }
 }
 
 fn read(path: &Path) -> Result<File> {
@@ -98,7 +164,19 @@ fn read(path: &Path) -> Result<File> {
     if text.trim().is_empty() {
         return Ok(File::default());
     }
-    serde_saphyr::from_str(&text).map_err(|error| anyhow::anyhow!("--config {}: {error}", path.display()))
+    let show = path.display();
+    let value: Value = serde_saphyr::from_str(&text)
+        .map_err(|error| anyhow!("--config {show} is no YAML: {}", error.without_snippet()))?;
+    let keys = match value {
+        Value::Null => return Ok(File::default()),
+        Value::Object(keys) => keys,
+        _ => bail!("--config {show}: keys and values are wanted, such as maxPods: 2000"),
+    };
+    let mut file = File::default();
+    for (key, value) in &keys {
+        file.set(key, value).map_err(|error| anyhow!("--config {show}: {key}: {error}"))?;
+    }
+    Ok(file)
 }
 
 /// `/var/lib/sampan` as root, else below the user's own data.
@@ -119,18 +197,6 @@ fn host_name() -> Result<String> {
     let name = rustix::system::uname().nodename().to_string_lossy().to_lowercase();
     ensure!(!name.is_empty(), "this machine has no name; give one with --node-name");
     Ok(name)
-}
-
-fn is_dns_subdomain(name: &str) -> bool {
-    name.len() <= 253
-        && name.split('.').all(|label| {
-            let bytes = label.as_bytes();
-            let alphanumeric = |byte: &u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
-            bytes.len() <= 63
-                && bytes.first().is_some_and(alphanumeric)
-                && bytes.last().is_some_and(alphanumeric)
-                && bytes.iter().all(|byte| alphanumeric(byte) || *byte == b'-')
-        })
 }
 
 #[cfg(test)]
@@ -168,12 +234,50 @@ mod tests {
     }
 
     #[test]
-    fn names_of_nodes() {
-        for good in ["a", "a-1.b", "0"] {
-            assert!(is_dns_subdomain(good), "{good}");
+    fn ranges_that_others_use_are_refused() {
+        let error = |text: &str| with_file(text).err().unwrap().to_string();
+        for range in ["8.8.0.0/16", "10.0.0.0/7", "172.32.0.0/16", "169.254.0.0/16", "192.0.2.0/24"] {
+            let error = error(&format!("serviceCidr: {range}\n"));
+            assert!(error.starts_with("--service-cidr") && error.contains(range), "{error}");
         }
-        for bad in ["", "A", "a_b", "-a", "a-", "a..b", "a."] {
-            assert!(!is_dns_subdomain(bad), "{bad}");
+        for range in ["10.1.0.0/16", "172.31.0.0/16", "192.168.4.0/22", "100.127.0.0/16", "127.9.0.0/16"] {
+            with_file(&format!("clusterCidr: {range}\n")).unwrap();
         }
+    }
+
+    #[test]
+    fn a_range_has_room_for_the_nodes_pods() {
+        let room = |pods: u32, range: &str| {
+            with_file(&format!("maxPods: {pods}\n")).unwrap().check_room(range.parse().unwrap())
+        };
+        room(112, "10.1.0.0/24").unwrap();
+        room(1000, "10.1.0.0/21").unwrap();
+        room(30_000, "10.1.0.0/16").unwrap();
+        let error = room(113, "10.1.0.0/24").err().unwrap().to_string();
+        for part in ["--cluster-cidr 10.1.0.0/24", "--max-pods 113", "a /23", "512 addresses", "--max-pods 112 at most"]
+        {
+            assert!(error.contains(part), "{error}");
+        }
+        assert!(room(30_000, "10.1.0.0/17").is_err());
+    }
+
+    #[test]
+    fn a_wrong_value_is_named_with_its_key() {
+        let error = |text: &str| with_file(text).err().unwrap().to_string();
+        for (text, parts) in [
+            ("maxPods: many\n", ["maxPods: \"many\"", "a number from 1 to 30000"]),
+            ("maxPods: -1\n", ["maxPods: -1", "a number from 1 to 30000"]),
+            ("listen: here\n", ["listen: \"here\"", "127.0.0.1:6443"]),
+            ("logFormat: xml\n", ["logFormat: \"xml\"", "text or json"]),
+            ("clusterCidr: 10.1\n", ["clusterCidr: 10.1", "10.40.0.0/16"]),
+            ("- a\n", ["keys and values", "maxPods: 2000"]),
+            ("maxPods: [7\n", ["is no YAML", "line"]),
+            ("maxPods: 7\nmaxPods: 8\n", ["maxPods", "uplicate"]),
+        ] {
+            let error = error(text);
+            assert!(parts.iter().all(|part| error.contains(part)), "{error}");
+            assert!(!error.contains("error:") && !error.contains('\n'), "{error}");
+        }
+        assert_eq!(with_file("maxPods:\n# nothing\n").unwrap().max_pods, DEFAULT_MAX_PODS);
     }
 }

@@ -23,6 +23,8 @@ impl DataDir {
     /// are errors that name the dir.
     pub fn open(path: &Path) -> Result<Self> {
         let show = path.display();
+        // Nothing is written into a dir that is somebody else's, not even the lock.
+        look(path)?;
         fs::DirBuilder::new()
             .recursive(true)
             .mode(0o700)
@@ -64,12 +66,14 @@ fn open_private(path: &Path) -> std::io::Result<File> {
     OpenOptions::new().create(true).truncate(false).read(true).write(true).mode(0o600).open(path)
 }
 
-/// A new dir is marked; one with another mark is refused, and one with content but no mark is not ours.
-fn check_format(path: &Path) -> Result<()> {
+/// Refuses a dir with another mark, and one with content but no mark: it is not ours.
+fn look(path: &Path) -> Result<bool> {
     let file = path.join("format");
     let show = path.display();
     match fs::read_to_string(&file) {
-        Ok(text) if text.trim() == FORMAT => Ok(()),
+        Ok(text) if text.trim() == FORMAT => Ok(true),
+        // Made this moment by another process, or by one that lost power.
+        Ok(text) if text.is_empty() => Ok(false),
         Ok(text) => bail!(
             "the data dir {show} has {:?}, this program knows {FORMAT:?}: use the program that wrote it, or another dir",
             text.trim()
@@ -78,17 +82,29 @@ fn check_format(path: &Path) -> Result<()> {
             if let Some(name) = foreign_content(path)? {
                 bail!("{show} holds {name:?} and is no data dir of sampan; give an empty or new one with --data-dir");
             }
-            let mut new = open_private(&file)?;
-            writeln!(new, "{FORMAT}")?;
-            new.sync_all()?;
-            Ok(())
+            Ok(false)
         }
         Err(error) => Err(error).with_context(|| file.display().to_string()),
     }
 }
 
+/// Marks a new dir, once it is locked.
+fn check_format(path: &Path) -> Result<()> {
+    if !look(path)? {
+        let mut new = open_private(&path.join("format"))?;
+        writeln!(new, "{FORMAT}")?;
+        new.sync_all()?;
+    }
+    Ok(())
+}
+
 fn foreign_content(path: &Path) -> Result<Option<String>> {
-    for entry in fs::read_dir(path)? {
+    let entries = match fs::read_dir(path) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error).with_context(|| format!("the data dir {}", path.display())),
+    };
+    for entry in entries {
         let name = entry?.file_name();
         if name != "lock" {
             return Ok(Some(name.to_string_lossy().into_owned()));
@@ -119,6 +135,15 @@ mod tests {
         let error = DataDir::open(dir.path()).unwrap_err().to_string();
         assert!(error.contains("999"), "{error}");
         assert_eq!(fs::read_to_string(dir.path().join("format")).unwrap(), "sampan data format 999\n");
+        assert!(!dir.path().join("lock").exists());
+    }
+
+    #[test]
+    fn a_mark_that_was_never_written_is_written_again() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("format"), "").unwrap();
+        drop(DataDir::open(dir.path()).unwrap());
+        assert_eq!(fs::read_to_string(dir.path().join("format")).unwrap().trim(), FORMAT);
     }
 
     #[test]
@@ -127,6 +152,7 @@ mod tests {
         fs::write(dir.path().join("thesis.txt"), "x").unwrap();
         let error = DataDir::open(dir.path()).unwrap_err().to_string();
         assert!(error.contains("thesis.txt"), "{error}");
-        assert!(!dir.path().join("format").exists());
+        let names: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(names, ["thesis.txt"], "nothing of ours is left there");
     }
 }

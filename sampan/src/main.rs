@@ -7,7 +7,9 @@ mod daemon;
 mod data_dir;
 mod kubeconfig;
 mod logging;
+mod names;
 mod terminal;
+mod unreachable;
 
 use std::process::ExitCode;
 

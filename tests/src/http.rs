@@ -16,8 +16,20 @@ pub(crate) fn connect(authority: &str) -> std::io::Result<TcpStream> {
 
 /// Status and body of `http://AUTHORITY/PATH`.
 pub fn http_get(authority: &str, path: &str) -> std::io::Result<(u16, String)> {
+    ask(authority, &format!("GET {path} HTTP/1.0\r\nHost: {authority}\r\nConnection: close\r\n\r\n"))
+}
+
+/// Status and body of what a form gets that is sent to `http://AUTHORITY/PATH`.
+pub fn http_post(authority: &str, path: &str, form: &str) -> std::io::Result<(u16, String)> {
+    let head = format!("POST {path} HTTP/1.0\r\nHost: {authority}\r\nConnection: close\r\n");
+    let length = form.len();
+    let kind = "application/x-www-form-urlencoded";
+    ask(authority, &format!("{head}Content-Type: {kind}\r\nContent-Length: {length}\r\n\r\n{form}"))
+}
+
+fn ask(authority: &str, request: &str) -> std::io::Result<(u16, String)> {
     let mut stream = connect(authority)?;
-    write!(stream, "GET {path} HTTP/1.0\r\nHost: {authority}\r\nConnection: close\r\n\r\n")?;
+    stream.write_all(request.as_bytes())?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
     let bad = || std::io::Error::other(format!("no HTTP answer: {answer:?}"));

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-pub use http::{http_get, tcp_echo};
+pub use http::{http_get, http_post, tcp_echo};
 pub use process::{Finished, Process, run, run_with_input};
 pub use terminal::Terminal;
 

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeSet;
 
-use sampan_tests::{Cluster, eventually, http_get, repository, run, sampan, sample, tcp_echo};
+use sampan_tests::{Cluster, eventually, http_get, http_post, repository, run, sampan, sample, tcp_echo};
 
 #[test]
 fn the_demo_runs_and_leaves_nothing() {
@@ -69,6 +69,12 @@ fn guests_find_each_other_by_name() {
     let page = eventually("the page", || http_get(&authority, "/").ok().filter(|(status, _)| *status == 200)).1;
     assert!(page.contains("The harbour&#39;s guestbook") || page.contains("The harbour's guestbook"), "{page}");
     assert!(page.contains("Sign before you sail."), "{page}");
+    // What is empty is no entry, and is not kept.
+    for form in ["", "entry=", "entry=+%0A", "text=hello"] {
+        assert_eq!(http_post(&authority, "/", form).unwrap().0, 400, "{form:?}");
+    }
+    assert_eq!(http_post(&authority, "/", "entry=Ahoy+there").unwrap().0, 303);
+    assert_eq!(http_get(&authority, "/entries").unwrap(), (200, "Ahoy there\n".to_owned()));
 }
 
 #[test]

@@ -205,8 +205,11 @@ pub fn encoded(form: Form, status: StatusCode, all: Vec<Bytes>) -> Response {
 /// The answer to a failed request: the only place where an error gets a code and a body.
 pub fn error(headers: &HeaderMap, query: &Query, error: &Error) -> Response {
     let (number, status) = error.status();
-    if number >= 500 {
+    // What a client asked wrongly, or what is not built, is the client's to know.
+    if number >= 500 && number != 501 {
         tracing::warn!(code = number, %error, "request failed");
+    } else {
+        tracing::debug!(code = number, %error, "request refused");
     }
     let yaml = ranges(headers).first().is_some_and(|range| range.media == "application/yaml");
     let form = Form { shape: Shape::Object, yaml, pretty: wants_pretty(headers, query) };

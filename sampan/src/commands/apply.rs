@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::manifests::{self, Manifest};
 use super::resources::Resources;
 use super::{FIELD_MANAGER, escape, explain, print_json};
-use crate::cli::{ApplyArgs, Output};
+use crate::cli::ApplyArgs;
 use crate::kubeconfig;
 
 pub async fn run(args: ApplyArgs) -> Result<()> {
@@ -17,21 +17,31 @@ pub async fn run(args: ApplyArgs) -> Result<()> {
     let resources = Resources::discover(&client).await?;
     let mut applied = Vec::new();
     for manifest in &manifests {
-        let object = apply(&client, &resources, manifest, &args.namespace, args.force_conflicts)
+        let how = How { manager: FIELD_MANAGER, force: args.force_conflicts, dry_run: false };
+        let object = apply(&client, &resources, manifest, &args.namespace, how)
             .await
             .with_context(|| format!("{}: {} {:?}", manifest.origin, manifest.kind(), manifest.name()))?;
-        match args.output {
-            Some(Output::Json) => applied.push(object),
-            _ => {
-                let resource = resources.of_kind(manifest.api_version(), manifest.kind())?;
-                println!("{} serverside-applied", resource.describe(manifest.name()));
-            }
+        if args.output.is_some() {
+            applied.push(object);
+        } else {
+            let resource = resources.of_kind(manifest.api_version(), manifest.kind())?;
+            println!("{} serverside-applied", resource.describe(manifest.name()));
         }
     }
-    if args.output == Some(Output::Json) {
+    if args.output.is_some() {
         print_json(&serde_json::json!({ "apiVersion": "v1", "kind": "List", "items": applied }))?;
     }
     Ok(())
+}
+
+#[derive(Clone, Copy)]
+pub struct How {
+    /// Who owns the fields.
+    pub manager: &'static str,
+    /// Whether fields that others own are taken.
+    pub force: bool,
+    /// Everything but the write.
+    pub dry_run: bool,
 }
 
 /// Applies one object and answers with what it became.
@@ -40,12 +50,16 @@ pub async fn apply(
     resources: &Resources,
     manifest: &Manifest,
     namespace: &str,
-    force: bool,
+    how: How,
 ) -> Result<Value> {
     let resource = resources.of_kind(manifest.api_version(), manifest.kind())?;
     let path = resource.path(Some(manifest.namespace().unwrap_or(namespace)));
-    let uri =
-        format!("{path}/{}?fieldManager={FIELD_MANAGER}&force={force}&fieldValidation=Strict", escape(manifest.name()));
+    let How { manager, force, dry_run } = how;
+    let mut uri =
+        format!("{path}/{}?fieldManager={manager}&force={force}&fieldValidation=Strict", escape(manifest.name()));
+    if dry_run {
+        uri.push_str("&dryRun=All");
+    }
     let request = Request::patch(uri)
         .header(header::CONTENT_TYPE, "application/apply-patch+yaml")
         .body(serde_json::to_vec(&manifest.object)?)?;

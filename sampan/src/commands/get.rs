@@ -44,6 +44,7 @@ pub async fn run(args: GetArgs) -> Result<()> {
         wanted.extend(resources.called(kind)?.into_iter().map(|resource| (resource, names.clone())));
     }
     let several = wanted.len() > 1;
+    let nothing = nothing(&wanted.iter().map(|(resource, _)| *resource).collect::<Vec<_>>(), &args);
     let mut objects = Vec::new();
     let mut printed = false;
     for (resource, names) in wanted {
@@ -51,7 +52,7 @@ pub async fn run(args: GetArgs) -> Result<()> {
             match args.output {
                 None | Some(Output::Wide) => {
                     let table: Table = get(&client, &path, TABLE).await?;
-                    if several && table.rows.is_empty() {
+                    if table.rows.is_empty() {
                         continue;
                     }
                     if printed {
@@ -68,7 +69,7 @@ pub async fn run(args: GetArgs) -> Result<()> {
     }
     match args.output {
         None | Some(Output::Wide) if !printed => {
-            eprintln!("No resources found in {} namespace.", args.namespace);
+            eprintln!("{nothing}");
         }
         None | Some(Output::Wide) => {}
         Some(Output::Name) => objects.iter().for_each(print_name),
@@ -86,6 +87,19 @@ pub async fn run(args: GetArgs) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// What is said on standard error where there is nothing to print.
+fn nothing(wanted: &[&Resource], args: &GetArgs) -> String {
+    let what = match wanted {
+        [resource] => resource.plural.as_str(),
+        _ => "resources",
+    };
+    if args.all_namespaces || wanted.iter().all(|resource| !resource.namespaced) {
+        format!("no {what}")
+    } else {
+        format!("no {what} in namespace {}", args.namespace)
+    }
 }
 
 fn list(items: Vec<Value>) -> Value {

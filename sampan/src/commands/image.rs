@@ -10,7 +10,7 @@ use kube::{Api, Client, ResourceExt};
 use serde_json::Value;
 
 use super::{escape, explain, get, print_json};
-use crate::cli::{ImageCommand, Output};
+use crate::cli::{ImageCommand, JsonOutput};
 use crate::kubeconfig;
 use crate::terminal::{Progress, print_table};
 
@@ -18,7 +18,9 @@ pub async fn run(command: ImageCommand) -> Result<()> {
     match command {
         ImageCommand::Import { file, reference, node, cluster } => {
             let client = kubeconfig::client(cluster.kubeconfig.as_deref()).await?;
-            import(&client, &file, &reference, node.as_deref()).await
+            let imported = import(&client, &file, &reference, node.as_deref()).await?;
+            imported.nodes.iter().for_each(|node| println!("{reference} imported into node {node}"));
+            Ok(())
         }
         ImageCommand::Ls { node, output, cluster } => {
             let client = kubeconfig::client(cluster.kubeconfig.as_deref()).await?;
@@ -37,26 +39,44 @@ pub async fn run(command: ImageCommand) -> Result<()> {
     }
 }
 
+pub struct Imported {
+    pub nodes: Vec<String>,
+    /// What kind of program it is, in the nodes' word.
+    pub kind: Option<String>,
+}
+
 /// Brings a module onto the nodes; each checks and compiles it before it answers.
-pub async fn import(client: &Client, file: &Path, reference: &str, node: Option<&str>) -> Result<()> {
+pub async fn import(client: &Client, file: &Path, reference: &str, node: Option<&str>) -> Result<Imported> {
     let show = file.display();
     let bytes = std::fs::read(file).with_context(|| show.to_string())?;
     ensure!(!bytes.is_empty(), "{show} is empty");
     let nodes = nodes(client, node).await?;
-    let total = nodes.len() as u64;
-    let mut progress = Progress::new(total, &format!("importing {show} as {reference}"));
+    let message = |node: &str| format!("importing {show} as {reference} into node {node}");
+    let mut progress = Progress::new(nodes.len() as u64, &nodes.first().map_or_else(String::new, |node| message(node)));
+    let mut kind = None;
     for (done, node) in (0..).zip(&nodes) {
-        progress.update(done, &format!("importing {show} as {reference}: node {node}"));
+        progress.update(done, &message(node));
         let request = Request::post(format!("{}?ref={}", images(node), escape(reference)))
             .header(http::header::CONTENT_TYPE, "application/wasm")
             .body(bytes.clone())?;
-        client.request_text(request).await.map_err(explain).with_context(|| format!("{show}: node {node}"))?;
+        let image: Value =
+            client.request(request).await.map_err(explain).with_context(|| format!("{show}: node {node}"))?;
+        kind = image["kind"].as_str().map(str::to_owned);
     }
     progress.finish();
-    for node in nodes {
-        println!("{reference} imported into node {node}");
+    Ok(Imported { nodes, kind })
+}
+
+/// What kind of program an image is, where a node has it; `None` also where none can be asked.
+pub async fn kind(client: &Client, reference: &str) -> Option<String> {
+    for node in nodes(client, None).await.ok()? {
+        let Ok(found) = get::<Value>(client, &images(&node), "application/json").await else { continue };
+        let mut images = found["images"].as_array().into_iter().flatten();
+        if let Some(image) = images.find(|image| image["name"] == reference) {
+            return image["kind"].as_str().map(str::to_owned);
+        }
     }
-    Ok(())
+    None
 }
 
 fn images(node: &str) -> String {
@@ -74,13 +94,13 @@ async fn nodes(client: &Client, only: Option<&str>) -> Result<Vec<String>> {
     Ok(nodes.items.iter().map(ResourceExt::name_any).collect())
 }
 
-async fn list(client: &Client, node: Option<&str>, output: Option<Output>) -> Result<()> {
+async fn list(client: &Client, node: Option<&str>, output: Option<JsonOutput>) -> Result<()> {
     let mut by_node = BTreeMap::new();
     for node in nodes(client, node).await? {
         let found: Value = get(client, &images(&node), "application/json").await.context(format!("node {node}"))?;
         by_node.insert(node, found);
     }
-    if output == Some(Output::Json) {
+    if output.is_some() {
         return print_json(&by_node);
     }
     let mut rows = Vec::new();

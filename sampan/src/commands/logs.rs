@@ -1,6 +1,6 @@
 //! `sampan logs`.
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use futures::{AsyncReadExt as _, io::AsyncRead};
 use http::Request;
 use std::io::Write as _;
@@ -18,9 +18,19 @@ pub async fn run(args: LogsArgs) -> Result<()> {
     if let Some(tail) = args.tail {
         query += &format!("&tailLines={tail}");
     }
-    let path = format!("/api/v1/namespaces/{}/pods/{}/log?{query}", escape(&args.namespace), escape(&args.pod));
+    let pod = pod_name(&args.pod)?;
+    let path = format!("/api/v1/namespaces/{}/pods/{}/log?{query}", escape(&args.namespace), escape(pod));
     let stream = client.request_stream(Request::get(path).body(Vec::new())?).await.map_err(explain)?;
     copy(std::pin::pin!(stream)).await
+}
+
+/// `NAME`, or `pod/NAME` as `get -o name` prints it.
+fn pod_name(named: &str) -> Result<&str> {
+    match named.split_once('/') {
+        None => Ok(named),
+        Some(("pod" | "pods" | "po", name)) if !name.is_empty() && !name.contains('/') => Ok(name),
+        Some(_) => bail!("{named:?} is no pod: give NAME or pod/NAME (`sampan get pods` lists them)"),
+    }
 }
 
 async fn copy(mut stream: std::pin::Pin<&mut impl AsyncRead>) -> Result<()> {
@@ -35,6 +45,23 @@ async fn copy(mut stream: std::pin::Pin<&mut impl AsyncRead>) -> Result<()> {
             // `sampan logs … | head`.
             Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => return Ok(()),
             result => result?,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::pod_name;
+
+    #[test]
+    fn pods_by_name_and_by_kind() {
+        for named in ["a", "pod/a", "pods/a", "po/a"] {
+            assert_eq!(pod_name(named).unwrap(), "a");
+        }
+        for other in ["deployment/a", "pod/", "pod/a/b"] {
+            let error = pod_name(other).unwrap_err().to_string();
+            assert!(error.contains(other) && error.contains("pod/NAME"), "{error}");
         }
     }
 }

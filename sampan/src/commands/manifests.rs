@@ -73,7 +73,7 @@ fn files(path: &Path) -> Result<Vec<PathBuf>> {
 
 fn parse(text: &str, origin: &str, manifests: &mut Vec<Manifest>) -> Result<()> {
     let documents: Vec<Value> =
-        serde_saphyr::from_multiple(text).map_err(|error| anyhow::anyhow!("{origin}: {error}"))?;
+        serde_saphyr::from_multiple(text).map_err(|error| anyhow::anyhow!("{origin}: {}", error.without_snippet()))?;
     for document in documents {
         match document {
             Value::Null => {}
@@ -125,6 +125,6 @@ mod tests {
         let error = parsed("kind: Pod\nmetadata: {name: a}\n").err().unwrap().to_string();
         assert_eq!(error, "x.yaml: an object has no apiVersion");
         let error = parsed("a: [b\n").err().unwrap().to_string();
-        assert!(error.starts_with("x.yaml: "), "{error}");
+        assert!(error.starts_with("x.yaml: ") && error.contains("line") && !error.contains("error:"), "{error}");
     }
 }

@@ -11,11 +11,15 @@ pub mod run;
 pub mod status;
 pub mod token;
 pub mod version;
+mod wait;
+mod warnings;
 
 use anyhow::{Context as _, Result};
 use http::{Request, header};
 use kube::Client;
 use serde::de::DeserializeOwned;
+
+use crate::unreachable::Unreachable;
 
 /// Who writes fields through these commands.
 const FIELD_MANAGER: &str = "sampan";
@@ -29,8 +33,12 @@ async fn get<T: DeserializeOwned>(client: &Client, path: &str, accept: &str) -> 
 /// An API error in the server's own words, without the layers around it.
 fn explain(error: kube::Error) -> anyhow::Error {
     match error {
+        kube::Error::Api(status) if status.code == 401 => {
+            anyhow::anyhow!("{}: the cluster does not take the credentials of this kubeconfig", status.message)
+        }
         kube::Error::Api(status) => anyhow::anyhow!("{}", status.message),
-        error => anyhow::Error::new(error).context("the cluster does not answer"),
+        kube::Error::Service(error) if error.is::<Unreachable>() => anyhow::anyhow!("{error}"),
+        error => anyhow::anyhow!("that is no answer of a cluster: {error}"),
     }
 }
 

@@ -1,20 +1,19 @@
 //! `sampan status`: the cluster at a glance.
 
 use anyhow::Result;
-use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use k8s_openapi::api::core::v1::{Event, Node, Pod, Service};
 use kube::api::{Api, ListParams};
 use kube::{Client, ResourceExt as _};
+use sampan_api::quantity::Quantity;
 use serde::Serialize;
 use serde_json::Value;
 
+use super::warnings::{self, Existing, Warning};
 use super::{explain, get, print_json};
-use crate::cli::{Output, StatusArgs};
+use crate::cli::StatusArgs;
 use crate::kubeconfig;
 use crate::terminal::print_table;
-
-/// How many of the newest warnings are shown.
-const WARNINGS: usize = 5;
 
 #[derive(Serialize)]
 struct Status {
@@ -32,7 +31,8 @@ struct NodeStatus {
     name: String,
     ready: bool,
     pods: usize,
-    capacity: String,
+    /// Pods it takes; `None` until it says so.
+    capacity: Option<i64>,
     /// Conditions that are not as they should be, in their own words.
     notes: Vec<String>,
 }
@@ -63,18 +63,10 @@ struct ServiceStatus {
     ports: Vec<String>,
 }
 
-#[derive(Serialize)]
-struct Warning {
-    object: String,
-    reason: String,
-    message: String,
-    count: i32,
-}
-
 pub async fn run(args: StatusArgs) -> Result<()> {
     let client = kubeconfig::client(args.cluster.kubeconfig.as_deref()).await?;
     let status = gather(&client, kubeconfig::find(args.cluster.kubeconfig.as_deref())?.display().to_string()).await?;
-    if args.output == Some(Output::Json) {
+    if args.output.is_some() {
         return print_json(&status);
     }
     print(&status);
@@ -83,22 +75,30 @@ pub async fn run(args: StatusArgs) -> Result<()> {
 
 async fn gather(client: &Client, kubeconfig: String) -> Result<Status> {
     let all = ListParams::default();
-    let (nodes, pods, deployments, services, events) = (
+    let (nodes, pods, sets, deployments, services, events) = (
         Api::<Node>::all(client.clone()),
         Api::<Pod>::all(client.clone()),
+        Api::<ReplicaSet>::all(client.clone()),
         Api::<Deployment>::all(client.clone()),
         Api::<Service>::all(client.clone()),
         Api::<Event>::all(client.clone()),
     );
-    let warnings = ListParams::default().fields("type=Warning");
-    let (version, nodes, pods, deployments, services, events) = tokio::try_join!(
+    let only_warnings = ListParams::default().fields("type=Warning");
+    let (version, nodes, pods, sets, deployments, services, events) = tokio::try_join!(
         get::<Value>(client, "/version", "application/json"),
         async { nodes.list(&all).await.map_err(explain) },
         async { pods.list(&all).await.map_err(explain) },
+        async { sets.list(&all).await.map_err(explain) },
         async { deployments.list(&all).await.map_err(explain) },
         async { services.list(&all).await.map_err(explain) },
-        async { events.list(&warnings).await.map_err(explain) },
+        async { events.list(&only_warnings).await.map_err(explain) },
     )?;
+    let mut existing = Existing::default();
+    existing.add("Node", &nodes.items);
+    existing.add("Pod", &pods.items);
+    existing.add("ReplicaSet", &sets.items);
+    existing.add("Deployment", &deployments.items);
+    existing.add("Service", &services.items);
     Ok(Status {
         server: kubeconfig,
         version: version["gitVersion"].as_str().unwrap_or("unknown").to_owned(),
@@ -106,7 +106,7 @@ async fn gather(client: &Client, kubeconfig: String) -> Result<Status> {
         pods: count(&pods.items),
         deployments: deployments.items.iter().map(deployment_status).collect(),
         services: services.items.iter().map(service_status).collect(),
-        warnings: newest(events.items),
+        warnings: warnings::newest(events.items, &existing),
     })
 }
 
@@ -136,8 +136,9 @@ fn node_status(node: &Node, pods: &[Pod]) -> NodeStatus {
             .count(),
         capacity: status
             .capacity
-            .and_then(|capacity| capacity.get("pods").map(|pods| pods.0.clone()))
-            .unwrap_or_default(),
+            // A quantity: a thousand pods are "1k".
+            .and_then(|capacity| Quantity::parse(&capacity.get("pods")?.0).ok())
+            .map(|pods| pods.value()),
         name,
         notes,
     }
@@ -189,31 +190,14 @@ fn service_status(service: &Service) -> ServiceStatus {
     }
 }
 
-fn newest(mut events: Vec<Event>) -> Vec<Warning> {
-    events.sort_by_key(|event| std::cmp::Reverse(event.last_timestamp.as_ref().map(|time| time.0)));
-    events
-        .into_iter()
-        .take(WARNINGS)
-        .map(|event| Warning {
-            object: format!(
-                "{}/{}",
-                event.involved_object.kind.unwrap_or_default().to_lowercase(),
-                event.involved_object.name.unwrap_or_default()
-            ),
-            reason: event.reason.unwrap_or_default(),
-            message: event.message.unwrap_or_default(),
-            count: event.count.unwrap_or(1),
-        })
-        .collect()
-}
-
 fn print(status: &Status) {
     let line = |cells: &[&str]| cells.iter().map(|cell| (*cell).to_owned()).collect::<Vec<String>>();
     println!("server {} ({})\n", status.version, status.server);
     print_table(
         &line(&["NODE", "READY", "PODS", "OF"]),
         status.nodes.iter().map(|node| {
-            line(&[&node.name, if node.ready { "yes" } else { "no" }, &node.pods.to_string(), &node.capacity])
+            let capacity = node.capacity.map_or_else(|| "-".to_owned(), |pods| pods.to_string());
+            line(&[&node.name, if node.ready { "yes" } else { "no" }, &node.pods.to_string(), &capacity])
         }),
     );
     for node in &status.nodes {
@@ -242,7 +226,23 @@ fn print(status: &Status) {
     if !status.warnings.is_empty() {
         println!("\nnewest warnings:");
         for warning in &status.warnings {
-            println!("  {} {} ({}x): {}", warning.object, warning.reason, warning.count, warning.message);
+            let Warning { object, others, reason, message, count } = warning;
+            let more = if *others > 0 { format!(" and {others} more") } else { String::new() };
+            println!("  {object}{more} {reason} ({count}x): {message}");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use serde_json::json;
+
+    #[test]
+    fn a_thousand_pods_are_a_number() {
+        for (text, number) in [("1k", Some(1000)), ("110", Some(110)), ("many", None)] {
+            let node = serde_json::from_value(json!({ "status": { "capacity": { "pods": text } } })).unwrap();
+            assert_eq!(super::node_status(&node, &[]).capacity, number);
         }
     }
 }

@@ -9,7 +9,7 @@ use rand::distr::Distribution as _;
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
 
-use super::explain;
+use super::{explain, print_json};
 use crate::cli::TokenCommand;
 use crate::kubeconfig;
 
@@ -22,7 +22,7 @@ impl rand::distr::Distribution<char> for Letters {
     }
 }
 
-pub async fn run(TokenCommand::Create { ttl, cluster }: TokenCommand) -> Result<()> {
+pub async fn run(TokenCommand::Create { ttl, output, cluster }: TokenCommand) -> Result<()> {
     let client = kubeconfig::client(cluster.kubeconfig.as_deref()).await?;
     let ca = client.request_text(Request::get("/cacerts").body(Vec::new())?).await.map_err(explain)?;
     let pin = pin(&ca)?;
@@ -36,9 +36,12 @@ pub async fn run(TokenCommand::Create { ttl, cluster }: TokenCommand) -> Result<
         "usage-bootstrap-signing": "true",
         "description": "made by sampan token create",
     });
+    let mut expiration = None;
     if ttl > 0 {
         let end = Timestamp::now().checked_add(SignedDuration::from_hours(ttl.into()))?;
-        data["expiration"] = end.strftime("%Y-%m-%dT%H:%M:%SZ").to_string().into();
+        let text = end.strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+        data["expiration"] = text.clone().into();
+        expiration = Some(text);
     }
     let object: Secret = serde_json::from_value(json!({
         "apiVersion": "v1",
@@ -49,7 +52,11 @@ pub async fn run(TokenCommand::Create { ttl, cluster }: TokenCommand) -> Result<
     }))?;
     let secrets: Api<Secret> = Api::namespaced(client, "kube-system");
     secrets.create(&PostParams::default(), &object).await.map_err(explain)?;
-    println!("{id}.{secret}.{pin}");
+    let token = format!("{id}.{secret}.{pin}");
+    if output.is_some() {
+        return print_json(&json!({ "token": token, "expiration": expiration }));
+    }
+    println!("{token}");
     Ok(())
 }
 

@@ -4,7 +4,7 @@ use anyhow::Result;
 use serde_json::{Value, json};
 
 use super::{get, print_json};
-use crate::cli::{Output, VersionArgs};
+use crate::cli::VersionArgs;
 use crate::{VERSION, kubeconfig};
 
 pub async fn run(args: VersionArgs) -> Result<()> {
@@ -15,7 +15,7 @@ pub async fn run(args: VersionArgs) -> Result<()> {
         let client = kubeconfig::client(args.cluster.kubeconfig.as_deref()).await?;
         Some(get::<Value>(&client, "/version", "application/json").await)
     };
-    if args.output == Some(Output::Json) {
+    if args.output.is_some() {
         let server = server.transpose()?;
         return print_json(&json!({ "sampan": VERSION, "server": server }));
     }

@@ -33,11 +33,21 @@ pub struct ControlPlane {
     url: String,
 }
 
-/// Starts the server and writes the administrator's kubeconfig; nothing else runs yet.
-pub async fn start(config: &Config, data_dir: &DataDir) -> Result<ControlPlane> {
+/// Starts the server and writes the administrator's kubeconfig; nothing else runs yet. `with_node`
+/// says whether the node of `config` will be beside it.
+pub async fn start(config: &Config, data_dir: &DataDir, with_node: bool) -> Result<ControlPlane> {
+    let kubeconfig = config.kubeconfig.clone().unwrap_or_else(|| data_dir.kubeconfig());
+    kubeconfig::check(&kubeconfig)?;
+    if let Some(cluster) = config.cluster_cidr.filter(|_| with_node) {
+        // Before it is settled for the data dir's life.
+        config.check_room(cluster)?;
+    }
     let mode = tokio::task::spawn_blocking(sampan_network::detect_mode).await?;
     let dir = data_dir.part("server")?;
     let ranges = ranges::settle(&dir, mode, config.cluster_cidr, config.service_cidr)?;
+    if with_node {
+        config.check_room(ranges.ranges.cluster)?;
+    }
     let listen = config.listen.unwrap_or_else(|| match mode {
         Mode::Privileged => (Ipv4Addr::UNSPECIFIED, PORT).into(),
         Mode::Unprivileged => (Ipv4Addr::LOCALHOST, PORT).into(),
@@ -62,7 +72,6 @@ pub async fn start(config: &Config, data_dir: &DataDir) -> Result<ControlPlane> 
         address = SocketAddr::from((Ipv4Addr::LOCALHOST, address.port()));
     }
     let url = format!("https://{address}");
-    let kubeconfig = config.kubeconfig.clone().unwrap_or_else(|| data_dir.kubeconfig());
     let (certificate_pem, key_pem) = server.client_certificate("kubernetes-admin", &["system:masters"])?;
     kubeconfig::write(
         &kubeconfig,

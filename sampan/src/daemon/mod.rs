@@ -131,7 +131,7 @@ pub async fn up(args: UpArgs) -> Result<()> {
     let signals = Signals::listen()?;
     let data_dir = DataDir::open(&config.data_dir)?;
     let mut parts = Parts::default();
-    let control_plane = control_plane::start(&config, &data_dir).await?;
+    let control_plane = control_plane::start(&config, &data_dir, true).await?;
     let agent = node::beside(&control_plane, &config, &data_dir).await?;
     parts.spawn("node", NODE_DRAIN, |stop| node::run(agent, stop));
     let ready = control_plane.ready(Some(&config.node_name));
@@ -148,7 +148,7 @@ pub async fn server(args: ServerArgs) -> Result<()> {
     let signals = Signals::listen()?;
     let data_dir = DataDir::open(&config.data_dir)?;
     let mut parts = Parts::default();
-    let control_plane = control_plane::start(&config, &data_dir).await?;
+    let control_plane = control_plane::start(&config, &data_dir, false).await?;
     let ready = control_plane.ready(None);
     control_plane.spawn(&mut parts);
     supervise(parts, signals, ready).await
@@ -176,10 +176,6 @@ pub async fn down(args: DownArgs) -> Result<()> {
     logging::start(crate::cli::LogFormat::Text);
     // A cluster that runs still holds the lock: it is stopped by a signal, not from behind its back.
     let data_dir = DataDir::open(&args.data_dir)?;
-    let node::Removed { hosts, network } = node::clean(&data_dir).await?;
-    println!(
-        "removed {hosts} host processes, {} network namespaces, {} interfaces, {} routes, {} tables",
-        network.namespaces, network.links, network.routes, network.tables
-    );
+    println!("removed {}", node::clean(&data_dir).await?);
     Ok(())
 }

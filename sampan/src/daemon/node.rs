@@ -1,5 +1,6 @@
 //! The node: beside a control plane in one process, or alone against one elsewhere.
 
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use anyhow::Result;
@@ -97,8 +98,28 @@ pub async fn run((config, client): (sampan_agent::Config, Client), stop: Cancell
 
 /// What the node made on this machine and [`clean`] took away.
 pub struct Removed {
-    pub hosts: usize,
-    pub network: sampan_network::Removed,
+    hosts: usize,
+    /// Their control groups, which an ordinary user has none of.
+    groups: usize,
+    network: sampan_network::Removed,
+}
+
+impl fmt::Display for Removed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let counted = [
+            (self.hosts, "host process", "es"),
+            (self.network.namespaces, "network namespace", "s"),
+            (self.network.links, "interface", "s"),
+            (self.network.routes, "route", "s"),
+            (self.network.tables, "table", "s"),
+        ];
+        let groups = (self.groups > 0).then_some((self.groups, "control group", "s"));
+        for (index, (count, what, plural)) in counted.into_iter().chain(groups).enumerate() {
+            let (comma, plural) = (if index > 0 { ", " } else { "" }, if count == 1 { "" } else { plural });
+            write!(f, "{comma}{count} {what}{plural}")?;
+        }
+        Ok(())
+    }
 }
 
 /// Ends the host processes of a data dir's tenants and takes its network away, as its records say.
@@ -108,6 +129,24 @@ pub async fn clean(data_dir: &DataDir) -> Result<Removed> {
     for (tenant, record) in &hosts {
         launch::kill(tenant, record).await;
     }
+    let groups = hosts.iter().filter(|(_, record)| record.cgroup.is_some()).count();
     let network = sampan_network::clean(&dir.join("network")).await?;
-    Ok(Removed { hosts: hosts.len(), network })
+    Ok(Removed { hosts: hosts.len(), groups, network })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Removed;
+
+    #[test]
+    fn one_and_many() {
+        let network = sampan_network::Removed { namespaces: 1, links: 2, routes: 0, tables: 1 };
+        let removed = Removed { hosts: 2, groups: 1, network: network.clone() };
+        assert_eq!(
+            removed.to_string(),
+            "2 host processes, 1 network namespace, 2 interfaces, 0 routes, 1 table, 1 control group"
+        );
+        let removed = Removed { hosts: 1, groups: 0, network };
+        assert_eq!(removed.to_string(), "1 host process, 1 network namespace, 2 interfaces, 0 routes, 1 table");
+    }
 }

@@ -12,10 +12,16 @@ pub fn answer(request: &Request) -> Response {
             Ok(entries) => Response::html(page(&entries)),
             Err(error) => Response::text(502, error),
         },
-        (true, "/") => match entries(Some(&form_value(&request.body, "entry"))) {
-            Ok(_) => Response::see_other("/"),
-            Err(error) => Response::text(502, error),
-        },
+        (true, "/") => {
+            let entry = form_value(&request.body, "entry");
+            if entry.trim().is_empty() {
+                return Response::text(400, "the form's field entry is empty\n");
+            }
+            match entries(Some(&entry)) {
+                Ok(_) => Response::see_other("/"),
+                Err(error) => Response::text(502, error),
+            }
+        }
         (false, "/entries") => match entries(None) {
             Ok(entries) => Response::text(200, entries),
             Err(error) => Response::text(502, error),

@@ -22,6 +22,9 @@ pub fn answer(request: &Request) -> Response {
     }
     if request.post {
         let line = request.body.replace(['\r', '\n'], " ");
+        if line.trim().is_empty() {
+            return Response::text(400, "the entry is empty\n");
+        }
         let written =
             OpenOptions::new().create(true).append(true).open(ENTRIES).and_then(|mut file| writeln!(file, "{line}"));
         if let Err(error) = written {
