@@ -3,6 +3,7 @@
 
 mod common;
 
+use std::io::{Read as _, Write as _};
 use std::time::{Duration, Instant};
 
 use common::{Pod, events, exit, next, node, sandbox, shell, until};
@@ -211,6 +212,45 @@ async fn programs_run_in_containers() {
     client.stop_container(&id, Duration::from_secs(30)).await.unwrap();
     let ended = exec("true", None).await.unwrap_err().to_string();
     assert!(ended.contains("not running") || ended.contains("EXITED"), "{ended}");
+}
+
+/// Talks over a WebSocket as kubectl does: the first byte of a message names the stream.
+fn talk(url: &str, input: &[u8]) -> String {
+    let (address, path) = url.strip_prefix("http://").unwrap().split_once('/').unwrap();
+    let mut stream = std::net::TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(common::LIMIT)).unwrap();
+    let head = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
+                Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Protocol: v4.channel.k8s.io";
+    write!(stream, "GET /{path} HTTP/1.1\r\nHost: {address}\r\nOrigin: http://{address}\r\n{head}\r\n\r\n").unwrap();
+    // Of one whole message, masked with zeros.
+    let mut frame = vec![0x82, 0x80 | u8::try_from(input.len() + 1).unwrap(), 0, 0, 0, 0, 0];
+    frame.extend_from_slice(input);
+    stream.write_all(&frame).unwrap();
+    let mut all = Vec::new();
+    stream.read_to_end(&mut all).unwrap();
+    String::from_utf8_lossy(&all).into_owned()
+}
+
+#[tokio::test]
+async fn terminals_are_reached_by_url() {
+    let Some(node) = node().await else { return };
+    let client = node.daemon.client();
+    let pod = Pod::run(&node, sandbox(&node, "tty")).await;
+    let mut container = shell("main", "tty; read line; echo got $line; exec sleep 1000");
+    (container.tty, container.stdin) = (true, true);
+    let id = pod.start(&container).await;
+    let all = ExecStreams { tty: true, stdin: true, stdout: true, stderr: false };
+    let url = client.exec_url(&id, &["sh".into()], all).await.unwrap();
+    let heard = tokio::task::spawn_blocking(move || talk(&url, b"tty; exit $((4+3))\n")).await.unwrap();
+    assert!(heard.starts_with("HTTP/1.1 101") && heard.contains("/dev/pts/"), "{heard}");
+    assert!(heard.contains(r#"{"reason":"ExitCode","message":"7"}"#), "{heard}");
+    // What is typed reaches the container's own process.
+    let url = client.attach_url(&id, all).await.unwrap();
+    let typing = tokio::task::spawn_blocking(move || talk(&url, b"hello\n"));
+    until("got hello", || async { pod.log(&container).contains("got hello").then_some(()) }).await;
+    assert!(pod.log(&container).contains("/dev/pts/0"));
+    client.stop_container(&id, Duration::ZERO).await.unwrap();
+    typing.await.unwrap();
 }
 
 #[tokio::test]
