@@ -23,7 +23,7 @@ pub enum Command {
     Server(ServerArgs),
     /// Run a node only
     Node(NodeArgs),
-    /// Remove what a killed cluster left on this machine: processes, control groups, interfaces, routes, tables
+    /// Remove what a killed cluster left on this machine: processes, containers, control groups, interfaces, routes, tables
     Down(DownArgs),
     /// Import, list and remove images on the cluster's nodes
     #[command(subcommand)]
@@ -113,6 +113,9 @@ pub struct NodeFlags {
     /// How many pods this node takes [default: 1000]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=30_000))]
     pub max_pods: Option<u32>,
+    /// Run Linux containers in this containerd [default: one of its own, when the first is there to run]
+    #[arg(long, value_name = "SOCKET", value_hint = ValueHint::FilePath)]
+    pub containerd: Option<PathBuf>,
 }
 
 #[derive(Args, Debug)]

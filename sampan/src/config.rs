@@ -40,6 +40,7 @@ struct File {
     service_cidr: Option<IpNet>,
     node_name: Option<String>,
     max_pods: Option<u32>,
+    containerd: Option<PathBuf>,
     server: Option<String>,
 }
 
@@ -55,11 +56,12 @@ impl File {
             "clusterCidr" => self.cluster_cidr = read_value(value, RANGE)?,
             "serviceCidr" => self.service_cidr = read_value(value, RANGE)?,
             "nodeName" => self.node_name = read_value(value, "a name (one of digits in quotes)")?,
+            "containerd" => self.containerd = read_value(value, "a path")?,
             "maxPods" => self.max_pods = read_value(value, "a number from 1 to 30000")?,
             "server" => self.server = read_value(value, "a URL such as https://192.0.2.1:6443")?,
             _ => bail!(
                 "no such key; there are dataDir, logFormat, listen, kubeconfig, clusterCidr, serviceCidr, nodeName, \
-                 maxPods and server"
+                 maxPods, containerd and server"
             ),
         }
         Ok(())
@@ -81,6 +83,7 @@ pub struct Config {
     pub service_cidr: Option<IpNet>,
     pub node_name: String,
     pub max_pods: u32,
+    pub containerd: Option<PathBuf>,
     pub server: Option<String>,
 }
 
@@ -111,6 +114,7 @@ impl Config {
             service_cidr: control_plane.service_cidr.or(file.service_cidr),
             node_name,
             max_pods,
+            containerd: node.containerd.or(file.containerd),
             server: server.or(file.server),
         };
         config.check_ranges()?;

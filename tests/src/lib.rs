@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, clippy::missing_panics_doc)]
 
 mod http;
+mod linux;
 mod process;
 pub mod registry;
 mod terminal;
@@ -16,6 +17,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 pub use http::{http_get, http_post, tcp_echo};
+pub use linux::runs_linux;
 pub use process::{Finished, Process, run, run_with_input};
 pub use terminal::Terminal;
 

@@ -1,4 +1,6 @@
-//! The node's HTTPS API: logs, pods and images, for the cluster's API server and nobody else.
+//! The node's HTTPS API: logs, pods, images and streams, for the cluster's API server and nobody else.
+
+mod images;
 
 use std::io;
 use std::net::SocketAddr;
@@ -28,7 +30,6 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use crate::image::{self, Reference};
 use crate::logs::{self, Log};
 use crate::pod::paths;
 use crate::pod::shared::Shared;
@@ -51,7 +52,7 @@ pub fn router(shared: Arc<Shared>, pods: Informer<core::Pod>) -> Router {
         .route("/healthz", get(|| async { "ok" }))
         .route("/pods", get(list_pods))
         .route("/containerLogs/{namespace}/{pod}/{container}", get(container_logs))
-        .route("/images", get(list_images).post(import_image).delete(remove_image))
+        .merge(images::routes())
         .merge(streams::routes())
         .layer(DefaultBodyLimit::disable())
         .with_state(Api { shared, pods })
@@ -141,7 +142,7 @@ fn forbidden() -> Response {
 }
 
 /// A Kubernetes Status, as clients behind the API server's proxy expect it.
-fn status(code: StatusCode, reason: &str, message: &str) -> Response {
+pub(super) fn status(code: StatusCode, reason: &str, message: &str) -> Response {
     let body = json!({
         "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
         "reason": reason, "message": message, "code": code.as_u16(),
@@ -240,77 +241,6 @@ fn log(
         ContainerId { tenant: run.tenant.clone(), pod_uid: uid.to_owned(), container: container.to_owned(), attempt };
     let log = Log::new(&api.shared.paths.tenant(&run.tenant), &paths::log(&id));
     Ok((log, options, run.live.unwrap_or_default()))
-}
-
-#[derive(Debug, Deserialize)]
-struct ImageQuery {
-    #[serde(rename = "ref")]
-    reference: Option<String>,
-}
-
-impl IntoResponse for image::Error {
-    fn into_response(self) -> Response {
-        let (code, reason) = match &self {
-            Self::Reference(_) | Self::Digest | Self::Body(_) => (StatusCode::BAD_REQUEST, "BadRequest"),
-            Self::Module(_) => (StatusCode::UNPROCESSABLE_ENTITY, "Invalid"),
-            Self::TooLarge(_) => (StatusCode::PAYLOAD_TOO_LARGE, "RequestEntityTooLarge"),
-            Self::NotFound(_) => (StatusCode::NOT_FOUND, "NotFound"),
-            Self::InUse { .. } => (StatusCode::CONFLICT, "Conflict"),
-            Self::Io { .. } | Self::Damaged { .. } => (StatusCode::INTERNAL_SERVER_ERROR, "InternalError"),
-        };
-        status(code, reason, &self.to_string())
-    }
-}
-
-fn image_json(name: &str, image: &image::Image) -> serde_json::Value {
-    json!({ "name": name, "digest": image.digest, "size": image.size, "kind": image.kind, "imported": image.imported })
-}
-
-async fn list_images(State(api): State<Api>) -> Response {
-    let images: Vec<_> = api.shared.images.list().iter().map(|(name, image)| image_json(name, image)).collect();
-    Json(json!({ "images": images })).into_response()
-}
-
-fn named(query: ImageQuery) -> Result<String, Box<Response>> {
-    query.reference.ok_or_else(|| {
-        Box::new(status(StatusCode::BAD_REQUEST, "BadRequest", "the query has no ref: give ?ref=localhost/NAME:TAG"))
-    })
-}
-
-async fn import_image(State(api): State<Api>, Query(query): Query<ImageQuery>, body: Body) -> Response {
-    let name = match named(query) {
-        Ok(name) => name,
-        Err(answer) => return *answer,
-    };
-    match api.shared.images.import(&name, body.into_data_stream()).await {
-        Ok((reference, image)) => {
-            tracing::info!(image = %reference, digest = image.digest, kind = image.kind, "image imported");
-            (StatusCode::CREATED, Json(image_json(&reference.to_string(), &image))).into_response()
-        }
-        Err(error) => error.into_response(),
-    }
-}
-
-async fn remove_image(State(api): State<Api>, Query(query): Query<ImageQuery>) -> Response {
-    let name = match named(query) {
-        Ok(name) => name,
-        Err(answer) => return *answer,
-    };
-    let user = |digest: &str| {
-        let uses = |pod: &core::Pod| {
-            !spec::is_terminal(pod)
-                && spec::containers(pod).any(|(container, _)| {
-                    let reference = Reference::parse(container.image.as_deref().unwrap_or_default());
-                    reference.is_ok_and(|it| api.shared.images.find(&it).is_some_and(|image| image.digest == digest))
-                })
-        };
-        let pod = api.pods.list().into_iter().find(|pod| uses(pod))?;
-        Some(format!("{}/{}", spec::namespace(&pod), spec::name(&pod)))
-    };
-    match api.shared.images.remove(&name, user).await {
-        Ok(image) => Json(image_json(&name, &image)).into_response(),
-        Err(error) => error.into_response(),
-    }
 }
 
 /// Directories that everything of a node is in, readable by nobody else unless it has to be.

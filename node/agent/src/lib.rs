@@ -2,8 +2,8 @@
 //!
 //! A pod bound to this node goes through a [state machine](pod::machine) that knows neither clock
 //! nor disk nor network; a [manager](pod::worker) does what it decides. Containers run behind
-//! [`runtime::Runtime`]: in [Wasm host processes](wasm), never in this one, which holds the node's
-//! credentials. The agent reaches the cluster only through the Kubernetes API.
+//! [`runtime::Runtime`]: in [Wasm host processes](wasm) and in [containerd](oci), never in this one,
+//! which holds the node's credentials. The agent reaches the cluster only through the Kubernetes API.
 
 pub mod api;
 mod beneath;
@@ -12,6 +12,7 @@ pub mod join;
 pub mod logs;
 mod network;
 pub mod node;
+pub mod oci;
 pub mod pod;
 mod run;
 pub mod runtime;

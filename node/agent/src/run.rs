@@ -13,8 +13,9 @@ use kube::Client;
 use kube::api::Api;
 use sampan_client::{EventRecorder, Informers};
 use sampan_network::{Mode, Network};
+use sampan_oci::cni;
 use sampan_wasm::Cache;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -22,13 +23,14 @@ use crate::api;
 use crate::image::{Images, Puller};
 use crate::join::Certificate;
 use crate::node::{self, Facts, Registration};
+use crate::oci::{self, Oci, Which};
 use crate::pod::objects::Objects;
 use crate::pod::paths::Paths;
 use crate::pod::prober::PortShift;
 use crate::pod::shared::Shared;
 use crate::pod::work;
 use crate::pod::worker::{Manager, Sources};
-use crate::runtime::Runtime;
+use crate::runtime::Runtimes;
 use crate::wasm::{Settings, Wasm, WasmCompiler, WasmRuntime};
 
 /// What an agent is told.
@@ -47,6 +49,8 @@ pub struct Config {
     pub ca_pem: String,
     /// What that API shows.
     pub certificate: Certificate,
+    /// The socket of a containerd to use; `None`: one of our own, if containerd is installed.
+    pub containerd: Option<PathBuf>,
     /// Whether pods end with the agent, as those of `sampan up` do.
     pub end_pods: bool,
     /// As in `v1.36.0+sampan`.
@@ -84,6 +88,7 @@ pub async fn run(config: Config, client: Client, shutdown: CancellationToken) ->
     let facts =
         Facts::read(&config.dir, config.max_pods, &config.version, &format!("sampan-wasm://{}", config.version));
     let allocatable = facts.allocatable.clone();
+    let containerd = Which::find(config.containerd.as_deref(), &config.dir.join(oci::DIR), privileged);
     let registration = Arc::new(Registration {
         client: client.clone(),
         name: config.node_name.clone(),
@@ -92,6 +97,7 @@ pub async fn run(config: Config, client: Client, shutdown: CancellationToken) ->
         facts,
         dir: config.dir.clone(),
         images: images.clone(),
+        containerd: containerd.clone(),
         limits: confinement(privileged),
         mode: if privileged { "privileged" } else { "unprivileged" },
     });
@@ -135,9 +141,20 @@ pub async fn run(config: Config, client: Client, shutdown: CancellationToken) ->
         privileged,
         version: config.version.clone(),
     };
-    let (wasm, runtime_events) = WasmRuntime::new(settings, network.clone());
-    let runtime: Arc<dyn Runtime> = Arc::new(Wasm(wasm));
-    let known = runtime.list().await.context("containers from before")?;
+    let (events, runtime_events) = mpsc::unbounded_channel();
+    let wasm = Wasm(WasmRuntime::new(settings, network.clone(), events.clone()));
+    let settings = oci::Settings {
+        paths: paths.clone(),
+        cluster_id: cluster.id.clone(),
+        node_name: config.node_name.clone(),
+        network: pods_of_containerd(&cluster.id, pod_cidr),
+    };
+    let oci = Oci::new(containerd, settings, events, stop.clone());
+    if let Err(error) = oci.resume().await {
+        tracing::error!(error = format!("{error:#}"), "containerd is not there; trying again with the next pod");
+    }
+    let runtimes = Runtimes { wasm, oci: oci.clone() };
+    let known = runtimes.list().await.context("containers from before")?;
 
     let (objects, object_changes) = Objects::new(client.clone());
     let services = informers.all::<core::Service>();
@@ -150,10 +167,10 @@ pub async fn run(config: Config, client: Client, shutdown: CancellationToken) ->
     let shared = Arc::new(Shared {
         node_name: config.node_name.clone(),
         client: client.clone(),
-        runtime,
+        runtimes,
         addresses: Arc::new(network),
         images: images.clone(),
-        puller: Puller::new(images.clone()),
+        puller: Puller::new(images.clone(), oci),
         objects,
         services,
         runtime_classes,
@@ -162,6 +179,7 @@ pub async fn run(config: Config, client: Client, shutdown: CancellationToken) ->
         host: config.addresses.clone(),
         allocatable,
         cluster_domain: cluster.domain,
+        nameserver: cluster.dns,
         shift: PortShift { below: shift.below, by: shift.by },
         max_pods: usize::try_from(config.max_pods).unwrap_or(usize::MAX),
         busy: Semaphore::new(BUSY),
@@ -198,6 +216,15 @@ pub async fn run(config: Config, client: Client, shutdown: CancellationToken) ->
     stop.cancel();
     tasks.abort_all();
     Ok(())
+}
+
+/// The network of pods in sandboxes: the other half of the node's range.
+fn pods_of_containerd(cluster_id: &str, pods: IpNet) -> cni::Network {
+    let halves = pods.subnets(pods.prefix_len() + 1).ok();
+    let upper = halves.and_then(|halves| halves.last()).unwrap_or(pods);
+    let mut network = cni::Network::new(format!("sampan-{cluster_id}"), [upper]);
+    network.port_mappings = sampan_oci::Installed::find().is_ok_and(|installed| installed.iptables);
+    network
 }
 
 /// What keeps guests in their place here, or what is missing.

@@ -1,13 +1,18 @@
 //! What the agent asks of whatever runs containers. The pod state machine knows only this; the
-//! Wasm host stands behind it today, containerd can later.
+//! Wasm host and containerd stand behind it.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use jiff::Timestamp;
 use sampan_streaming::{Streams, Wanted};
 use tokio::sync::mpsc;
+
+use crate::oci::Oci;
+use crate::wasm::Wasm;
 
 /// One run of one container: attempt 0 is the first start, each restart counts on.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -69,11 +74,13 @@ pub struct Mount {
     pub read_only: bool,
 }
 
-/// Everything a runtime needs to start a container; nothing is left to be looked up.
+/// Everything the Wasm host needs to start a container; nothing is left to be looked up.
 #[derive(Clone, Debug)]
 pub struct StartSpec {
     pub id: ContainerId,
     pub pod_name: String,
+    /// The pod's own network; `None`: its tenant's.
+    pub netns: Option<PathBuf>,
     /// Hash of the module's bytes.
     pub module: String,
     pub args: Vec<String>,
@@ -136,11 +143,17 @@ pub struct Usage {
     pub memory_bytes: u64,
 }
 
-/// What runs containers. Calls about one container come one after another.
+/// What a program gave that was run in a container.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Ran {
+    pub code: i32,
+    pub output: String,
+}
+
+/// What runs containers, once it has started them by what each needs to know. Calls about one
+/// container come one after another.
 #[async_trait]
 pub trait Runtime: Send + Sync + 'static {
-    /// Starts a container; asked again for the same id it answers as the first time.
-    async fn start(&self, spec: StartSpec) -> Result<RunState, StartError>;
     /// Ends a container within the grace and tells how it ended.
     async fn stop(&self, id: &ContainerId, grace_seconds: u32) -> anyhow::Result<Exit>;
     /// Forgets a container that has ended.
@@ -156,10 +169,36 @@ pub trait Runtime: Send + Sync + 'static {
     async fn attach(&self, _: &ContainerId, _: Wanted) -> anyhow::Result<Streams> {
         anyhow::bail!("this container's runtime cannot be attached to")
     }
-    /// Ends what serves a tenant, when its last pod is gone.
-    async fn release_tenant(&self, tenant: &str) -> anyhow::Result<()>;
-    /// Name and version for the node's status, as in `containerd://1.6.20`.
-    fn version(&self) -> String;
+    /// Runs a program to its end, for probes and hooks; an error if it takes longer.
+    async fn run(&self, _: &ContainerId, _: &[String], _: Duration) -> anyhow::Result<Ran> {
+        anyhow::bail!("a WebAssembly container has no other program to run")
+    }
+}
+
+/// The node's runtimes.
+pub struct Runtimes {
+    pub wasm: Wasm,
+    pub oci: Arc<Oci>,
+}
+
+impl Runtimes {
+    /// The one that has a container.
+    pub fn of(&self, id: &ContainerId) -> &dyn Runtime {
+        if self.oci.has(id) { self.oci.as_ref() } else { &self.wasm }
+    }
+
+    /// Everything that runs or ended and was not removed, of both.
+    pub async fn list(&self) -> anyhow::Result<Vec<(ContainerId, RunState)>> {
+        let mut all = self.wasm.list().await?;
+        all.extend(self.oci.list().await?);
+        Ok(all)
+    }
+
+    pub async fn usage(&self) -> Vec<Usage> {
+        let mut all = self.wasm.usage().await;
+        all.extend(self.oci.usage().await);
+        all
+    }
 }
 
 /// Where a runtime tells its events.

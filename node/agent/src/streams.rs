@@ -1,6 +1,8 @@
 //! `exec`, `attach` and `portForward` of the node's API, by WebSocket or SPDY.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::AsFd as _;
+use std::path::PathBuf;
 use std::sync::PoisonError;
 use std::time::Duration;
 
@@ -103,15 +105,15 @@ fn remote(
     }
     let pending = sampan_streaming::remote_command(&mut request, wanted).map_err(|error| Box::new(refused(&error)))?;
     let response = switching(&pending);
-    let runtime = api.shared.runtime.clone();
+    let shared = api.shared.clone();
     tokio::spawn(async move {
         let client = match pending.open(CREATION).await {
             Ok(client) => client,
             Err(error) => return tracing::debug!(container = id.id(), %error, "remote command not begun"),
         };
         let started = match runs {
-            true => runtime.exec(&id, command, wanted).await,
-            false => runtime.attach(&id, wanted).await,
+            true => shared.runtimes.of(&id).exec(&id, command, wanted).await,
+            false => shared.runtimes.of(&id).attach(&id, wanted).await,
         };
         match started {
             Ok(streams) => client.run(streams, IDLE).await,
@@ -199,6 +201,9 @@ async fn connect(api: &Api, namespace: &str, name: &str, uid: &str, forward: For
 /// A connection to a pod's own address, which is asked of who gave it: a status is only what
 /// somebody wrote.
 async fn dial(api: &Api, namespace: &str, uid: &str, port: u16) -> Result<TcpStream, String> {
+    if let Some(ground) = api.shared.oci().ground(uid) {
+        return inside(ground.netns, port).await;
+    }
     let addresses = &api.shared.addresses;
     if !addresses.assigned().await.iter().any(|assigned| assigned == uid) {
         return Err("the pod has no address".to_owned());
@@ -210,13 +215,42 @@ async fn dial(api: &Api, namespace: &str, uid: &str, port: u16) -> Result<TcpStr
             let _ = stream.set_nodelay(true);
             Ok(stream)
         }
-        Ok(Err(error)) => {
-            let why = match error.kind() {
-                std::io::ErrorKind::ConnectionRefused => "connect: connection refused".to_owned(),
-                _ => error.to_string(),
-            };
-            Err(format!("failed to connect to {target}: dial tcp {target}: {why}"))
-        }
+        Ok(Err(error)) => Err(refusal(target, &error)),
         Err(_) => Err(format!("failed to connect to {target}: dial tcp {target}: i/o timeout")),
     }
+}
+
+fn refusal(target: SocketAddr, error: &std::io::Error) -> String {
+    let why = match error.kind() {
+        std::io::ErrorKind::ConnectionRefused => "connect: connection refused".to_owned(),
+        _ => error.to_string(),
+    };
+    format!("failed to connect to {target}: dial tcp {target}: {why}")
+}
+
+/// A connection to a pod's own loopback, which is where a sandbox's ports are looked for: what
+/// listens there alone is found too. Without a namespace it is the node's.
+async fn inside(netns: Option<PathBuf>, port: u16) -> Result<TcpStream, String> {
+    let dialled = tokio::task::spawn_blocking(move || {
+        let dial = move || {
+            if let Some(path) = netns {
+                let netns = std::fs::File::open(&path).map_err(|error| format!("{}: {error}", path.display()))?;
+                let kind = Some(rustix::thread::LinkNameSpaceType::Network);
+                rustix::thread::move_into_link_name_space(netns.as_fd(), kind).map_err(|error| error.to_string())?;
+            }
+            let four = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+            let six = SocketAddr::from((Ipv6Addr::LOCALHOST, port));
+            let stream = std::net::TcpStream::connect_timeout(&four, DIAL)
+                .or_else(|error| std::net::TcpStream::connect_timeout(&six, DIAL).map_err(|_| error));
+            stream.map_err(|error| refusal(four, &error))
+        };
+        // A thread that has gone there is not used for anything else.
+        std::thread::spawn(dial).join()
+    });
+    let stream = match dialled.await {
+        Ok(Ok(stream)) => stream?,
+        _ => return Err("the connection's thread has ended".to_owned()),
+    };
+    let ready = stream.set_nonblocking(true).and_then(|()| stream.set_nodelay(true));
+    ready.and_then(|()| TcpStream::from_std(stream)).map_err(|error| error.to_string())
 }

@@ -24,7 +24,7 @@ use tokio::sync::mpsc;
 use crate::beneath::{self, Links};
 use crate::image::Compiler;
 use crate::pod::paths::{self, Paths};
-use crate::runtime::{ContainerId, Exit, RunState, Runtime, RuntimeEvent, RuntimeEvents, StartError, StartSpec, Usage};
+use crate::runtime::{ContainerId, Exit, RunState, Runtime, RuntimeEvent, StartError, StartSpec, Usage};
 
 /// What host processes are made from.
 pub struct Settings {
@@ -69,9 +69,9 @@ const RECORD_BYTES: u64 = 64 << 10;
 const RELEASE_GRACE: Duration = Duration::from_secs(2);
 
 impl WasmRuntime {
-    pub fn new(settings: Settings, network: Network) -> (Arc<Self>, RuntimeEvents) {
-        let (events, receiver) = mpsc::unbounded_channel();
-        (Arc::new(Self { settings, network, slots: Mutex::default(), events }), receiver)
+    /// What happens by itself is told to `events`.
+    pub fn new(settings: Settings, network: Network, events: mpsc::UnboundedSender<RuntimeEvent>) -> Arc<Self> {
+        Arc::new(Self { settings, network, slots: Mutex::default(), events })
     }
 
     /// The user of a tenant's host processes: the same after a restart, without a record, and
@@ -96,28 +96,33 @@ impl WasmRuntime {
         host.as_ref().filter(|host| host.is_alive()).cloned()
     }
 
-    /// The host of a tenant, started if need be.
-    async fn host(self: &Arc<Self>, tenant: &str) -> anyhow::Result<Host> {
+    /// The host of a tenant, started if need be, in a network namespace that is not the tenant's.
+    async fn host(self: &Arc<Self>, tenant: &str, netns: Option<&Path>) -> anyhow::Result<Host> {
         let slot = self.slot(tenant);
         let mut host = slot.0.lock().await;
         if let Some(host) = host.as_ref().filter(|host| host.is_alive()) {
             return Ok(host.clone());
         }
-        let started = launch::ensure(&self.config(tenant).await?).await?;
+        let started = launch::ensure(&self.config(tenant, netns).await?).await?;
         *host = Some(started.clone());
         self.watch(tenant, started.clone());
         Ok(started)
     }
 
-    async fn config(&self, tenant: &str) -> anyhow::Result<HostConfig> {
-        let network = self.network.tenant(paths::namespace_of(tenant)).await?;
+    async fn config(&self, tenant: &str, netns: Option<&Path>) -> anyhow::Result<HostConfig> {
         let settings = &self.settings;
         let mut config = HostConfig::new(tenant, settings.paths.tenant(tenant), settings.paths.modules());
-        config.netns = network.netns;
-        config.nameserver = Some(network.nameserver);
+        config.nameserver = Some(self.network.nameserver());
         config.cluster_ranges.clone_from(&settings.cluster_ranges);
-        config.port_shift = (network.port_shift.below > 0)
-            .then_some(PortShift { below: network.port_shift.below, by: network.port_shift.by });
+        if let Some(netns) = netns {
+            config.netns = Some(netns.to_owned());
+            config.own_loopback = true;
+        } else {
+            let network = self.network.tenant(paths::namespace_of(tenant)).await?;
+            config.netns = network.netns;
+            config.port_shift = (network.port_shift.below > 0)
+                .then_some(PortShift { below: network.port_shift.below, by: network.port_shift.by });
+        }
         if settings.privileged {
             config.user = Some(Self::user(&settings.cluster_id, &settings.node_name, tenant));
             config.cgroup = Some(format!("sampan-{}/{}_{tenant}", settings.cluster_id, settings.node_name));
@@ -271,14 +276,14 @@ fn spec(start: &StartSpec, module: &sampan_wasm::Module) -> ContainerSpec {
 /// [`Runtime`] for a shared [`WasmRuntime`]: its tasks hold it too.
 pub struct Wasm(pub Arc<WasmRuntime>);
 
-#[async_trait]
-impl Runtime for Wasm {
-    async fn start(&self, start: StartSpec) -> Result<RunState, StartError> {
+impl Wasm {
+    /// Starts a container; asked again for the same id it answers as the first time.
+    pub async fn start(&self, start: StartSpec) -> Result<RunState, StartError> {
         let module = self.0.module(&start.module).await.map_err(StartError::Create)?;
         let request = spec(&start, &module);
         // A host that died a moment ago is replaced once.
         for last in [false, true] {
-            let host = self.0.host(&start.id.tenant).await.map_err(|error| {
+            let host = self.0.host(&start.id.tenant, start.netns.as_deref()).await.map_err(|error| {
                 StartError::Create(format!("the Wasm host of namespace \"{}\": {error:#}", start.id.tenant))
             })?;
             match host.client().start(request.clone()).await {
@@ -298,6 +303,26 @@ impl Runtime for Wasm {
         Err(StartError::Create("the Wasm host does not answer".to_owned()))
     }
 
+    /// Ends what serves a tenant, when its last pod is gone.
+    pub async fn release_tenant(&self, tenant: &str) -> anyhow::Result<()> {
+        let slot = self.0.slots.lock().unwrap_or_else(PoisonError::into_inner).remove(tenant);
+        if let Some(slot) = slot
+            && let Some(host) = slot.0.lock().await.take()
+        {
+            host.stop(RELEASE_GRACE).await?;
+        }
+        // Logs of pods that are not gone stay.
+        let dir = self.0.settings.paths.tenant(tenant);
+        let pods = self.0.settings.paths.pods(tenant);
+        if std::fs::read_dir(&pods).is_ok_and(|mut pods| pods.next().is_none()) {
+            let _ = std::fs::remove_dir_all(dir);
+        }
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Runtime for Wasm {
     async fn stop(&self, id: &ContainerId, grace_seconds: u32) -> anyhow::Result<Exit> {
         if let Some(host) = self.0.running(&id.tenant).await {
             match host.client().stop(proto::StopRequest { id: id.id(), grace_seconds }).await {
@@ -383,26 +408,6 @@ impl Runtime for Wasm {
     async fn attach(&self, id: &ContainerId, wanted: Wanted) -> anyhow::Result<Streams> {
         let host = self.0.running(&id.tenant).await.context("the Wasm host of the container is gone")?;
         streams::attach(&host, id, wanted).await
-    }
-
-    async fn release_tenant(&self, tenant: &str) -> anyhow::Result<()> {
-        let slot = self.0.slots.lock().unwrap_or_else(PoisonError::into_inner).remove(tenant);
-        if let Some(slot) = slot
-            && let Some(host) = slot.0.lock().await.take()
-        {
-            host.stop(RELEASE_GRACE).await?;
-        }
-        // Logs of pods that are not gone stay.
-        let dir = self.0.settings.paths.tenant(tenant);
-        let pods = self.0.settings.paths.pods(tenant);
-        if std::fs::read_dir(&pods).is_ok_and(|mut pods| pods.next().is_none()) {
-            let _ = std::fs::remove_dir_all(dir);
-        }
-        Ok(())
-    }
-
-    fn version(&self) -> String {
-        format!("sampan-wasm://{}", self.0.settings.version)
     }
 }
 

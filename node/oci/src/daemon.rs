@@ -124,6 +124,25 @@ impl Daemon {
         Ok(())
     }
 
+    /// The same, of whoever started it.
+    pub async fn stop_in(dir: &Path) -> Result<()> {
+        let paths = Paths::of(dir)?;
+        for identity in recorded(&paths).into_iter().chain(purge::daemons(&paths)) {
+            end(identity).await?;
+        }
+        let _ = std::fs::remove_file(paths.record());
+        Ok(())
+    }
+
+    /// As [`Daemon::purge`], but the directory stays, and with it the images. Tells how many containers
+    /// there were, pods' own included.
+    pub fn clean(dir: &Path) -> Result<usize> {
+        let paths = Paths::of(dir)?;
+        let removed = purge::clean(&paths, recorded(&paths))?;
+        let _ = std::fs::remove_file(paths.record());
+        Ok(removed)
+    }
+
     /// Ends the containerd of a directory and all its containers, whether it can be driven or not, and
     /// removes everything of it from the machine but rules of host ports, which only removing their
     /// sandboxes does. Blocks, for seconds where much is left.

@@ -20,7 +20,9 @@ pub(crate) fn daemons(paths: &Paths) -> Vec<Identity> {
     with_argument(&paths.config())
 }
 
-pub(crate) fn purge(paths: &Paths, recorded: Option<Identity>) -> Result<()> {
+/// Ends everything and takes away what lies outside the directory, which keeps the images. Tells how
+/// many containers there were, pods' own included.
+pub(crate) fn clean(paths: &Paths, recorded: Option<Identity>) -> Result<usize> {
     // First what would start anything again, last what others are children of.
     kill(recorded.into_iter().chain(daemons(paths)).collect())?;
     let bundles = bundles(paths);
@@ -34,14 +36,22 @@ pub(crate) fn purge(paths: &Paths, recorded: Option<Identity>) -> Result<()> {
             let _ = std::fs::remove_file(socket);
         }
     }
-    for dir in [&paths.run, &paths.dir] {
-        unmount_below(dir)?;
-        match std::fs::remove_dir_all(dir) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(Error::io(dir)(error)),
-            _ => {}
-        }
+    unmount_below(&paths.dir)?;
+    remove(&paths.run)?;
+    Ok(bundles.len())
+}
+
+pub(crate) fn purge(paths: &Paths, recorded: Option<Identity>) -> Result<()> {
+    clean(paths, recorded)?;
+    remove(&paths.dir)
+}
+
+fn remove(dir: &Path) -> Result<()> {
+    unmount_below(dir)?;
+    match std::fs::remove_dir_all(dir) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::io(dir)(error)),
+        _ => Ok(()),
     }
-    Ok(())
 }
 
 /// A directory for each container that was started.
@@ -88,7 +98,7 @@ fn kill(processes: Vec<Identity>) -> Result<()> {
 }
 
 /// Deepest first: later lines of the table lie on earlier ones.
-fn unmount_below(dir: &Path) -> Result<()> {
+pub fn unmount_below(dir: &Path) -> Result<()> {
     let table = std::fs::read_to_string("/proc/self/mountinfo").map_err(Error::io("/proc/self/mountinfo"))?;
     let points = table.lines().rev().filter_map(|line| Some(unescape(line.split(' ').nth(4)?)));
     for point in points.filter(|point| point.starts_with(dir)) {

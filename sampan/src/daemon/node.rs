@@ -30,6 +30,7 @@ async fn agent_config(
         node_name: config.node_name.clone(),
         dir: data_dir.part("node")?,
         max_pods: config.max_pods,
+        containerd: config.containerd.clone(),
         mode,
         listen: SocketAddr::new(listen_address(mode), 0),
         addresses,
@@ -101,6 +102,7 @@ pub struct Removed {
     hosts: usize,
     /// Their control groups, which an ordinary user has none of.
     groups: usize,
+    containers: usize,
     network: sampan_network::Removed,
 }
 
@@ -113,8 +115,9 @@ impl fmt::Display for Removed {
             (self.network.routes, "route", "s"),
             (self.network.tables, "table", "s"),
         ];
-        let groups = (self.groups > 0).then_some((self.groups, "control group", "s"));
-        for (index, (count, what, plural)) in counted.into_iter().chain(groups).enumerate() {
+        let rare = [(self.groups, "control group", "s"), (self.containers, "container", "s")];
+        let rare = rare.into_iter().filter(|(count, ..)| *count > 0);
+        for (index, (count, what, plural)) in counted.into_iter().chain(rare).enumerate() {
             let (comma, plural) = (if index > 0 { ", " } else { "" }, if count == 1 { "" } else { plural });
             write!(f, "{comma}{count} {what}{plural}")?;
         }
@@ -130,8 +133,10 @@ pub async fn clean(data_dir: &DataDir) -> Result<Removed> {
         launch::kill(tenant, record).await;
     }
     let groups = hosts.iter().filter(|(_, record)| record.cgroup.is_some()).count();
+    let node = dir.clone();
+    let containers = tokio::task::spawn_blocking(move || sampan_agent::oci::clean(&node)).await??;
     let network = sampan_network::clean(&dir.join("network")).await?;
-    Ok(Removed { hosts: hosts.len(), groups, network })
+    Ok(Removed { hosts: hosts.len(), groups, containers, network })
 }
 
 #[cfg(test)]
@@ -141,12 +146,15 @@ mod tests {
     #[test]
     fn one_and_many() {
         let network = sampan_network::Removed { namespaces: 1, links: 2, routes: 0, tables: 1 };
-        let removed = Removed { hosts: 2, groups: 1, network: network.clone() };
+        let removed = Removed { hosts: 2, groups: 1, containers: 0, network: network.clone() };
         assert_eq!(
             removed.to_string(),
             "2 host processes, 1 network namespace, 2 interfaces, 0 routes, 1 table, 1 control group"
         );
-        let removed = Removed { hosts: 1, groups: 0, network };
-        assert_eq!(removed.to_string(), "1 host process, 1 network namespace, 2 interfaces, 0 routes, 1 table");
+        let removed = Removed { hosts: 1, groups: 0, containers: 3, network };
+        assert_eq!(
+            removed.to_string(),
+            "1 host process, 1 network namespace, 2 interfaces, 0 routes, 1 table, 3 containers"
+        );
     }
 }

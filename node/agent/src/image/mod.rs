@@ -22,7 +22,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::sync::watch;
 
 pub use credentials::{Credentials, Keyring};
-pub use pull::{Error as PullError, Policy, Pulled, Puller};
+pub use pull::{Error as PullError, Held, Kind, Policy, Pulled, Puller};
 pub use reference::{Invalid, Reference};
 
 /// Turns bytes into what a host can map, once.
@@ -171,6 +171,11 @@ impl Images {
     /// Counts up with every change.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()
+    }
+
+    /// Tells those who wait that an image has come elsewhere.
+    pub fn touch(&self) {
+        self.changed.send_modify(|count| *count += 1);
     }
 
     pub fn list(&self) -> Vec<(String, Image)> {

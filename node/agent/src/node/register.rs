@@ -19,6 +19,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::facts::{self, Facts};
 use crate::image::Images;
+use crate::oci::Which;
+use crate::pod::shared;
 
 /// How often a status that did not change is written, and how often pressure is looked at.
 const EVERY: Duration = Duration::from_secs(300);
@@ -36,6 +38,7 @@ pub struct Registration {
     pub facts: Facts,
     pub dir: PathBuf,
     pub images: Arc<Images>,
+    pub containerd: Which,
     /// What stands between a guest and the machine, and what is missing, in words.
     pub limits: Result<String, String>,
     pub mode: &'static str,
@@ -61,6 +64,7 @@ impl Registration {
             ("beta.kubernetes.io/os", "linux"),
             ("beta.kubernetes.io/arch", facts::architecture()),
             ("sampan.io/runtime-wasm", "true"),
+            ("sampan.io/runtime-oci", if self.containerd.available().is_ok() { "true" } else { "false" }),
             ("sampan.io/network", self.mode),
         ] {
             labels.insert(name.to_owned(), value.to_owned());
@@ -104,6 +108,10 @@ impl Registration {
         wanted.push(match &self.limits {
             Ok(words) => condition("GuestsConfined", true, "AllLimits", words),
             Err(words) => condition("GuestsConfined", false, "LimitsMissing", words),
+        });
+        wanted.push(match self.containerd.available() {
+            Ok(()) => condition("LinuxContainers", true, "Available", "containerd runs Linux containers"),
+            Err(why) => condition("LinuxContainers", false, "WebAssemblyOnly", &format!("no Linux containers: {why}")),
         });
         wanted.push(match ready {
             Ok(()) => condition("Ready", true, "KubeletReady", "kubelet is posting ready status"),
@@ -169,9 +177,11 @@ impl Registration {
             images: Some(self.images()),
             node_info: Some(self.facts.info.clone()),
             runtime_handlers: Some(
-                ["", "wasm", crate::pod::start::ISOLATED]
-                    .iter()
-                    .map(|name| core::NodeRuntimeHandler { name: Some((*name).to_owned()), ..Default::default() })
+                ["", shared::WASM, shared::ISOLATED]
+                    .map(str::to_owned)
+                    .into_iter()
+                    .chain(self.containerd.handlers().iter().cloned())
+                    .map(|name| core::NodeRuntimeHandler { name: Some(name), ..Default::default() })
                     .collect(),
             ),
             ..Default::default()

@@ -58,6 +58,8 @@ pub struct Container {
     /// The run before the one that `state` tells of.
     pub last: Option<Ended>,
     pub image_id: String,
+    /// What its runtime calls its latest runs, where that is not ours to choose.
+    pub ids: Vec<(u32, String)>,
     pub ready: bool,
     pub started: bool,
     pub probes: Vec<Probing>,
@@ -79,6 +81,7 @@ impl Container {
             attempt: None,
             last: None,
             image_id: String::new(),
+            ids: Vec::new(),
             ready: false,
             started: false,
             probes: Vec::new(),

@@ -64,6 +64,8 @@ pub struct SetUpError {
 pub struct Started {
     pub image: String,
     pub image_id: String,
+    /// What the runtime calls it, with the runtime's name, where that is not ours to choose.
+    pub id: Option<String>,
     /// Bytes of the image.
     pub size: u64,
     /// How long it was pulled, and that with the wait for others; `None`: it was here.
@@ -371,6 +373,8 @@ impl Machine {
         match result {
             Ok(started) => {
                 container.image_id = started.image_id;
+                container.ids.truncate(1);
+                container.ids.splice(0..0, started.id.map(|id| (attempt, id)));
                 container.attempt = Some(attempt);
                 match started.state {
                     RunState::Running { started_at } => {

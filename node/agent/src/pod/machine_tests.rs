@@ -100,6 +100,7 @@ impl World {
                 let started = Started {
                     image: "localhost/app:v1".into(),
                     image_id: "localhost/app@sha256:0".into(),
+                    id: None,
                     size: 1,
                     took: None,
                     state: RunState::Running { started_at: self.now },
@@ -599,6 +600,7 @@ fn an_end_that_overtakes_the_answer_to_the_start() {
     let started = Started {
         image: "a".into(),
         image_id: "a".into(),
+        id: None,
         size: 1,
         took: None,
         state: RunState::Running { started_at: now },

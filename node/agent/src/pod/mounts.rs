@@ -1,12 +1,13 @@
-//! Volume mounts as a WebAssembly host can give them: directories only. A single file mounted by
-//! `subPath` becomes a directory that holds it, as its parent is asked for; like everywhere in
-//! Kubernetes such a file does not follow its volume's changes.
+//! Volume mounts. A WebAssembly host can give directories only: a single file mounted by `subPath`
+//! becomes a directory that holds it, as its parent is asked for; like everywhere in Kubernetes such
+//! a file does not follow its volume's changes.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::ErrorKind;
+use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::MetadataExt as _;
-use std::path::{Component, Path};
+use std::path::{Component, Path, PathBuf};
 
 use k8s_openapi::api::core::v1 as core;
 
@@ -14,20 +15,36 @@ use super::expand::expand;
 use super::paths;
 use super::spec;
 use crate::beneath::{self, Links};
+use crate::oci::spec as oci;
 use crate::runtime::Mount;
 
-/// The mounts of a container; `tenant` is the directory that sources are below.
-pub fn resolve(
+/// What is mounted somewhere.
+enum Found {
+    /// A volume, below the tenant's directory, or a directory or file of the node, whose path is absolute.
+    Whole(PathBuf),
+    /// A directory of a volume: where it was, and itself.
+    Dir(PathBuf, fs::File),
+    /// A single file.
+    File(fs::File),
+}
+
+struct Place {
+    target: String,
+    read_only: bool,
+    propagation: Option<String>,
+    found: Found,
+}
+
+/// What a container mounts where; `tenant` is the directory that volumes are below.
+fn places(
     pod: &core::Pod,
     container: &core::Container,
-    attempt: u32,
     env: &BTreeMap<String, String>,
     tenant: &Path,
-) -> Result<Vec<Mount>, String> {
+) -> Result<Vec<Place>, String> {
     let uid = spec::uid(pod);
     let volumes = pod.spec.as_ref().and_then(|spec| spec.volumes.as_deref()).unwrap_or_default();
-    let mut mounts: Vec<Mount> = Vec::new();
-    let mut files: BTreeMap<String, Vec<(String, fs::File)>> = BTreeMap::new();
+    let mut places = Vec::new();
     for (index, mount) in container.volume_mounts.iter().flatten().enumerate() {
         let at = |problem: String| format!("volumeMounts[{index}] ({}): {problem}", mount.mount_path);
         let volume = volumes
@@ -35,7 +52,11 @@ pub fn resolve(
             .find(|volume| volume.name == mount.name)
             .ok_or_else(|| at(format!("the pod has no volume \"{}\"", mount.name)))?;
         let target = clean(&mount.mount_path).ok_or_else(|| at("the path must be absolute and without '..'".into()))?;
-        let mut source = paths::volume(uid, &mount.name);
+        let writable = volume.empty_dir.is_some() || volume.host_path.is_some();
+        let source = match &volume.host_path {
+            Some(host) => PathBuf::from(&host.path),
+            None => paths::volume(uid, &mount.name),
+        };
         let sub = match (&mount.sub_path, &mount.sub_path_expr) {
             (Some(path), _) if !path.is_empty() => Some(path.clone()),
             (_, Some(expression)) if !expression.is_empty() => {
@@ -43,34 +64,65 @@ pub fn resolve(
             }
             _ => None,
         };
-        if let Some(sub) = &sub {
-            let plain = Path::new(sub).components().all(|part| matches!(part, Component::Normal(_)));
-            if !plain {
-                return Err(at(format!("subPath \"{sub}\" must be relative and without '..'")));
+        let found = match sub {
+            None => Found::Whole(source),
+            Some(sub) => part(&sub, &source, tenant, writable).map_err(at)?,
+        };
+        let read_only = mount.read_only == Some(true) || !writable;
+        places.push(Place { target, read_only, propagation: mount.mount_propagation.clone(), found });
+    }
+    Ok(places)
+}
+
+/// A part of a volume, opened so that no link of a guest's leads elsewhere.
+fn part(sub: &str, source: &Path, tenant: &Path, writable: bool) -> Result<Found, String> {
+    if !Path::new(sub).components().all(|part| matches!(part, Component::Normal(_))) {
+        return Err(format!("subPath \"{sub}\" must be relative and without '..'"));
+    }
+    let within = tenant.join(source);
+    let open = || -> std::io::Result<(fs::FileType, fs::File)> {
+        let found = beneath::open(&within, sub.as_ref(), Links::Within)?;
+        Ok((found.metadata()?.file_type(), found))
+    };
+    let said = |error: std::io::Error| format!("subPath \"{sub}\": {error}");
+    let found = match open() {
+        Err(error) if error.kind() == ErrorKind::NotFound && writable => {
+            beneath::make_dirs(&within, sub.as_ref()).map_err(said)?;
+            open()
+        }
+        found => found,
+    };
+    match found {
+        Ok((kind, file)) if kind.is_file() => Ok(Found::File(file)),
+        Ok((kind, dir)) if kind.is_dir() => Ok(Found::Dir(source.join(sub), dir)),
+        Ok(_) => Err(format!("subPath \"{sub}\" is neither a file nor a directory")),
+        Err(error) if error.kind() == ErrorKind::NotFound => Err(format!("subPath \"{sub}\" is not in the volume")),
+        Err(error) => Err(said(error)),
+    }
+}
+
+/// The mounts of a WebAssembly container.
+pub fn resolve(
+    pod: &core::Pod,
+    container: &core::Container,
+    attempt: u32,
+    env: &BTreeMap<String, String>,
+    tenant: &Path,
+) -> Result<Vec<Mount>, String> {
+    let mut mounts: Vec<Mount> = Vec::new();
+    let mut files: BTreeMap<String, Vec<(String, fs::File)>> = BTreeMap::new();
+    for Place { target, read_only, found, .. } in places(pod, container, env, tenant)? {
+        match found {
+            Found::Whole(source) if source.is_absolute() => {
+                return Err(format!("volumeMounts ({target}): {}", super::refuse::HOST_PATH));
             }
-            let within = tenant.join(&source);
-            source = source.join(sub);
-            let found = beneath::open(&within, sub.as_ref(), Links::Within);
-            match found.and_then(|found| Ok((found.metadata()?.file_type(), found))) {
-                Ok((kind, file)) if kind.is_file() => {
-                    let (parent, name) = target.rsplit_once('/').unwrap_or(("", &target));
-                    let parent = if parent.is_empty() { "/" } else { parent };
-                    files.entry(parent.to_owned()).or_default().push((name.to_owned(), file));
-                    continue;
-                }
-                Ok((kind, _)) if kind.is_dir() => {}
-                Ok(_) => return Err(at(format!("subPath \"{sub}\" is neither a file nor a directory"))),
-                Err(error) if error.kind() != ErrorKind::NotFound => {
-                    return Err(at(format!("subPath \"{sub}\": {error}")));
-                }
-                Err(_) if volume.empty_dir.is_some() => {
-                    beneath::make_dirs(&within, sub.as_ref())
-                        .map_err(|error| at(format!("subPath \"{sub}\": {error}")))?;
-                }
-                Err(_) => return Err(at(format!("subPath \"{sub}\" is not in volume \"{}\"", mount.name))),
+            Found::Whole(source) | Found::Dir(source, _) => mounts.push(Mount { source, target, read_only }),
+            Found::File(file) => {
+                let (parent, name) = target.rsplit_once('/').unwrap_or(("", &target));
+                let parent = if parent.is_empty() { "/" } else { parent };
+                files.entry(parent.to_owned()).or_default().push((name.to_owned(), file));
             }
         }
-        mounts.push(Mount { source, target, read_only: mount.read_only == Some(true) || volume.empty_dir.is_none() });
     }
     for (number, (parent, files)) in files.into_iter().enumerate() {
         if let Some(other) = mounts.iter().find(|mount| mount.target == parent) {
@@ -79,7 +131,7 @@ pub fn resolve(
                 other.target
             ));
         }
-        let source = paths::files(uid, &container.name, attempt).join(number.to_string());
+        let source = paths::files(spec::uid(pod), &container.name, attempt).join(number.to_string());
         let dir = tenant.join(&source);
         let copy = || -> std::io::Result<()> {
             fs::create_dir_all(&dir)?;
@@ -96,6 +148,65 @@ pub fn resolve(
         mounts.push(Mount { source, target: parent, read_only: true });
     }
     Ok(mounts)
+}
+
+/// The mounts of a Linux container. Parts of volumes are bound by what was opened, not by a path
+/// that a container may have changed since: to directories and files below its run's own.
+pub fn bind(
+    pod: &core::Pod,
+    container: &core::Container,
+    attempt: u32,
+    env: &BTreeMap<String, String>,
+    tenant: &Path,
+) -> Result<Vec<sampan_oci::Mount>, String> {
+    let dir = tenant.join(paths::files(spec::uid(pod), &container.name, attempt));
+    release(&dir);
+    let mut mounts = Vec::new();
+    for (number, place) in places(pod, container, env, tenant)?.into_iter().enumerate() {
+        let bound = |file: fs::File, is_dir: bool| -> std::io::Result<PathBuf> {
+            let target = dir.join(number.to_string());
+            fs::create_dir_all(if is_dir { &target } else { &dir })?;
+            if !is_dir {
+                fs::File::create(&target)?;
+            }
+            rustix::mount::mount_bind(format!("/proc/self/fd/{}", file.as_raw_fd()), &target)?;
+            Ok(target)
+        };
+        let source = match place.found {
+            Found::Whole(source) => Ok(tenant.join(source)),
+            Found::Dir(_, opened) => bound(opened, true),
+            Found::File(opened) => bound(opened, false),
+        };
+        let source = source.map_err(|error| format!("volumeMounts ({}): {error}", place.target))?;
+        mounts.push(oci::mount(&source, &place.target, place.read_only, place.propagation.as_deref()));
+    }
+    Ok(mounts)
+}
+
+/// Takes away what [`bind`] made of one run, and never what is mounted there.
+pub fn release(dir: &Path) {
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        let path = entry.path();
+        let flags = rustix::mount::UnmountFlags::DETACH | rustix::mount::UnmountFlags::NOFOLLOW;
+        while rustix::mount::unmount(&path, flags).is_ok() {}
+    }
+}
+
+/// Removes the directory of a pod that is gone, and nothing that is mounted below it.
+pub fn remove_pod(dir: &Path) -> std::io::Result<()> {
+    let below = |dir: &Path| fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
+    for container in below(&dir.join(paths::FILES)) {
+        below(&container).for_each(|run| release(&run));
+    }
+    let mounted = fs::read_to_string("/proc/self/mountinfo")?;
+    let name = dir.to_string_lossy();
+    if mounted.lines().any(|line| line.split(' ').nth(4).is_some_and(|point| point.starts_with(name.as_ref()))) {
+        return Err(std::io::Error::other("something is still mounted below it"));
+    }
+    match fs::remove_dir_all(dir) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
 }
 
 /// An absolute path without doubled or trailing slashes.

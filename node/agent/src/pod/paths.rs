@@ -17,6 +17,7 @@ use crate::runtime::ContainerId;
 
 /// Below a pod's directory.
 pub const CONTAINERS: &str = "containers";
+pub const FILES: &str = "files";
 
 #[derive(Clone, Debug)]
 pub struct Paths {
@@ -84,9 +85,14 @@ pub fn container(uid: &str, container: &str) -> PathBuf {
     containers(uid).join(container)
 }
 
+/// What a pod's containers have as `/etc/hosts`.
+pub fn etc_hosts(uid: &str) -> PathBuf {
+    pod(uid).join("etc-hosts")
+}
+
 /// Copies of files that are mounted one by one.
 pub fn files(uid: &str, container: &str, attempt: u32) -> PathBuf {
-    pod(uid).join("files").join(container).join(attempt.to_string())
+    pod(uid).join(FILES).join(container).join(attempt.to_string())
 }
 
 pub fn log(id: &ContainerId) -> PathBuf {
@@ -104,6 +110,11 @@ pub fn termination_message(id: &ContainerId) -> PathBuf {
 /// The tenant of a pod with a host process of its own: namespaces have no dots.
 pub fn isolated_tenant(namespace: &str, uid: &str) -> String {
     format!("{namespace}.{uid}")
+}
+
+/// Whether a tenant is a single pod.
+pub fn is_isolated(tenant: &str) -> bool {
+    tenant.contains('.')
 }
 
 /// The namespace whose network a tenant is in.

@@ -1,4 +1,5 @@
-//! Asks a container over HTTP or TCP. When, and what the answer means, is [`super::probes`]'s.
+//! Asks a container: over HTTP, TCP or gRPC, or by a program in it. When, and what the answer means,
+//! is [`super::probes`]'s.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -14,6 +15,8 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
+
+use crate::runtime::{ContainerId, Runtime};
 
 /// Ports below this listen this much higher where the node may not open them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -39,6 +42,8 @@ pub struct Target {
 pub enum Ask {
     Http { scheme: String, host: String, port: u16, path: String, headers: Vec<(String, String)> },
     Tcp { host: String, port: u16 },
+    Grpc { host: String, port: u16, service: String },
+    Exec(Vec<String>),
 }
 
 /// The number of a port that may be a name.
@@ -89,36 +94,117 @@ pub fn target(container: &core::Container, probe: &core::Probe, address: IpAddr)
     } else if let Some(action) = &probe.tcp_socket {
         let host = action.host.clone().filter(|host| !host.is_empty()).unwrap_or_else(|| address.to_string());
         Ask::Tcp { host, port: port(container, &action.port)? }
+    } else if let Some(action) = &probe.grpc {
+        let number = port(container, &IntOrString::Int(action.port))?;
+        Ask::Grpc { host: address.to_string(), port: number, service: action.service.clone().unwrap_or_default() }
+    } else if let Some(action) = &probe.exec {
+        Ask::Exec(action.command.clone().unwrap_or_default())
     } else {
-        return Err("the probe has neither httpGet nor tcpSocket".to_owned());
+        return Err("the probe has none of httpGet, tcpSocket, grpc and exec".to_owned());
     };
     let seconds = probe.timeout_seconds.and_then(|seconds| u64::try_from(seconds).ok()).unwrap_or(1).max(1);
     Ok(Target { action, timeout: Duration::from_secs(seconds) })
 }
 
-/// Asks once; the error is what the kubelet would say.
-pub async fn ask(target: &Target, shift: PortShift) -> Result<(), String> {
-    match &target.action {
-        Ask::Tcp { host, port } => {
-            match tokio::time::timeout(target.timeout, connect(host, shift.apply(*port))).await {
-                Ok(Ok(_)) => Ok(()),
-                Ok(Err(error)) => Err(dial_error(host, *port, &error)),
-                Err(_) => Err(format!("dial tcp {}: i/o timeout", join(host, *port))),
+/// Asks one container.
+pub struct Asker<'a> {
+    pub shift: PortShift,
+    /// Runs programs in it.
+    pub runtime: &'a dyn Runtime,
+    pub id: &'a ContainerId,
+}
+
+impl Asker<'_> {
+    /// Asks once; the error is what the kubelet would say.
+    pub async fn ask(&self, target: &Target) -> Result<(), String> {
+        let limit = target.timeout;
+        match &target.action {
+            Ask::Tcp { host, port } => {
+                match tokio::time::timeout(limit, connect(host, self.shift.apply(*port))).await {
+                    Ok(Ok(_)) => Ok(()),
+                    Ok(Err(error)) => Err(dial_error(host, *port, &error)),
+                    Err(_) => Err(format!("dial tcp {}: i/o timeout", join(host, *port))),
+                }
             }
-        }
-        Ask::Http { scheme, host, port, path, headers } => {
-            let url = format!("{scheme}://{}{}{path}", join(host, *port), if path.starts_with('/') { "" } else { "/" });
-            let get = get(scheme, host, *port, shift, &url, headers);
-            match tokio::time::timeout(target.timeout, get).await {
-                Ok(Ok(status)) if (200..400).contains(&status) => Ok(()),
-                Ok(Ok(status)) => Err(format!("HTTP probe failed with statuscode: {status}")),
-                Ok(Err(error)) => Err(format!("Get \"{url}\": {error}")),
-                Err(_) => Err(format!(
-                    "Get \"{url}\": context deadline exceeded (Client.Timeout exceeded while awaiting headers)"
-                )),
+            Ask::Http { scheme, host, port, path, headers } => {
+                let slash = if path.starts_with('/') { "" } else { "/" };
+                let url = format!("{scheme}://{}{slash}{path}", join(host, *port));
+                let get = get(scheme, host, *port, self.shift, &url, headers);
+                match tokio::time::timeout(limit, get).await {
+                    Ok(Ok(status)) if (200..400).contains(&status) => Ok(()),
+                    Ok(Ok(status)) => Err(format!("HTTP probe failed with statuscode: {status}")),
+                    Ok(Err(error)) => Err(format!("Get \"{url}\": {error}")),
+                    Err(_) => Err(format!(
+                        "Get \"{url}\": context deadline exceeded (Client.Timeout exceeded while awaiting headers)"
+                    )),
+                }
+            }
+            Ask::Grpc { host, port, service } => {
+                let shown = join(host, *port);
+                let health = health(host, self.shift.apply(*port), service);
+                match tokio::time::timeout(limit, health).await {
+                    Ok(Ok(SERVING)) => Ok(()),
+                    Ok(Ok(status)) => {
+                        let word = STATUSES.get(usize::try_from(status).unwrap_or(usize::MAX)).unwrap_or(&"UNKNOWN");
+                        Err(format!("service unhealthy (responded with \"{word}\")"))
+                    }
+                    Ok(Err(error)) => Err(format!("failed to connect service \"{shown}\": {error}")),
+                    Err(_) => {
+                        Err(format!("timeout: failed to connect service \"{shown}\" within {}s", limit.as_secs()))
+                    }
+                }
+            }
+            Ask::Exec(command) => {
+                let ran = self.runtime.run(self.id, command, limit).await;
+                match ran {
+                    Ok(ran) if ran.code == 0 => Ok(()),
+                    Ok(ran) if ran.output.is_empty() => {
+                        Err(format!("command '{}' exited with {}", command.join(" "), ran.code))
+                    }
+                    Ok(ran) => Err(ran.output.chars().take(OUTPUT).collect()),
+                    Err(error) => Err(format!("command '{}': {error:#}", command.join(" "))),
+                }
             }
         }
     }
+}
+
+/// As much of a program's output as an event shows.
+const OUTPUT: usize = 1024;
+const SERVING: i32 = 1;
+/// What a health service answers with (`grpc.health.v1`).
+const STATUSES: [&str; 4] = ["UNKNOWN", "SERVING", "NOT_SERVING", "SERVICE_UNKNOWN"];
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct HealthCheckRequest {
+    #[prost(string, tag = "1")]
+    service: String,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct HealthCheckResponse {
+    #[prost(int32, tag = "1")]
+    status: i32,
+}
+
+async fn health(host: &str, port: u16, service: &str) -> Result<i32, String> {
+    let uri = format!("http://{}", join(host, port));
+    let endpoint = tonic::transport::Endpoint::from_shared(uri).map_err(|error| error.to_string())?;
+    let channel = endpoint.connect().await.map_err(|error| {
+        // The innermost cause says what happened.
+        let mut cause: &dyn std::error::Error = &error;
+        while let Some(inner) = cause.source() {
+            cause = inner;
+        }
+        cause.to_string()
+    })?;
+    let mut client = tonic::client::Grpc::new(channel);
+    client.ready().await.map_err(|error| error.to_string())?;
+    let codec = tonic_prost::ProstCodec::<HealthCheckRequest, HealthCheckResponse>::default();
+    let path = http::uri::PathAndQuery::from_static("/grpc.health.v1.Health/Check");
+    let request = tonic::Request::new(HealthCheckRequest { service: service.to_owned() });
+    let answer = client.unary(request, path, codec).await.map_err(|status| status.message().to_owned())?;
+    Ok(answer.into_inner().status)
 }
 
 fn join(host: &str, port: u16) -> String {
@@ -273,6 +359,57 @@ mod tests {
     fn target_of(probe: serde_json::Value, address: &str) -> Target {
         let container = core::Container::default();
         target(&container, &serde_json::from_value(probe).unwrap(), address.parse().unwrap()).unwrap()
+    }
+
+    /// Has one program: `test`, which fails with a word unless it has an argument.
+    struct Programs;
+
+    #[async_trait::async_trait]
+    impl Runtime for Programs {
+        async fn stop(&self, _: &ContainerId, _: u32) -> anyhow::Result<crate::runtime::Exit> {
+            anyhow::bail!("not here")
+        }
+
+        async fn remove(&self, _: &ContainerId) -> anyhow::Result<()> {
+            anyhow::bail!("not here")
+        }
+
+        async fn list(&self) -> anyhow::Result<Vec<(ContainerId, crate::runtime::RunState)>> {
+            Ok(Vec::new())
+        }
+
+        async fn usage(&self) -> Vec<crate::runtime::Usage> {
+            Vec::new()
+        }
+
+        async fn run(
+            &self,
+            _: &ContainerId,
+            command: &[String],
+            limit: Duration,
+        ) -> anyhow::Result<crate::runtime::Ran> {
+            match command.len() {
+                0 => anyhow::bail!("timed out after {limit:?}"),
+                1 => Ok(crate::runtime::Ran { code: 1, output: "not so".to_owned() }),
+                _ => Ok(crate::runtime::Ran::default()),
+            }
+        }
+    }
+
+    async fn ask(target: &Target, shift: PortShift) -> Result<(), String> {
+        let id = ContainerId { tenant: String::new(), pod_uid: String::new(), container: String::new(), attempt: 0 };
+        Asker { shift, runtime: &Programs, id: &id }.ask(target).await
+    }
+
+    #[tokio::test]
+    async fn programs() {
+        let run = async |command: &[&str]| {
+            let probe = serde_json::json!({ "exec": { "command": command }, "timeoutSeconds": 2 });
+            ask(&target_of(probe, "127.0.0.1"), PortShift::default()).await
+        };
+        assert_eq!(run(&["test", "x"]).await, Ok(()));
+        assert_eq!(run(&["test"]).await, Err("not so".to_owned()));
+        assert!(run(&[]).await.unwrap_err().contains("timed out after 2s"));
     }
 
     async fn server(answer: &'static str) -> u16 {

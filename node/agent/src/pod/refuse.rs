@@ -2,7 +2,7 @@
 
 use k8s_openapi::api::core::v1 as core;
 
-/// Why no pod sandbox can be made.
+/// Why no pod of WebAssembly containers can be made.
 pub fn pod(pod: &core::Pod) -> Option<String> {
     let spec = pod.spec.as_ref()?;
     if spec.host_network == Some(true) {
@@ -17,12 +17,12 @@ pub fn pod(pod: &core::Pod) -> Option<String> {
     None
 }
 
-/// Why a volume cannot be given.
-pub fn volume(volume: &core::Volume) -> Option<String> {
+pub const HOST_PATH: &str = "hostPath: the directories of the node are not given to WebAssembly containers; use emptyDir, configMap, secret or projected";
+
+/// Why a volume cannot be given, to a pod all of whose containers are WebAssembly.
+pub fn volume(volume: &core::Volume, sandboxed: bool) -> Option<String> {
     if volume.host_path.is_some() {
-        return Some(
-            "hostPath: the directories of the node are not given to WebAssembly containers, whose host process serves a whole namespace; use emptyDir, configMap, secret or projected".to_owned(),
-        );
+        return (!sandboxed).then(|| HOST_PATH.to_owned());
     }
     let known = volume.empty_dir.is_some()
         || volume.config_map.is_some()
@@ -39,11 +39,11 @@ pub fn volume(volume: &core::Volume) -> Option<String> {
         .and_then(|fields| fields.keys().find(|key| *key != "name"))
         .map_or("no source", String::as_str);
     Some(format!(
-        "{source}: this node has no such volumes; it has emptyDir, configMap, secret, downwardAPI and projected"
+        "{source}: this node has no such volumes; it has emptyDir, configMap, secret, downwardAPI and projected, and hostPath for Linux containers"
     ))
 }
 
-/// Why a container cannot be created as it is written.
+/// Why a WebAssembly container cannot be created as it is written.
 pub fn container(container: &core::Container) -> Option<String> {
     for (field, probe) in [
         ("startupProbe", &container.startup_probe),
@@ -55,9 +55,6 @@ pub fn container(container: &core::Container) -> Option<String> {
             return Some(format!(
                 "{field}.exec: a WebAssembly container has no other program to run; use httpGet or tcpSocket"
             ));
-        }
-        if probe.grpc.is_some() {
-            return Some(format!("{field}.grpc: this node probes with httpGet and tcpSocket only"));
         }
     }
     let lifecycle = container.lifecycle.as_ref();

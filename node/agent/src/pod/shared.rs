@@ -16,11 +16,11 @@ use tokio_util::sync::CancellationToken;
 use super::container::{Container, State};
 use super::objects::Objects;
 use super::paths::{self, Paths};
-use super::prober::PortShift;
+use super::prober::{Asker, PortShift};
 use super::spec;
-use super::start::ISOLATED;
 use crate::image::{Images, Puller};
-use crate::runtime::Runtime;
+use crate::oci::Oci;
+use crate::runtime::{ContainerId, Runtimes};
 
 /// Pod addresses, as far as a pod's life needs them.
 #[async_trait]
@@ -52,7 +52,7 @@ pub type Owner = Box<dyn Fn(&str) -> Option<(u32, u32)> + Send + Sync>;
 pub struct Shared {
     pub node_name: String,
     pub client: Client,
-    pub runtime: Arc<dyn Runtime>,
+    pub runtimes: Runtimes,
     pub addresses: Arc<dyn Addresses>,
     pub images: Arc<Images>,
     pub puller: Puller,
@@ -65,6 +65,8 @@ pub struct Shared {
     pub host: Vec<IpAddr>,
     pub allocatable: BTreeMap<String, Quantity>,
     pub cluster_domain: String,
+    /// Where cluster DNS answers.
+    pub nameserver: IpAddr,
     pub shift: PortShift,
     pub max_pods: usize,
     /// How many pods are set up or started at once: more would only wait for the disk together.
@@ -84,6 +86,8 @@ impl Shared {
             let run = pod
                 .entry(container.name.clone())
                 .or_insert_with(|| Runs { tenant: tenant.to_owned(), ..Runs::default() });
+            // A pod that was not set up yet was told to be elsewhere.
+            tenant.clone_into(&mut run.tenant);
             if run.current != container.attempt || !container.is_running() {
                 // Whoever follows has read to the end of that run.
                 if let Some(live) = run.live.take() {
@@ -118,16 +122,20 @@ impl Shared {
         (self.owner)(tenant)
     }
 
-    /// Whose host runs a pod. What was decided once stays, whatever becomes of the RuntimeClass.
+    pub fn oci(&self) -> &Arc<Oci> {
+        &self.runtimes.oci
+    }
+
+    /// Asks what a probe or hook of a container asks.
+    pub fn asker<'a>(&'a self, id: &'a ContainerId) -> Asker<'a> {
+        Asker { shift: self.shift, runtime: self.runtimes.of(id), id }
+    }
+
+    /// The tenant that a pod was set up for; before it was, that of its namespace.
     pub fn tenant(&self, pod: &core::Pod) -> String {
         let namespace = spec::namespace(pod);
         let isolated = paths::isolated_tenant(namespace, spec::uid(pod));
-        let named = pod.spec.as_ref().is_some_and(|spec| spec.runtime_class_name.is_some());
-        if named && (self.is_isolated(pod) == Ok(true) || self.paths.tenant(&isolated).is_dir()) {
-            isolated
-        } else {
-            namespace.to_owned()
-        }
+        if self.paths.tenant(&isolated).is_dir() { isolated } else { namespace.to_owned() }
     }
 
     /// The Services that a namespace's pods are told of.
@@ -139,18 +147,40 @@ impl Shared {
         services
     }
 
-    /// Whether a pod's RuntimeClass asks for a host process of its own.
-    pub fn is_isolated(&self, pod: &core::Pod) -> Result<bool, String> {
+    /// What a pod's RuntimeClass asks for.
+    pub fn handler(&self, pod: &core::Pod) -> Result<Handler, String> {
         let Some(name) = pod.spec.as_ref().and_then(|spec| spec.runtime_class_name.as_deref()) else {
-            return Ok(false);
+            return Ok(Handler::Any);
         };
         let class = self.runtime_classes.get("", name).ok_or_else(|| format!("RuntimeClass \"{name}\" not found"))?;
         match class.handler.as_str() {
-            "wasm" => Ok(false),
-            ISOLATED => Ok(true),
+            WASM => Ok(Handler::Wasm),
+            ISOLATED => Ok(Handler::Isolated),
+            other if self.oci().which.has_handler(other) => Ok(Handler::Linux(other.to_owned())),
             other => Err(format!(
-                "RuntimeClass \"{name}\": this node has no handler \"{other}\"; it has \"wasm\" and \"{ISOLATED}\""
+                "RuntimeClass \"{name}\": this node has no handler \"{other}\"; it has {}",
+                [WASM, ISOLATED]
+                    .into_iter()
+                    .chain(self.oci().which.handlers().iter().map(String::as_str))
+                    .collect::<Vec<_>>()
+                    .join(", ")
             )),
         }
     }
+}
+
+/// Handlers of RuntimeClasses.
+pub const WASM: &str = "wasm";
+/// Gives a pod a Wasm host process of its own.
+pub const ISOLATED: &str = "wasm-isolated";
+
+/// What a RuntimeClass asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Handler {
+    /// Nothing: each image says what runs it.
+    Any,
+    Wasm,
+    Isolated,
+    /// One of containerd's.
+    Linux(String),
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1 as core;
@@ -13,13 +13,12 @@ use super::env::{self, PodObjects, Source as _};
 use super::expand::expand;
 use super::machine::{StartFailure, Started};
 use super::objects::Kind;
-use super::shared::Shared;
+use super::shared::{Handler, Shared};
 use super::{hooks, mounts, paths, refuse, resources, spec};
-use crate::image::{Defaults, Keyring, Policy, PullError, Pulled, Reference};
+use crate::image::{Defaults, Held, Image, Keyring, Policy, PullError, Pulled, Reference};
+use crate::oci::images::Linux;
+use crate::oci::spec as oci;
 use crate::runtime::{ContainerId, Dns, RunState, StartError, StartSpec};
-
-/// The RuntimeClass handler that gives a pod a host process of its own.
-pub const ISOLATED: &str = "wasm-isolated";
 
 /// Starts one container of a pod: image, environment, mounts, then the runtime.
 pub async fn start(
@@ -28,12 +27,9 @@ pub async fn start(
     index: usize,
     attempt: u32,
     addresses: &[IpAddr],
-    tenant_name: &str,
+    tenant: &str,
 ) -> Result<Started, StartFailure> {
     let container = spec::container(pod, index).ok_or_else(|| StartFailure::Config("no such container".to_owned()))?;
-    if let Some(refusal) = refuse::container(container) {
-        return Err(StartFailure::Config(refusal));
-    }
     let services = shared.services(spec::namespace(pod));
     let source = PodObjects { objects: &shared.objects, namespace: spec::namespace(pod), uid: spec::uid(pod) };
     let context = env::Context {
@@ -45,20 +41,169 @@ pub async fn start(
         objects: &source,
     };
     let (reference, pulled) = obtain(shared, pod, index, &source).await?;
-    let image = pulled.image;
-    let variables = env::build(&context, container).await.map_err(StartFailure::Config)?;
-    shared.is_isolated(pod).map_err(StartFailure::Config)?;
-    let id = ContainerId {
-        tenant: tenant_name.to_owned(),
-        pod_uid: spec::uid(pod).to_owned(),
-        container: container.name.clone(),
-        attempt,
+    let starting = Starting {
+        shared,
+        pod,
+        container,
+        addresses,
+        variables: env::build(&context, container).await.map_err(StartFailure::Config)?,
+        id: ContainerId {
+            tenant: tenant.to_owned(),
+            pod_uid: spec::uid(pod).to_owned(),
+            container: container.name.clone(),
+            attempt,
+        },
     };
-    let tenant = shared.paths.tenant(&id.tenant);
-    let prepared = {
-        let (pod, container, id, tenant, variables, owner) =
-            (pod.clone(), container.clone(), id.clone(), tenant, variables.clone(), shared.owner(&id.tenant));
-        tokio::task::spawn_blocking(move || {
+    let handler = shared.handler(pod).map_err(StartFailure::Config)?;
+    let (image_id, size, state) = match pulled.image {
+        Held::Wasm(image) => {
+            if let Handler::Linux(name) = handler {
+                let problem = format!(
+                    "image \"{reference}\" is WebAssembly, which handler {name} of the pod's RuntimeClass does not run"
+                );
+                return Err(StartFailure::Config(problem));
+            }
+            let state = starting.wasm(&reference, &image).await?;
+            (format!("{}@{}", reference.repository, image.identity()), image.size, state)
+        }
+        Held::Linux(image) => {
+            if shared.oci().ground(spec::uid(pod)).is_none() {
+                let problem = match shared.oci().available() {
+                    Ok(()) => "the pod was set up for WebAssembly alone; delete it to have it set up anew".to_owned(),
+                    Err(why) => format!("this node runs WebAssembly only: {why}"),
+                };
+                return Err(StartFailure::Config(format!("image \"{reference}\" is for Linux containers: {problem}")));
+            }
+            let state = starting.linux(&image).await?;
+            (image.identity, image.size, state)
+        }
+    };
+    if matches!(state, RunState::Running { .. })
+        && let Err(problem) =
+            hooks::post_start(container, addresses.first().copied(), &shared.asker(&starting.id)).await
+    {
+        let grace = spec::grace_seconds(pod);
+        let id = &starting.id;
+        if let Err(error) = shared.runtimes.of(id).stop(id, grace).await {
+            tracing::warn!(container = id.id(), %error, "not stopped after its postStart hook failed");
+        }
+        return Err(StartFailure::PostStart(problem));
+    }
+    let id = shared.oci().name(&starting.id);
+    Ok(Started { image: container.image.clone().unwrap_or_default(), image_id, id, size, took: pulled.took, state })
+}
+
+fn failed(error: StartError) -> StartFailure {
+    match error {
+        StartError::Run(message) => StartFailure::Run(message),
+        StartError::Create(message) => StartFailure::Create(message),
+    }
+}
+
+/// What a start knows, whatever runs the image.
+struct Starting<'a> {
+    shared: &'a Arc<Shared>,
+    pod: &'a core::Pod,
+    container: &'a core::Container,
+    addresses: &'a [IpAddr],
+    variables: BTreeMap<String, String>,
+    id: ContainerId,
+}
+
+impl Starting<'_> {
+    async fn wasm(&self, reference: &Reference, image: &Image) -> Result<RunState, StartFailure> {
+        let Self { shared, pod, container, addresses, variables, id } = self;
+        if let Some(refusal) = refuse::container(container) {
+            return Err(StartFailure::Config(refusal));
+        }
+        let attempt = id.attempt;
+        let mounts = self.prepare(move |pod, container, variables, tenant| {
+            mounts::resolve(pod, container, attempt, variables, tenant).map_err(StartFailure::Config)
+        });
+        let mounts = mounts.await?;
+        let (memory_bytes, cpu_millicores) = resources::enforced(container);
+        let own_dir = container.working_dir.clone().filter(|dir| !dir.is_empty());
+        let start = StartSpec {
+            pod_name: spec::name(pod).to_owned(),
+            netns: shared.oci().ground(&id.pod_uid).and_then(|ground| ground.netns),
+            module: image.hex().to_owned(),
+            args: arguments(container, reference, &image.defaults, variables),
+            env: environment(&image.defaults, variables.clone()),
+            working_dir: own_dir.or(image.defaults.working_dir.clone()),
+            mounts,
+            addresses: addresses.to_vec(),
+            http_port: http_port(container),
+            memory_bytes,
+            cpu_millicores,
+            log_path: paths::log(id),
+            exit_path: paths::exit(id),
+            termination_message_path: Some(paths::termination_message(id)),
+            hostname: hostname(pod),
+            dns: dns(pod, &shared.cluster_domain),
+            host_aliases: host_aliases(pod),
+            stdin: container.stdin == Some(true),
+            stdin_once: container.stdin_once == Some(true),
+            tty: container.tty == Some(true),
+            id: id.clone(),
+        };
+        shared.runtimes.wasm.start(start).await.map_err(failed)
+    }
+
+    async fn linux(&self, image: &Linux) -> Result<RunState, StartFailure> {
+        let Self { shared, pod, container, variables, id, .. } = self;
+        let words = |list: &Option<Vec<String>>| -> Vec<String> {
+            list.iter().flatten().map(|word| expand(word, |name| variables.get(name).map(String::as_str))).collect()
+        };
+        let run = id.clone();
+        let mut mounts = self
+            .prepare(move |pod, container, variables, tenant| {
+                // Made before, so that it is a file and not a directory that the runtime would make.
+                let message = tenant.join(paths::termination_message(&run));
+                let made = std::fs::File::create(&message)
+                    .and_then(|file| file.set_permissions(std::fs::Permissions::from_mode(0o666)));
+                made.map_err(|error| StartFailure::Create(format!("{}: {error}", message.display())))?;
+                mounts::bind(pod, container, run.attempt, variables, tenant).map_err(StartFailure::Config)
+            })
+            .await?;
+        let tenant = shared.paths.tenant(&id.tenant);
+        let message = container.termination_message_path.as_deref().filter(|path| !path.is_empty());
+        let message = message.unwrap_or("/dev/termination-log");
+        for (source, target) in [
+            (tenant.join(paths::etc_hosts(&id.pod_uid)), "/etc/hosts"),
+            (tenant.join(paths::termination_message(id)), message),
+        ] {
+            if !mounts.iter().any(|mount| mount.container_path == target) {
+                mounts.push(oci::mount(&source, target, false, None));
+            }
+        }
+        let log = paths::log(id);
+        let log = log.strip_prefix(paths::containers(&id.pod_uid)).unwrap_or(&log).to_owned();
+        let start = oci::Start {
+            id,
+            image: image.id.clone(),
+            image_user: image.user,
+            command: words(&container.command),
+            args: words(&container.args),
+            env: variables.clone().into_iter().collect(),
+            mounts,
+            log,
+            node_memory: shared.allocatable.get("memory").map_or(0, resources::value),
+        };
+        let config = oci::container(pod, container, start).map_err(StartFailure::Config)?;
+        shared.oci().start(id, config).await.map_err(failed)
+    }
+
+    /// Makes the container's directory and what `mounts` wants of the disk.
+    async fn prepare<T: Send + 'static>(
+        &self,
+        mounts: impl FnOnce(&core::Pod, &core::Container, &BTreeMap<String, String>, &Path) -> Result<T, StartFailure>
+        + Send
+        + 'static,
+    ) -> Result<T, StartFailure> {
+        let (pod, container, variables) = (self.pod.clone(), self.container.clone(), self.variables.clone());
+        let (id, owner) = (self.id.clone(), self.shared.owner(&self.id.tenant));
+        let tenant = self.shared.paths.tenant(&id.tenant);
+        let prepared = tokio::task::spawn_blocking(move || {
             let dir = tenant.join(paths::container(&id.pod_uid, &id.container));
             let made = std::fs::create_dir_all(&dir)
                 .and_then(|()| std::fs::set_permissions(&dir, std::fs::Permissions::from_mode(0o755)))
@@ -67,51 +212,10 @@ pub async fn start(
                     None => Ok(()),
                 });
             made.map_err(|error| StartFailure::Create(format!("{}: {error}", dir.display())))?;
-            mounts::resolve(&pod, &container, attempt, &variables, &tenant).map_err(StartFailure::Config)
-        })
-        .await
-    };
-    let mounts = prepared.map_err(|error| StartFailure::Create(error.to_string()))??;
-    let (memory_bytes, cpu_millicores) = resources::enforced(container);
-    let start = StartSpec {
-        pod_name: spec::name(pod).to_owned(),
-        module: image.hex().to_owned(),
-        args: arguments(container, &reference, &image.defaults, &variables),
-        env: environment(&image.defaults, variables),
-        working_dir: container.working_dir.clone().filter(|dir| !dir.is_empty()).or(image.defaults.working_dir.clone()),
-        mounts,
-        addresses: addresses.to_vec(),
-        http_port: http_port(container),
-        memory_bytes,
-        cpu_millicores,
-        log_path: paths::log(&id),
-        exit_path: paths::exit(&id),
-        termination_message_path: Some(paths::termination_message(&id)),
-        hostname: hostname(pod),
-        dns: dns(pod, &shared.cluster_domain),
-        host_aliases: host_aliases(pod),
-        stdin: container.stdin == Some(true),
-        stdin_once: container.stdin_once == Some(true),
-        tty: container.tty == Some(true),
-        id,
-    };
-    let image_id = format!("{}@{}", reference.repository, image.identity());
-    let id = start.id.clone();
-    let state = shared.runtime.start(start).await.map_err(|error| match error {
-        StartError::Run(message) => StartFailure::Run(message),
-        StartError::Create(message) => StartFailure::Create(message),
-    })?;
-    if matches!(state, RunState::Running { .. })
-        && let Err(problem) = hooks::post_start(container, addresses.first().copied(), shared.shift).await
-    {
-        let grace = spec::grace_seconds(pod);
-        if let Err(error) = shared.runtime.stop(&id, grace).await {
-            tracing::warn!(container = id.id(), %error, "not stopped after its postStart hook failed");
-        }
-        return Err(StartFailure::PostStart(problem));
+            mounts(&pod, &container, &variables, &tenant)
+        });
+        prepared.await.map_err(|error| StartFailure::Create(error.to_string()))?
     }
-    let size = image.size;
-    Ok(Started { image: container.image.clone().unwrap_or_default(), image_id, size, took: pulled.took, state })
 }
 
 /// The container's image, pulled if its policy wants that.
@@ -141,7 +245,7 @@ async fn obtain(
 }
 
 /// What the pod's pull secrets say. One that cannot be read is told of, and the pull tried without.
-async fn keyring(shared: &Shared, pod: &core::Pod, source: &PodObjects<'_>) -> Keyring {
+pub(super) async fn keyring(shared: &Shared, pod: &core::Pod, source: &PodObjects<'_>) -> Keyring {
     let mut keyring = Keyring::default();
     let secrets = pod.spec.as_ref().and_then(|spec| spec.image_pull_secrets.as_deref()).unwrap_or_default();
     for secret in secrets {
@@ -210,7 +314,7 @@ fn http_port(container: &core::Container) -> u16 {
         .unwrap_or(8080)
 }
 
-fn hostname(pod: &core::Pod) -> String {
+pub(super) fn hostname(pod: &core::Pod) -> String {
     let given = pod.spec.as_ref().and_then(|spec| spec.hostname.clone()).filter(|name| !name.is_empty());
     let name = given.unwrap_or_else(|| spec::name(pod).to_owned());
     let cut: String = name.chars().take(63).collect();

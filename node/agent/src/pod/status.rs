@@ -20,8 +20,11 @@ pub fn time(at: Timestamp) -> Time {
 }
 
 /// What the API calls a run: opaque, and the same for the same run.
-pub fn container_id(pod_uid: &str, container: &str, attempt: u32) -> String {
-    let digest = Sha256::digest(format!("{pod_uid}/{container}/{attempt}"));
+fn container_id(pod_uid: &str, container: &Container, attempt: u32) -> String {
+    if let Some((_, id)) = container.ids.iter().find(|(of, _)| *of == attempt) {
+        return id.clone();
+    }
+    let digest = Sha256::digest(format!("{pod_uid}/{}/{attempt}", container.name));
     let hex: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
     format!("wasm://{hex}")
 }
@@ -121,7 +124,7 @@ impl Machine {
         let policy = spec::restart_policy(pod);
         let terminated = |ended: u32, exit: &Exit| core::ContainerState {
             terminated: Some(core::ContainerStateTerminated {
-                container_id: Some(container_id(uid, &container.name, ended)),
+                container_id: Some(container_id(uid, container, ended)),
                 exit_code: exit.code,
                 finished_at: Some(time(exit.finished_at)),
                 message: exit.message.clone(),
@@ -179,7 +182,7 @@ impl Machine {
             name: container.name.clone(),
             image: spec.image.clone().unwrap_or_default(),
             image_id: container.image_id.clone(),
-            container_id: container.attempt.map(|attempt| container_id(uid, &container.name, attempt)),
+            container_id: container.attempt.map(|attempt| container_id(uid, container, attempt)),
             ready: if container.role == Role::Init { done } else { container.ready },
             started: Some(container.started),
             restart_count: container.attempt.and_then(|attempt| i32::try_from(attempt).ok()).unwrap_or(0),
@@ -348,6 +351,8 @@ pub fn restore(pod: &core::Pod, known: Vec<(String, u32, RunState)>, now: Timest
         let told = spec::known_status(pod, &container.name);
         if let Some(told) = &told {
             container.image_id.clone_from(&told.image_id);
+            let run = u32::try_from(told.restart_count).ok().zip(told.container_id.clone());
+            container.ids.extend(run.filter(|(_, id)| !id.starts_with("wasm://")));
             let attempt = u32::try_from(told.restart_count).unwrap_or(0);
             let ended =
                 |state: Option<&core::ContainerState>| state.and_then(|state| state.terminated.as_ref()).map(exit_of);

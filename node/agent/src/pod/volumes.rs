@@ -30,6 +30,8 @@ pub struct Context<'a> {
     pub allocatable: &'a BTreeMap<String, Quantity>,
     /// Whose files they are, where the host process is another user.
     pub owner: Option<(u32, u32)>,
+    /// The pod stands in a sandbox of containerd's, so some of its containers may be Linux.
+    pub sandboxed: bool,
 }
 
 const DEFAULT_MODE: i32 = 0o644;
@@ -38,28 +40,40 @@ const DEFAULT_MODE: i32 = 0o644;
 pub async fn write(context: &Context<'_>, pod: &core::Pod) -> Result<Option<Timestamp>, SetUpError> {
     let mut refresh: Option<Timestamp> = None;
     let volumes = pod.spec.as_ref().and_then(|spec| spec.volumes.as_deref()).unwrap_or_default();
+    let security = pod.spec.as_ref().and_then(|spec| spec.security_context.as_ref());
+    let group = security.and_then(|context| context.fs_group).and_then(|group| u32::try_from(group).ok());
+    let owner = match (context.owner, group.filter(|_| context.sandboxed)) {
+        (owner, Some(group)) => Some((owner.map_or(0, |(user, _)| user), group)),
+        (owner, None) => owner,
+    };
     for volume in volumes {
         let failed = |message: String| SetUpError {
             reason: "FailedMount",
             message: format!("MountVolume.SetUp failed for volume \"{}\" : {message}", volume.name),
         };
-        if let Some(refusal) = refuse::volume(volume) {
+        if let Some(refusal) = refuse::volume(volume, context.sandboxed) {
             return Err(failed(refusal));
         }
         let dir = context.paths.volume(context.tenant, spec::uid(pod), &volume.name);
+        if let Some(host) = volume.host_path.clone() {
+            blocking(move || check_host_path(&host)).await.map_err(failed)?;
+            continue;
+        }
         if volume.empty_dir.is_some() {
             // With medium Memory too: what the guest cannot tell apart needs no mount.
-            let owner = context.owner;
             blocking(move || make_empty(&dir, owner)).await.map_err(failed)?;
             continue;
         }
         let mut token_ends = None;
-        let payload = content(context, pod, volume, &mut token_ends).await.map_err(failed)?;
+        let mut payload = content(context, pod, volume, &mut token_ends).await.map_err(failed)?;
+        if group.is_some() {
+            // The group is there to read it.
+            payload.values_mut().for_each(|file| file.mode |= 0o440);
+        }
         refresh = match (refresh, token_ends) {
             (Some(known), Some(new)) => Some(known.min(new)),
             (known, new) => known.or(new),
         };
-        let owner = context.owner;
         blocking(move || writer::write(&dir, &payload, owner)).await.map_err(failed)?;
     }
     Ok(refresh)
@@ -77,8 +91,37 @@ fn make_empty(dir: &PathBuf, owner: Option<(u32, u32)>) -> std::io::Result<()> {
     std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o777))?;
     if let Some((user, group)) = owner {
         std::os::unix::fs::chown(dir, Some(user), Some(group))?;
+        // What is made in it is the group's too, after the change of owner, which would take that away.
+        std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o2777))?;
     }
     Ok(())
+}
+
+/// Whether what is at a path of the node is what the volume's `type` says; made where it says so.
+fn check_host_path(host: &core::HostPathVolumeSource) -> std::io::Result<()> {
+    use std::os::unix::fs::FileTypeExt as _;
+    let path = std::path::Path::new(&host.path);
+    let wrong = |message: String| Err(std::io::Error::other(format!("hostPath type check failed: {message}")));
+    if !path.is_absolute() || path.components().any(|part| part == std::path::Component::ParentDir) {
+        return wrong(format!("{} is not absolute or has '..'", host.path));
+    }
+    let kind = host.type_.as_deref().unwrap_or_default();
+    let found = match std::fs::metadata(path) {
+        Ok(metadata) => Some(metadata.file_type()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+        Err(error) => return Err(error),
+    };
+    match (kind, found) {
+        ("", None) | ("DirectoryOrCreate", None) => std::fs::create_dir_all(path),
+        ("FileOrCreate", None) => std::fs::File::create(path).map(drop),
+        ("", Some(_)) => Ok(()),
+        ("Directory" | "DirectoryOrCreate", Some(found)) if found.is_dir() => Ok(()),
+        ("File" | "FileOrCreate", Some(found)) if found.is_file() => Ok(()),
+        ("Socket", Some(found)) if found.is_socket() => Ok(()),
+        ("CharDevice", Some(found)) if found.is_char_device() => Ok(()),
+        ("BlockDevice", Some(found)) if found.is_block_device() => Ok(()),
+        (kind, _) => wrong(format!("{} is not a {kind}", host.path)),
+    }
 }
 
 async fn content(

@@ -10,34 +10,23 @@ use k8s_openapi::api::core::v1 as core;
 use kube::api::{Api, DeleteParams, Patch, PatchParams, Preconditions};
 use serde_json::json;
 
+use super::ground::{self, Ground};
 use super::machine::SetUpError;
 use super::probes::{self, ProbeKind};
 use super::shared::Shared;
-use super::{hooks, paths, prober, refuse, spec, start, volumes};
+use super::{hooks, mounts, paths, prober, spec, start, volumes};
 use crate::runtime::{ContainerId, Exit, RunState};
 
-pub(super) async fn set_up(
-    shared: &Arc<Shared>,
-    pod: &core::Pod,
-    tenant: &str,
-) -> Result<(Vec<IpAddr>, Option<Timestamp>), SetUpError> {
+/// Ground and volumes; also when the volumes are to be written again.
+pub(super) async fn set_up(shared: &Arc<Shared>, pod: &core::Pod) -> Result<(Ground, Option<Timestamp>), SetUpError> {
     let sandbox = |message: String| SetUpError {
         reason: "FailedCreatePodSandBox",
         message: format!("Failed to create pod sandbox: {message}"),
     };
-    if let Some(refusal) = refuse::pod(pod) {
-        return Err(sandbox(refusal));
-    }
-    shared.is_isolated(pod).map_err(sandbox)?;
     let _permit = shared.busy.acquire().await;
-    let address = shared
-        .addresses
-        .assign(spec::namespace(pod), spec::uid(pod))
-        .await
-        .map_err(|error| sandbox(format!("{error:#}")))?;
-    let addresses = vec![address];
-    let refresh = write_volumes(shared, pod, &addresses, tenant).await?;
-    Ok((addresses, refresh))
+    let ground = ground::prepare(shared, pod).await.map_err(sandbox)?;
+    let refresh = write_volumes(shared, pod, &ground.addresses, &ground.tenant).await?;
+    Ok((ground, refresh))
 }
 
 pub(super) async fn write_volumes(
@@ -56,6 +45,7 @@ pub(super) async fn write_volumes(
         addresses,
         allocatable: &shared.allocatable,
         owner: shared.owner(tenant),
+        sandboxed: shared.oci().ground(spec::uid(pod)).is_some(),
     };
     volumes::write(&context, pod).await
 }
@@ -82,7 +72,8 @@ pub(super) async fn stop(
     pod: &core::Pod,
 ) -> Option<Exit> {
     let begin = tokio::time::Instant::now();
-    let hook = hooks::pre_stop(container, addresses.first().copied(), shared.shift, Duration::from_secs(grace.into()));
+    let asker = shared.asker(id);
+    let hook = hooks::pre_stop(container, addresses.first().copied(), &asker, Duration::from_secs(grace.into()));
     if let Err(problem) = hook.await {
         let index = spec::containers(pod).position(|(it, _)| it.name == container.name);
         let reference = spec::reference(pod, index);
@@ -90,7 +81,7 @@ pub(super) async fn stop(
     }
     let spent = u32::try_from(begin.elapsed().as_secs()).unwrap_or(u32::MAX);
     for attempt in 0..3_u32 {
-        match shared.runtime.stop(id, grace.saturating_sub(spent)).await {
+        match shared.runtimes.of(id).stop(id, grace.saturating_sub(spent)).await {
             Ok(exit) => return Some(exit),
             Err(error) => {
                 tracing::warn!(container = id.id(), error = format!("{error:#}"), "not stopped");
@@ -102,10 +93,11 @@ pub(super) async fn stop(
 }
 
 pub(super) async fn remove(shared: &Arc<Shared>, id: &ContainerId) {
-    if let Err(error) = shared.runtime.remove(id).await {
+    if let Err(error) = shared.runtimes.of(id).remove(id).await {
         tracing::debug!(container = id.id(), error = format!("{error:#}"), "not removed");
     }
     let tenant = shared.paths.tenant(&id.tenant);
+    mounts::release(&tenant.join(paths::files(&id.pod_uid, &id.container, id.attempt)));
     for file in start::files_of(id) {
         let path = tenant.join(file);
         if tokio::fs::remove_file(&path).await.is_err() {
@@ -118,11 +110,17 @@ pub(super) async fn remove(shared: &Arc<Shared>, id: &ContainerId) {
 pub(super) async fn clean_up(shared: &Arc<Shared>, pod: &core::Pod, tenant: &str, ended: Vec<ContainerId>) {
     let uid = spec::uid(pod);
     for id in ended {
-        if let Err(error) = shared.runtime.remove(&id).await {
+        if let Err(error) = shared.runtimes.of(&id).remove(&id).await {
             tracing::debug!(container = id.id(), error = format!("{error:#}"), "not removed");
         }
+        mounts::release(&shared.paths.tenant(tenant).join(paths::files(uid, &id.container, id.attempt)));
     }
     shared.objects.release(uid);
+    if paths::is_isolated(tenant)
+        && let Err(error) = shared.oci().release(uid).await
+    {
+        tracing::warn!(pod = uid, error = format!("{error:#}"), "sandbox stays");
+    }
     if let Err(error) = shared.addresses.release(uid).await {
         tracing::warn!(pod = uid, error = format!("{error:#}"), "address stays");
     }
@@ -207,7 +205,7 @@ pub(super) async fn delete(shared: &Shared, pod: &core::Pod) -> bool {
 
 /// Ends every container, as the shutdown of a whole cluster asks.
 pub async fn end_all(shared: &Arc<Shared>, grace: u32) {
-    let running = match shared.runtime.list().await {
+    let running = match shared.runtimes.list().await {
         Ok(list) => list,
         Err(error) => {
             tracing::warn!(error = format!("{error:#}"), "containers are not known");
@@ -221,7 +219,7 @@ pub async fn end_all(shared: &Arc<Shared>, grace: u32) {
         if matches!(state, RunState::Running { .. }) {
             let shared = shared.clone();
             ending.spawn(async move {
-                if let Err(error) = shared.runtime.stop(&id, grace).await {
+                if let Err(error) = shared.runtimes.of(&id).stop(&id, grace).await {
                     tracing::warn!(container = id.id(), error = format!("{error:#}"), "not stopped");
                 }
             });
@@ -232,10 +230,28 @@ pub async fn end_all(shared: &Arc<Shared>, grace: u32) {
     for tenant in tenants {
         let shared = shared.clone();
         ending.spawn(async move {
-            if let Err(error) = shared.runtime.release_tenant(&tenant).await {
+            if let Err(error) = shared.runtimes.wasm.release_tenant(&tenant).await {
                 tracing::warn!(tenant, error = format!("{error:#}"), "host stays");
             }
         });
     }
     ending.join_all().await;
+    let mut ending = tokio::task::JoinSet::new();
+    match shared.oci().sandboxed().await {
+        Ok(pods) => {
+            for uid in pods.into_keys() {
+                let shared = shared.clone();
+                ending.spawn(async move {
+                    if let Err(error) = shared.oci().release(&uid).await {
+                        tracing::warn!(pod = uid, error = format!("{error:#}"), "sandbox stays");
+                    }
+                });
+            }
+        }
+        Err(error) => tracing::warn!(error = format!("{error:#}"), "sandboxes are not known"),
+    }
+    ending.join_all().await;
+    if let Err(error) = shared.oci().end().await {
+        tracing::warn!(error = format!("{error:#}"), "containerd stays");
+    }
 }

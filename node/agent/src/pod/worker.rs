@@ -12,11 +12,12 @@ use sampan_client::{Change, Subscription};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
+use super::ground::Ground;
 use super::machine::{Action, Input, Machine};
 use super::publish::Publishing;
 use super::shared::Shared;
 use super::work::{clean_up, delete, is_urgent, remove, set_up, stop, target, write_status, write_volumes};
-use super::{admit, paths, prober, spec, start};
+use super::{admit, mounts, paths, spec, start};
 use crate::runtime::{ContainerId, RunState, RuntimeEvent, RuntimeEvents};
 
 /// How long a namespace without pods keeps its host.
@@ -25,6 +26,8 @@ const IDLE: Duration = Duration::from_secs(20);
 /// What came of something that ran beside the loop.
 enum Fact {
     Input(Input),
+    /// Where the pod is from now on.
+    Standing(Ground, Option<Timestamp>),
     /// The status write ended; the version that it made, or none if it is to be tried again.
     Written(Result<Option<u64>, ()>),
     /// The deletion was refused and is to be tried again.
@@ -232,7 +235,15 @@ impl Manager {
                     .flat_map(|(uid, worker)| {
                         worker.machine.containers().iter().filter_map(|container| match container.state {
                             super::container::State::Running { attempt, .. } => {
-                                Some((uid.clone(), container.name.clone(), attempt))
+                                let id = ContainerId {
+                                    tenant: tenant.clone(),
+                                    pod_uid: uid.clone(),
+                                    container: container.name.clone(),
+                                    attempt,
+                                };
+                                // Linux containers of the same pod go on.
+                                let other = self.shared.oci().has(&id);
+                                (!other).then_some((id.pod_uid, id.container, attempt))
                             }
                             _ => None,
                         })
@@ -248,6 +259,13 @@ impl Manager {
     fn fact(&mut self, uid: &str, fact: Fact) {
         match fact {
             Fact::Input(input) => self.input(uid, input),
+            Fact::Standing(ground, refresh) => {
+                if let Some(worker) = self.workers.get_mut(uid) {
+                    worker.tenant = ground.tenant;
+                }
+                self.fact(uid, Fact::Refreshed(refresh));
+                self.input(uid, Input::SetUp(Ok(ground.addresses)));
+            }
             Fact::Written(result) => {
                 let Some(worker) = self.workers.get_mut(uid) else { return };
                 worker.publishing.written(Timestamp::now(), result);
@@ -303,19 +321,12 @@ impl Manager {
             attempt,
         };
         match action {
-            Action::SetUp => {
-                let facts = self.facts.clone();
-                let told = uid.to_owned();
-                self.beside(uid, async move {
-                    match set_up(&shared, &pod, &tenant).await {
-                        Ok((addresses, refresh)) => {
-                            let _ = facts.send((told, Fact::Refreshed(refresh)));
-                            Fact::Input(Input::SetUp(Ok(addresses)))
-                        }
-                        Err(error) => Fact::Input(Input::SetUp(Err(error))),
-                    }
-                });
-            }
+            Action::SetUp => self.beside(uid, async move {
+                match set_up(&shared, &pod).await {
+                    Ok((ground, refresh)) => Fact::Standing(ground, refresh),
+                    Err(error) => Fact::Input(Input::SetUp(Err(error))),
+                }
+            }),
             Action::Start { index, attempt } => self.beside(uid, async move {
                 let result = {
                     let _permit = shared.busy.acquire().await;
@@ -342,9 +353,12 @@ impl Manager {
             }
             Action::Probe { index, attempt, kind } => {
                 let target = target(&pod, index, kind, &addresses);
+                let Some(id) = spec::container(&pod, index).map(|container| id(&container.name, attempt)) else {
+                    return;
+                };
                 self.beside(uid, async move {
                     let result = match target {
-                        Ok(target) => prober::ask(&target, shared.shift).await,
+                        Ok(target) => shared.asker(&id).ask(&target).await,
                         Err(problem) => Err(problem),
                     };
                     Fact::Input(Input::Probed { index, attempt, kind, result })
@@ -373,9 +387,7 @@ impl Manager {
                 self.workers.remove(uid);
                 self.shared.forget_runs(uid);
                 tokio::task::spawn_blocking(move || {
-                    if let Err(error) = std::fs::remove_dir_all(&dir)
-                        && error.kind() != std::io::ErrorKind::NotFound
-                    {
+                    if let Err(error) = mounts::remove_pod(&dir) {
                         tracing::warn!(dir = %dir.display(), %error, "a pod's directory stays");
                     }
                 });
@@ -391,7 +403,7 @@ impl Manager {
         }
         let idle = self.idle.clone();
         // A host of one pod has nobody to wait for.
-        let wait = if tenant.contains('.') { Duration::ZERO } else { IDLE };
+        let wait = if paths::is_isolated(&tenant) { Duration::ZERO } else { IDLE };
         tokio::spawn(async move {
             tokio::time::sleep(wait).await;
             let _ = idle.send(tenant);
@@ -407,7 +419,7 @@ impl Manager {
         let shared = self.shared.clone();
         let tenant = tenant.to_owned();
         tokio::spawn(async move {
-            if let Err(error) = shared.runtime.release_tenant(&tenant).await {
+            if let Err(error) = shared.runtimes.wasm.release_tenant(&tenant).await {
                 tracing::warn!(tenant, error = format!("{error:#}"), "host stays");
                 return;
             }
@@ -525,11 +537,21 @@ impl Manager {
                 let shared = self.shared.clone();
                 tokio::spawn(async move {
                     if matches!(state, RunState::Running { .. }) {
-                        let _ = shared.runtime.stop(&id, 10).await;
+                        let _ = shared.runtimes.of(&id).stop(&id, 10).await;
                     }
                     remove(&shared, &id).await;
                     let dir = shared.paths.pod(&id.tenant, &id.pod_uid);
-                    let _ = tokio::fs::remove_dir_all(dir).await;
+                    let _ = tokio::task::spawn_blocking(move || mounts::remove_pod(&dir)).await;
+                });
+            }
+        }
+        for uid in self.shared.oci().sandboxed().await.unwrap_or_default().into_keys() {
+            if !self.workers.contains_key(&uid) {
+                let shared = self.shared.clone();
+                tokio::spawn(async move {
+                    if let Err(error) = shared.oci().release(&uid).await {
+                        tracing::warn!(pod = uid, error = format!("{error:#}"), "sandbox stays");
+                    }
                 });
             }
         }
@@ -547,7 +569,7 @@ impl Manager {
             for pod in pods {
                 let uid = pod.file_name().to_string_lossy().into_owned();
                 if !self.workers.contains_key(&uid) {
-                    let _ = tokio::fs::remove_dir_all(pod.path()).await;
+                    let _ = tokio::task::spawn_blocking(move || mounts::remove_pod(&pod.path())).await;
                 }
             }
             found.insert(tenant);

@@ -1,0 +1,95 @@
+//! Images of the machine's own kind, in containerd.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use sampan_oci::{Credentials, Image};
+
+use super::Oci;
+use crate::image::{self, Reference};
+
+/// An image that containerd holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Linux {
+    /// containerd's id of it: the digest of its configuration.
+    pub id: String,
+    /// As a container's status names it.
+    pub identity: String,
+    /// Bytes, compressed.
+    pub size: u64,
+    /// Brought by hand: no registry is known to have it.
+    pub by_hand: bool,
+    /// The user that it runs as where a container says nothing; none where it names one.
+    pub user: Option<i64>,
+}
+
+fn linux(image: Image) -> Linux {
+    Linux {
+        by_hand: image.digests.is_empty(),
+        identity: image.digests.first().cloned().unwrap_or_else(|| image.id.clone()),
+        user: match (image.uid, &image.username) {
+            (None, None) => Some(0),
+            (uid, _) => uid,
+        },
+        id: image.id,
+        size: image.size,
+    }
+}
+
+impl Oci {
+    /// An image that is here. A containerd that does not run yet has none that count.
+    pub async fn find(&self, reference: &Reference) -> Option<Linux> {
+        let client = self.running().await?;
+        match client.image_status(&reference.to_string()).await {
+            Ok(image) => image.map(linux),
+            Err(error) => {
+                tracing::warn!(image = %reference, %error, "image not looked up");
+                None
+            }
+        }
+    }
+
+    pub async fn pull(
+        self: &Arc<Self>,
+        reference: &Reference,
+        credentials: Option<&image::Credentials>,
+    ) -> Result<Linux, String> {
+        let client = self.client().await.map_err(|error| format!("{error:#}"))?;
+        let credentials = credentials.map(|it| Credentials {
+            username: it.username.clone(),
+            password: it.password.clone(),
+            ..Credentials::default()
+        });
+        client.pull_image(&reference.to_string(), credentials.as_ref()).await.map_err(|error| error.to_string())?;
+        self.find(reference).await.ok_or_else(|| "containerd has pulled it and does not have it".to_owned())
+    }
+
+    /// Brings an archive under a name.
+    pub async fn import(self: &Arc<Self>, archive: &Path, reference: &Reference) -> anyhow::Result<Linux> {
+        let client = self.client().await?;
+        client.import(archive, &reference.to_string()).await?;
+        self.find(reference).await.ok_or_else(|| anyhow::anyhow!("containerd does not have what was imported"))
+    }
+
+    /// Names and images, with those of containerd's own left out.
+    pub async fn images(&self) -> Vec<(String, Linux)> {
+        let Some(client) = self.running().await else { return Vec::new() };
+        let Ok(all) = client.list_images().await else { return Vec::new() };
+        let mut named = Vec::new();
+        for image in all {
+            let tags: Vec<String> = image.tags.iter().filter(|tag| *tag != sampan_oci::PAUSE_IMAGE).cloned().collect();
+            let image = linux(image);
+            named.extend(tags.into_iter().map(|tag| (tag, image.clone())));
+        }
+        named.sort_by(|(one, _), (other, _)| one.cmp(other));
+        named
+    }
+
+    /// Takes a name away, and with the last one the image.
+    pub async fn remove_image(&self, reference: &Reference) -> anyhow::Result<()> {
+        if let Some(client) = self.running().await {
+            client.remove_image(&reference.to_string()).await?;
+        }
+        Ok(())
+    }
+}

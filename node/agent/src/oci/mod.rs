@@ -1,0 +1,272 @@
+//! OCI containers: the node's containerd, started when the first pod needs it and found again
+//! after a restart, and the sandboxes of pods in it.
+
+pub mod images;
+mod runtime;
+mod sandbox;
+pub mod spec;
+mod watch;
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use sampan_oci::{Containerd, Daemon, DaemonOptions, Installed, cni};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::pod::paths::Paths;
+use crate::runtime::{ContainerId, RuntimeEvent};
+pub use sandbox::Ground;
+
+/// Which containerd a node has.
+#[derive(Clone, Debug)]
+pub enum Which {
+    /// One that somebody else runs, by its socket. Its network configuration is its own.
+    Given(PathBuf),
+    /// One of our own, in this directory, with these handlers.
+    Own { dir: PathBuf, handlers: Vec<String> },
+    /// None, and why.
+    None(String),
+}
+
+impl Which {
+    /// What this machine can have.
+    pub fn find(given: Option<&Path>, dir: &Path, privileged: bool) -> Self {
+        match given {
+            Some(socket) => Self::Given(socket.to_owned()),
+            None if !privileged => Self::None("a node has to be root for them".to_owned()),
+            None => match Installed::find() {
+                Ok(installed) => {
+                    let found = [("runc", installed.runc.is_some()), ("crun", installed.crun.is_some())];
+                    let handlers = found.into_iter().filter(|(_, here)| *here).map(|(name, _)| name.to_owned());
+                    Self::Own { dir: dir.to_owned(), handlers: handlers.collect() }
+                }
+                Err(error) => Self::None(error.to_string()),
+            },
+        }
+    }
+
+    /// Whether Linux containers run here; if not, why.
+    pub fn available(&self) -> Result<(), &str> {
+        match self {
+            Self::None(why) => Err(why),
+            _ => Ok(()),
+        }
+    }
+
+    /// Names of the handlers that RuntimeClasses may ask for, as far as they are known: of somebody
+    /// else's containerd only it can tell.
+    pub fn handlers(&self) -> &[String] {
+        match self {
+            Self::Own { handlers, .. } => handlers,
+            _ => &[],
+        }
+    }
+
+    pub fn has_handler(&self, name: &str) -> bool {
+        matches!(self, Self::Given(_)) || self.handlers().iter().any(|known| known == name)
+    }
+
+    /// Whether an earlier agent may have left containers.
+    fn has_history(&self) -> bool {
+        match self {
+            Self::Given(_) => true,
+            Self::Own { dir, .. } => dir.exists(),
+            Self::None(_) => false,
+        }
+    }
+}
+
+pub struct Settings {
+    pub paths: Paths,
+    pub cluster_id: String,
+    pub node_name: String,
+    /// Where pods get their addresses, from a containerd of our own.
+    pub network: cni::Network,
+}
+
+/// containerd's names of what is ours.
+#[derive(Default)]
+struct Known {
+    ids: HashMap<ContainerId, String>,
+    names: HashMap<String, ContainerId>,
+    /// Killed by the kernel for want of memory, and not yet seen to have ended.
+    starved: std::collections::HashSet<String>,
+}
+
+/// The node's containerd.
+pub struct Oci {
+    pub which: Which,
+    settings: Settings,
+    /// Held while one is being started.
+    connected: tokio::sync::Mutex<Option<Containerd>>,
+    known: Mutex<Known>,
+    /// By pod.
+    grounds: Mutex<HashMap<String, Ground>>,
+    events: mpsc::UnboundedSender<RuntimeEvent>,
+    stop: CancellationToken,
+}
+
+/// Below the node's directory.
+pub const DIR: &str = "containerd";
+const RETRY: Duration = Duration::from_millis(500);
+const RETRY_MAX: Duration = Duration::from_secs(30);
+
+impl Oci {
+    /// Events go where those of the node's other runtime go. What this starts to watch ends with `stop`.
+    pub fn new(
+        which: Which,
+        settings: Settings,
+        events: mpsc::UnboundedSender<RuntimeEvent>,
+        stop: CancellationToken,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            which,
+            settings,
+            connected: tokio::sync::Mutex::default(),
+            known: Mutex::default(),
+            grounds: Mutex::default(),
+            events,
+            stop,
+        })
+    }
+
+    /// Whether Linux containers run here; if not, why.
+    pub fn available(&self) -> Result<(), &str> {
+        self.which.available()
+    }
+
+    /// Finds again what an earlier agent left.
+    pub async fn resume(self: &Arc<Self>) -> anyhow::Result<()> {
+        if self.which.has_history() { self.client().await.map(drop) } else { Ok(()) }
+    }
+
+    /// What everything of this node is labelled with: a containerd may be shared.
+    fn label(&self) -> BTreeMap<String, String> {
+        let node = format!("{}.{}", self.settings.cluster_id, self.settings.node_name);
+        BTreeMap::from([(spec::NODE.to_owned(), node)])
+    }
+
+    /// containerd, if it is in use.
+    pub async fn running(&self) -> Option<Containerd> {
+        self.connected.lock().await.clone()
+    }
+
+    /// containerd, started if need be.
+    pub async fn client(self: &Arc<Self>) -> anyhow::Result<Containerd> {
+        let mut connected = self.connected.lock().await;
+        if let Some(client) = &*connected {
+            return Ok(client.clone());
+        }
+        let client = match &self.which {
+            Which::None(why) => anyhow::bail!("this node has no containerd: {why}"),
+            Which::Given(socket) => Containerd::connect(socket).await?,
+            Which::Own { dir, .. } => {
+                let options =
+                    DaemonOptions { network: Some(self.settings.network.clone()), ..DaemonOptions::default() };
+                let daemon = Daemon::start(dir, &options).await.context("containerd")?;
+                tokio::fs::write(dir.join(CGROUP), self.cgroups()).await?;
+                let client = daemon.client().clone();
+                tokio::spawn(keep(dir.clone(), options, daemon, self.stop.clone()));
+                client
+            }
+        };
+        let version = client.version();
+        tracing::info!(socket = %client.socket().display(), version = version.version, "containerd is in use");
+        tokio::spawn(self.clone().watch(client.clone()));
+        *connected = Some(client.clone());
+        Ok(client)
+    }
+
+    /// Ends a containerd of our own, after its pods. One that is somebody else's goes on.
+    pub async fn end(&self) -> anyhow::Result<()> {
+        if let (Some(_), Which::Own { dir, .. }) = (self.connected.lock().await.take(), &self.which) {
+            self.stop.cancel();
+            Daemon::stop_in(dir).await?;
+        }
+        Ok(())
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn grounds(&self) -> MutexGuard<'_, HashMap<String, Ground>> {
+        self.grounds.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Where a pod stands, if that is a sandbox of containerd's.
+    pub fn ground(&self, pod_uid: &str) -> Option<Ground> {
+        self.grounds().get(pod_uid).cloned()
+    }
+
+    /// Pods that have sandboxes.
+    pub fn pods(&self) -> Vec<String> {
+        self.grounds().keys().cloned().collect()
+    }
+
+    /// Whether a container is containerd's.
+    pub fn has(&self, id: &ContainerId) -> bool {
+        self.known().ids.contains_key(id)
+    }
+
+    fn id(&self, id: &ContainerId) -> Option<String> {
+        self.known().ids.get(id).cloned()
+    }
+
+    fn note(&self, id: &ContainerId, name: &str) {
+        let mut known = self.known();
+        known.ids.insert(id.clone(), name.to_owned());
+        known.names.insert(name.to_owned(), id.clone());
+    }
+
+    fn forget(&self, id: &ContainerId) {
+        let mut known = self.known();
+        if let Some(name) = known.ids.remove(id) {
+            known.names.remove(&name);
+            known.starved.remove(&name);
+        }
+    }
+}
+
+/// Which control group those of this node's pods are in, in containerd's directory.
+const CGROUP: &str = "cgroup";
+
+/// Takes away what the containerd and the pods of a node that was killed left; its images stay. Tells
+/// how many containers there were. Blocks.
+pub fn clean(node: &Path) -> anyhow::Result<usize> {
+    sampan_oci::unmount_below(&node.join("tenants"))?;
+    let dir = node.join(DIR);
+    if !dir.exists() {
+        return Ok(0);
+    }
+    let removed = Daemon::clean(&dir)?;
+    if let Ok(group) = std::fs::read_to_string(dir.join(CGROUP)) {
+        sampan_oci::cgroup::purge(&group)?;
+    }
+    Ok(removed)
+}
+
+/// Starts a containerd of ours again when it has ended: its pods go on in between.
+async fn keep(dir: PathBuf, options: DaemonOptions, mut daemon: Daemon, stop: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = daemon.ended() => tracing::warn!("containerd has ended; starting it again"),
+        }
+        let mut wait = RETRY;
+        daemon = loop {
+            match Daemon::start(&dir, &options).await {
+                Ok(daemon) => break daemon,
+                Err(error) => tracing::error!(%error, "containerd does not start; trying again"),
+            }
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(wait) => wait = (wait + wait).min(RETRY_MAX),
+            }
+        };
+    }
+}
