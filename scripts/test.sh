@@ -17,4 +17,6 @@ cargo clippy --locked --workspace --all-targets --quiet -- --deny warnings
 step tests
 cargo build --locked --workspace --quiet
 export SAMPAN_SAMPLES=$CARGO_TARGET_DIR/samples SAMPAN_BIN=$CARGO_TARGET_DIR/debug/sampan
-PATH=$(scripts/test-setup.sh --tools):$PATH cargo nextest run --locked --workspace --no-fail-fast "$@"
+tools=$(scripts/test-setup.sh --tools)
+export SAMPAN_IMAGES=${tools%/*}/images
+PATH=$tools:$PATH cargo nextest run --locked --workspace --no-fail-fast "$@"

@@ -25,6 +25,19 @@ impl Cluster {
         self.sampan(&["image", "import", archive.to_str().unwrap(), "--as", reference]);
     }
 
+    /// Imports an image made of Debian's packages, which the tests' set-up has made, as `localhost/NAME:v1`;
+    /// false, and said so, if it has not.
+    pub fn import_debian(&self, name: &str) -> bool {
+        let dir = std::env::var_os("SAMPAN_IMAGES").map(std::path::PathBuf::from);
+        let archive = dir.map(|dir| dir.join(format!("{name}.tar"))).filter(|archive| archive.is_file());
+        let Some(archive) = archive else {
+            println!("skipped: SAMPAN_IMAGES has no {name}.tar");
+            return false;
+        };
+        self.sampan(&["image", "import", archive.to_str().unwrap(), "--as", &format!("localhost/{name}:v1")]);
+        true
+    }
+
     /// Imports busybox as `localhost/busybox:1`.
     pub fn import_busybox(&self) {
         self.import_linux(&testing::busybox().unwrap(), "localhost/busybox:1");

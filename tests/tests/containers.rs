@@ -2,7 +2,9 @@
 
 #![allow(clippy::unwrap_used)]
 
-use sampan_tests::{Cluster, eventually, http_get, run_with_input, runs_linux};
+use std::path::Path;
+
+use sampan_tests::{Cluster, eventually, http_get, http_post, run_with_input, runs_linux};
 use serde_json::Value;
 
 fn pod(name: &str, spec: &str) -> String {
@@ -99,7 +101,7 @@ fn exec_attach_copy_and_forward() {
     assert_eq!(cluster.try_kubectl(&["exec", "web", "--", "sh", "-c", "exit 7"]).code, Some(7));
     let kubeconfig = cluster.kubeconfig();
     let piped = run_with_input(
-        std::path::Path::new("kubectl"),
+        Path::new("kubectl"),
         &["--kubeconfig", kubeconfig.to_str().unwrap(), "exec", "-i", "web", "--", "wc", "-c"],
         &"x".repeat(1_000_000),
     );
@@ -112,7 +114,7 @@ fn exec_attach_copy_and_forward() {
     assert!(std::fs::read(&back).unwrap() == vec![7_u8; 300_000]);
     // It listens on its own loopback alone.
     let mut forward = sampan_tests::Process::spawn(
-        std::path::Path::new("kubectl"),
+        Path::new("kubectl"),
         &["--kubeconfig", kubeconfig.to_str().unwrap(), "port-forward", "pod/web", ":8080"],
         &[],
     );
@@ -156,11 +158,216 @@ fn both_kinds_in_one_pod() {
     cluster.apply(&shell("client", "exec sleep 3600", ""));
     ready(&cluster, "client");
     for service in ["mixed", "hello"] {
+        let address = cluster.service_address(service);
         eventually(service, || {
-            let url = format!("http://{service}:8080/");
-            let got = cluster.try_kubectl(&["exec", "client", "--", "wget", "-T", "2", "-qO-", &url]);
-            (got.code == Some(0)).then_some(())
+            // A static busybox asks name servers itself, and its wget does not.
+            let name = format!("{service}.default.svc.cluster.local");
+            let named = cluster.try_kubectl(&["exec", "client", "--", "nslookup", &name]);
+            let url = format!("http://{address}:8080/");
+            let got = cluster.try_kubectl(&["exec", "client", "--", "wget", "-qO-", &url]);
+            (named.out.contains(&address) && got.out.starts_with("Hello from")).then_some(())
         });
     }
     cluster.kubectl(&["delete", "pod", "mixed", "client", "--wait"]);
+}
+
+#[test]
+fn pods_outlive_agent_and_containerd_and_nothing_is_left() {
+    if !runs_linux() {
+        return;
+    }
+    let mut cluster = Cluster::up();
+    cluster.import_busybox();
+    cluster.import("hello");
+    let beside = "  - {name: wasm, image: 'localhost/hello:v1'}\n";
+    cluster.apply(&(shell("stays", "n=0; while true; do echo $n; n=$((n+1)); sleep 0.1; done", "") + beside));
+    cluster.apply(&shell("ends", "sleep 1; exit 5", ""));
+    let before = ready(&cluster, "stays");
+    let containers = |status: &Value| -> Vec<(String, String)> {
+        let all = status["containerStatuses"].as_array().unwrap().iter();
+        all.map(|it| (it["containerID"].as_str().unwrap().to_owned(), it["state"].to_string())).collect()
+    };
+    cluster.kill();
+    let pid = containerd(&cluster);
+    assert!(runs(pid), "containerd goes on");
+    cluster.resume();
+    // What ended in between is told of, what runs is the same.
+    let status = in_phase(&cluster, "ends", "Failed");
+    assert_eq!(status["containerStatuses"][0]["state"]["terminated"]["exitCode"], 5, "{status}");
+    assert_eq!(containers(&ready(&cluster, "stays")), containers(&before));
+    assert_eq!(containerd(&cluster), pid);
+
+    // containerd itself, killed: it comes again and knows its containers.
+    kill(pid);
+    let again = eventually("another containerd", || {
+        let new = containerd(&cluster);
+        (new != pid && runs(new)).then_some(new)
+    });
+    eventually("exec", || {
+        let ran = cluster.try_kubectl(&["exec", "stays", "-c", "main", "--", "echo", "here"]);
+        (ran.code == Some(0)).then_some(())
+    });
+    assert_eq!(containers(&ready(&cluster, "stays")), containers(&before));
+    let lines = |text: String| text.lines().map(|line| line.parse::<u32>().unwrap()).collect::<Vec<_>>();
+    let counted = lines(cluster.kubectl(&["logs", "stays", "-c", "main"]));
+    assert!(counted.iter().enumerate().all(|(index, line)| *line as usize == index), "one run, and no line lost");
+
+    // A kill and a clean-up leave nothing of it on the machine.
+    let groups = std::fs::read_to_string(cluster.data_dir().join("node/cgroups")).unwrap();
+    let group = groups.lines().next().unwrap().trim_start_matches('/').to_owned();
+    cluster.kill();
+    let removed = cluster.down();
+    assert!(removed.contains("containers"), "{removed}");
+    assert!(!runs(again));
+    for hierarchy in ["cpu", "memory", "pids", "unified", "."] {
+        assert!(!Path::new("/sys/fs/cgroup").join(hierarchy).join(&group).exists());
+    }
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let data = cluster.data_dir();
+    assert!(!mounts.contains(data.to_str().unwrap()), "{mounts}");
+}
+
+/// Debian's own programs, as people run them, and WebAssembly that uses them.
+#[test]
+fn real_programs_behind_a_wasm_guestbook() {
+    if !runs_linux() {
+        return;
+    }
+    let mut cluster = Cluster::up();
+    if !["redis", "nginx", "postgres"].iter().all(|name| cluster.import_debian(name)) {
+        return;
+    }
+    cluster.deploy("guestbook");
+    let folder = sampan_tests::manifest("guestbook").with_file_name("with-redis.yaml");
+    cluster.kubectl(&["apply", "-f", folder.to_str().unwrap()]);
+    cluster.apply(PROGRAMS);
+    for deployment in ["guestbook-store", "guestbook", "nginx"] {
+        cluster.rolled_out(deployment);
+    }
+    // Through nginx to the page, from there to the store, and to Redis at its 127.0.0.1.
+    let nginx = format!("{}:8080", cluster.service_address("nginx"));
+    for entry in ["Ahoy", "from Linux"] {
+        let form = format!("entry={}", entry.replace(' ', "+"));
+        eventually("an entry", || (http_post(&nginx, "/", &form).ok()?.0 == 303).then_some(()));
+    }
+    let entries = http_get(&nginx, "/entries").unwrap();
+    assert_eq!(entries, (200, "Ahoy\nfrom Linux\n".to_owned()));
+    let redis = ["exec", "deployment/guestbook-store", "-c", "redis", "--", "redis-cli"];
+    assert_eq!(cluster.kubectl(&[&redis[..], &["llen", "guestbook"]].concat()).trim(), "2");
+    let store = cluster.kubectl(&["logs", "deployment/guestbook-store", "-c", "store"]);
+    assert_eq!(store.lines().count(), 2, "{store}");
+    // What Redis keeps outlives it.
+    let ended = cluster.try_kubectl(&[&redis[..], &["shutdown"]].concat());
+    eventually("Redis again", || {
+        let pod = cluster.pods("app=guestbook,role=store").pop()?;
+        let redis = pod["status"]["containerStatuses"].as_array()?.iter().find(|it| it["name"] == "redis")?.clone();
+        (redis["restartCount"] == 1 && redis["ready"] == true).then_some(())
+    });
+    assert_eq!(http_get(&nginx, "/entries").unwrap(), entries, "{}", ended.err);
+
+    cluster.kubectl(&["wait", "--for=condition=Ready", "pod/postgres", "--timeout=60s"]);
+    let sql = |text: &str| {
+        cluster.kubectl(&[
+            "exec",
+            "postgres",
+            "--",
+            "psql",
+            "-h",
+            "127.0.0.1",
+            "-U",
+            "app",
+            "-d",
+            "postgres",
+            "-tAc",
+            text,
+        ])
+    };
+    sql("create table harbour (ship text)");
+    sql("insert into harbour select 'junk ' || n from generate_series(1, 1000) n");
+    assert_eq!(sql("select count(*) from harbour").trim(), "1000");
+    assert_eq!(cluster.terminate().code, Some(0));
+}
+
+const PROGRAMS: &str = r#"
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: nginx}
+data:
+  nginx.conf: |
+    error_log stderr;
+    pid /tmp/nginx.pid;
+    events {}
+    http {
+      access_log off;
+      client_body_temp_path /tmp/body; proxy_temp_path /tmp/proxy; fastcgi_temp_path /tmp/fastcgi;
+      uwsgi_temp_path /tmp/uwsgi; scgi_temp_path /tmp/scgi;
+      server {
+        listen 8080;
+        location / { proxy_pass http://guestbook.default.svc.cluster.local:8081; proxy_set_header Host guestbook; }
+      }
+    }
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: nginx}
+spec:
+  replicas: 2
+  selector: {matchLabels: {app: nginx}}
+  template:
+    metadata: {labels: {app: nginx}}
+    spec:
+      securityContext: {runAsUser: 1000, runAsNonRoot: true, fsGroup: 1000}
+      containers:
+        - name: nginx
+          image: localhost/nginx:v1
+          command: [nginx, -c, /etc/own/nginx.conf, -g, "daemon off;"]
+          readinessProbe: {httpGet: {path: /healthz, port: 8080}, periodSeconds: 1}
+          livenessProbe: {tcpSocket: {port: 8080}}
+          volumeMounts: [{name: own, mountPath: /etc/own}]
+          resources: {limits: {memory: 64Mi, cpu: 500m}}
+      volumes: [{name: own, configMap: {name: nginx}}]
+---
+apiVersion: v1
+kind: Service
+metadata: {name: nginx}
+spec: {selector: {app: nginx}, ports: [{port: 8080}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: postgres}
+spec:
+  securityContext: {runAsUser: 1000, fsGroup: 1000}
+  initContainers:
+    - name: init
+      image: localhost/postgres:v1
+      command: [/usr/lib/postgresql/15/bin/initdb, -D, /data/db, --auth=trust, --no-sync, --locale=C, -U, app]
+      volumeMounts: [{name: data, mountPath: /data}]
+  containers:
+    - name: postgres
+      image: localhost/postgres:v1
+      command: [/usr/lib/postgresql/15/bin/postgres, -D, /data/db, -k, /tmp, -h, "*", -c, jit=off]
+      env: [{name: PATH, value: "/usr/lib/postgresql/15/bin:/usr/bin:/bin"}]
+      readinessProbe: {exec: {command: [pg_isready, -h, 127.0.0.1]}, periodSeconds: 1}
+      volumeMounts: [{name: data, mountPath: /data}, {name: shm, mountPath: /dev/shm}]
+      resources: {limits: {memory: 256Mi}}
+  volumes:
+    - {name: data, emptyDir: {}}
+    - {name: shm, emptyDir: {medium: Memory}}
+"#;
+
+/// The process id of the cluster's own containerd.
+fn containerd(cluster: &Cluster) -> u32 {
+    let record = std::fs::read(cluster.data_dir().join("node/containerd/containerd.json")).unwrap();
+    let record: Value = serde_json::from_slice(&record).unwrap();
+    record["pid"].as_u64().unwrap().try_into().unwrap()
+}
+
+/// Not merely waiting for somebody to hear of its end.
+fn runs(pid: u32) -> bool {
+    std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| !line.is_empty())
+}
+
+fn kill(pid: u32) {
+    let pid = rustix::process::Pid::from_raw(pid.try_into().unwrap()).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
 }

@@ -9,6 +9,7 @@ pub mod api;
 mod beneath;
 pub mod image;
 pub mod join;
+pub mod leftovers;
 pub mod logs;
 mod network;
 pub mod node;

@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use crate::api;
 use crate::image::{Images, Puller};
 use crate::join::Certificate;
+use crate::leftovers;
 use crate::node::{self, Facts, Registration};
 use crate::oci::{self, Oci, Which};
 use crate::pod::objects::Objects;
@@ -149,7 +150,10 @@ pub async fn run(config: Config, client: Client, shutdown: CancellationToken) ->
         node_name: config.node_name.clone(),
         network: pods_of_containerd(&cluster.id, pod_cidr),
     };
-    let oci = Oci::new(containerd, settings, events, stop.clone());
+    if privileged {
+        leftovers::note(&config.dir, &cluster.id, &config.node_name)?;
+    }
+    let oci = Oci::new(containerd, settings, events, stop.child_token());
     if let Err(error) = oci.resume().await {
         tracing::error!(error = format!("{error:#}"), "containerd is not there; trying again with the next pod");
     }
@@ -211,6 +215,10 @@ pub async fn run(config: Config, client: Client, shutdown: CancellationToken) ->
         registration.not_ready("the node is stopping").await;
         if tokio::time::timeout(END_LIMIT, work::end_all(&shared, END_GRACE)).await.is_err() {
             tracing::warn!("some pods did not end in time");
+        }
+        let dir = config.dir.clone();
+        if let Ok(Err(error)) = tokio::task::spawn_blocking(move || leftovers::groups(&dir)).await {
+            tracing::warn!(error = format!("{error:#}"), "control groups stay");
         }
     }
     stop.cancel();

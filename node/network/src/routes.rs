@@ -43,6 +43,9 @@ fn overlap(a: Ipv4Net, b: Ipv4Net) -> bool {
 /// The first route of the machine that the cluster's ranges would hide or be hidden by.
 fn conflict(ranges: &Ranges, metric: Metric, routes: &[Found]) -> Option<Error> {
     for (what, range) in [("the cluster range", ranges.cluster), ("the Service range", ranges.service)] {
+        // What lies in a range that this cluster holds already was made for its pods, by CNI's plugins.
+        let held =
+            routes.iter().any(|route| route.ours && route.destination == range && metric.same_cluster(route.metric));
         for route in routes {
             let other = route.destination;
             let how = if route.ours {
@@ -51,7 +54,7 @@ fn conflict(ranges: &Ranges, metric: Metric, routes: &[Found]) -> Option<Error> 
                     continue;
                 }
                 "for another cluster".to_owned()
-            } else if range.contains(&other) {
+            } else if range.contains(&other) && !held {
                 // A wider route of the machine is only narrowed, and that is what a range means.
                 if route.local { "as its own address".to_owned() } else { "elsewhere".to_owned() }
             } else {
@@ -178,6 +181,9 @@ mod tests {
         assert!(clash(&[found("10.96.0.0/20", other, true, true)]).unwrap().contains("another cluster"));
         assert!(clash(&[found("10.244.7.0/24", 0, false, false)]).unwrap().contains("10.244.7.0/24"));
         assert!(clash(&[found("10.96.3.4/32", 0, false, true)]).unwrap().contains("own address"));
+        let pod = found("10.244.4.2/32", 0, false, false);
+        assert_eq!(clash(&[pod.clone(), found("10.244.0.0/16", peer, true, false)]), None);
+        assert!(clash(&[pod, found("10.244.0.0/16", other, true, false)]).is_some());
     }
 
     #[test]

@@ -90,6 +90,25 @@ pub fn purge(name: &str) -> Result<()> {
     try_remove(name)
 }
 
+/// Purges the groups right below one whose names begin so, and that one too if it is empty then. Tells
+/// how many names there were.
+pub fn purge_below(parent: &str, prefix: &str) -> Result<usize> {
+    let dirs = directories(Path::new(ROOT), parent).map_err(Error::io(parent))?;
+    let below = dirs.iter().flat_map(|dir| children(dir));
+    let names: std::collections::BTreeSet<String> = below
+        .filter_map(|child| Some(child.file_name()?.to_str()?.to_owned()))
+        .filter(|name| name.starts_with(prefix))
+        .collect();
+    for name in &names {
+        purge(&format!("{parent}/{name}"))?;
+    }
+    for dir in dirs {
+        // Another node's groups may be there.
+        let _ = std::fs::remove_dir(dir);
+    }
+    Ok(names.len())
+}
+
 fn kill_tree(dir: &Path) {
     for child in children(dir) {
         kill_tree(&child);

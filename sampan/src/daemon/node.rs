@@ -132,11 +132,12 @@ pub async fn clean(data_dir: &DataDir) -> Result<Removed> {
     for (tenant, record) in &hosts {
         launch::kill(tenant, record).await;
     }
+    // Their groups went with them.
     let groups = hosts.iter().filter(|(_, record)| record.cgroup.is_some()).count();
     let node = dir.clone();
-    let containers = tokio::task::spawn_blocking(move || sampan_agent::oci::clean(&node)).await??;
+    let left = tokio::task::spawn_blocking(move || sampan_agent::leftovers::clean(&node)).await??;
     let network = sampan_network::clean(&dir.join("network")).await?;
-    Ok(Removed { hosts: hosts.len(), groups, containers, network })
+    Ok(Removed { hosts: hosts.len(), groups: groups + left.groups, containers: left.containers, network })
 }
 
 #[cfg(test)]

@@ -1,8 +1,10 @@
 //! A guestbook of two services out of one module: `ROLE=front` renders the page and calls the
-//! store by its Service's name; `ROLE=store` keeps the entries in a file of its pod.
+//! store by its Service's name; `ROLE=store` keeps the entries in a file of its pod, or in the Redis
+//! that `REDIS` names.
 
 mod front;
 mod http;
+mod redis;
 mod store;
 
 use std::env;

@@ -1,9 +1,11 @@
-//! Keeps one entry a line in a file of the pod; asks for the token that both services mount.
+//! Keeps one entry a line in a file of the pod, or in Redis; asks for the token that both services mount.
 
+use std::env;
 use std::fs::{self, OpenOptions};
-use std::io::{ErrorKind, Write as _};
+use std::io::{self, ErrorKind, Write as _};
 
 use crate::http::{Request, Response};
+use crate::redis;
 
 const ENTRIES: &str = "/data/entries";
 /// Where the Secret is mounted.
@@ -25,16 +27,37 @@ pub fn answer(request: &Request) -> Response {
         if line.trim().is_empty() {
             return Response::text(400, "the entry is empty\n");
         }
-        let written =
-            OpenOptions::new().create(true).append(true).open(ENTRIES).and_then(|mut file| writeln!(file, "{line}"));
-        if let Err(error) = written {
-            return Response::text(500, format!("{ENTRIES}: {error}\n"));
+        if let Err(error) = append(&line) {
+            return Response::text(500, format!("{}: {error}\n", place()));
         }
         println!("entry of {} bytes", line.len());
     }
-    match fs::read_to_string(ENTRIES) {
+    match entries() {
         Ok(entries) => Response::text(200, entries),
-        Err(error) if error.kind() == ErrorKind::NotFound => Response::text(200, ""),
-        Err(error) => Response::text(500, format!("{ENTRIES}: {error}\n")),
+        Err(error) => Response::text(500, format!("{}: {error}\n", place())),
+    }
+}
+
+fn place() -> String {
+    env::var("REDIS").unwrap_or_else(|_| ENTRIES.to_owned())
+}
+
+fn append(line: &str) -> io::Result<()> {
+    match env::var("REDIS") {
+        Ok(address) => redis::append(&address, line),
+        Err(_) => {
+            let mut file = OpenOptions::new().create(true).append(true).open(ENTRIES)?;
+            writeln!(file, "{line}")
+        }
+    }
+}
+
+fn entries() -> io::Result<String> {
+    match env::var("REDIS") {
+        Ok(address) => Ok(redis::entries(&address)?.into_iter().map(|entry| entry + "\n").collect()),
+        Err(_) => match fs::read_to_string(ENTRIES) {
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(String::new()),
+            entries => entries,
+        },
     }
 }

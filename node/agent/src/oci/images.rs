@@ -39,7 +39,7 @@ fn linux(image: Image) -> Linux {
 impl Oci {
     /// An image that is here. A containerd that does not run yet has none that count.
     pub async fn find(&self, reference: &Reference) -> Option<Linux> {
-        let client = self.running().await?;
+        let client = self.running()?;
         match client.image_status(&reference.to_string()).await {
             Ok(image) => image.map(linux),
             Err(error) => {
@@ -73,7 +73,7 @@ impl Oci {
 
     /// Names and images, with those of containerd's own left out.
     pub async fn images(&self) -> Vec<(String, Linux)> {
-        let Some(client) = self.running().await else { return Vec::new() };
+        let Some(client) = self.running() else { return Vec::new() };
         let Ok(all) = client.list_images().await else { return Vec::new() };
         let mut named = Vec::new();
         for image in all {
@@ -87,7 +87,7 @@ impl Oci {
 
     /// Takes a name away, and with the last one the image.
     pub async fn remove_image(&self, reference: &Reference) -> anyhow::Result<()> {
-        if let Some(client) = self.running().await {
+        if let Some(client) = self.running() {
             client.remove_image(&reference.to_string()).await?;
         }
         Ok(())

@@ -7,7 +7,7 @@ mod sandbox;
 pub mod spec;
 mod watch;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -94,7 +94,7 @@ struct Known {
     ids: HashMap<ContainerId, String>,
     names: HashMap<String, ContainerId>,
     /// Killed by the kernel for want of memory, and not yet seen to have ended.
-    starved: std::collections::HashSet<String>,
+    starved: HashSet<String>,
 }
 
 /// The node's containerd.
@@ -102,7 +102,10 @@ pub struct Oci {
     pub which: Which,
     settings: Settings,
     /// Held while one is being started.
-    connected: tokio::sync::Mutex<Option<Containerd>>,
+    starting: tokio::sync::Mutex<()>,
+    connected: Mutex<Option<Containerd>>,
+    /// Pods that had sandboxes when containerd was first asked.
+    found: Mutex<HashSet<String>>,
     known: Mutex<Known>,
     /// By pod.
     grounds: Mutex<HashMap<String, Ground>>,
@@ -126,7 +129,9 @@ impl Oci {
         Arc::new(Self {
             which,
             settings,
-            connected: tokio::sync::Mutex::default(),
+            starting: tokio::sync::Mutex::default(),
+            connected: Mutex::default(),
+            found: Mutex::default(),
             known: Mutex::default(),
             grounds: Mutex::default(),
             events,
@@ -151,15 +156,15 @@ impl Oci {
     }
 
     /// containerd, if it is in use.
-    pub async fn running(&self) -> Option<Containerd> {
-        self.connected.lock().await.clone()
+    pub fn running(&self) -> Option<Containerd> {
+        self.connected.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// containerd, started if need be.
     pub async fn client(self: &Arc<Self>) -> anyhow::Result<Containerd> {
-        let mut connected = self.connected.lock().await;
-        if let Some(client) = &*connected {
-            return Ok(client.clone());
+        let _starting = self.starting.lock().await;
+        if let Some(client) = self.running() {
+            return Ok(client);
         }
         let client = match &self.which {
             Which::None(why) => anyhow::bail!("this node has no containerd: {why}"),
@@ -168,7 +173,6 @@ impl Oci {
                 let options =
                     DaemonOptions { network: Some(self.settings.network.clone()), ..DaemonOptions::default() };
                 let daemon = Daemon::start(dir, &options).await.context("containerd")?;
-                tokio::fs::write(dir.join(CGROUP), self.cgroups()).await?;
                 let client = daemon.client().clone();
                 tokio::spawn(keep(dir.clone(), options, daemon, self.stop.clone()));
                 client
@@ -177,13 +181,16 @@ impl Oci {
         let version = client.version();
         tracing::info!(socket = %client.socket().display(), version = version.version, "containerd is in use");
         tokio::spawn(self.clone().watch(client.clone()));
-        *connected = Some(client.clone());
+        *self.connected.lock().unwrap_or_else(PoisonError::into_inner) = Some(client.clone());
+        let found = self.sandboxed().await?.into_keys().collect();
+        *self.found.lock().unwrap_or_else(PoisonError::into_inner) = found;
         Ok(client)
     }
 
     /// Ends a containerd of our own, after its pods. One that is somebody else's goes on.
     pub async fn end(&self) -> anyhow::Result<()> {
-        if let (Some(_), Which::Own { dir, .. }) = (self.connected.lock().await.take(), &self.which) {
+        let connected = self.connected.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let (Some(_), Which::Own { dir, .. }) = (connected, &self.which) {
             self.stop.cancel();
             Daemon::stop_in(dir).await?;
         }
@@ -203,9 +210,10 @@ impl Oci {
         self.grounds().get(pod_uid).cloned()
     }
 
-    /// Pods that have sandboxes.
-    pub fn pods(&self) -> Vec<String> {
-        self.grounds().keys().cloned().collect()
+    /// Whether a pod has a sandbox, perhaps of an earlier agent's.
+    pub fn has_sandbox(&self, pod_uid: &str) -> bool {
+        let found = self.found.lock().unwrap_or_else(PoisonError::into_inner).contains(pod_uid);
+        found || self.grounds().contains_key(pod_uid)
     }
 
     /// Whether a container is containerd's.
@@ -230,24 +238,6 @@ impl Oci {
             known.starved.remove(&name);
         }
     }
-}
-
-/// Which control group those of this node's pods are in, in containerd's directory.
-const CGROUP: &str = "cgroup";
-
-/// Takes away what the containerd and the pods of a node that was killed left; its images stay. Tells
-/// how many containers there were. Blocks.
-pub fn clean(node: &Path) -> anyhow::Result<usize> {
-    sampan_oci::unmount_below(&node.join("tenants"))?;
-    let dir = node.join(DIR);
-    if !dir.exists() {
-        return Ok(0);
-    }
-    let removed = Daemon::clean(&dir)?;
-    if let Ok(group) = std::fs::read_to_string(dir.join(CGROUP)) {
-        sampan_oci::cgroup::purge(&group)?;
-    }
-    Ok(removed)
 }
 
 /// Starts a containerd of ours again when it has ended: its pods go on in between.

@@ -21,6 +21,9 @@ use crate::runtime::{ContainerId, Exit, Ran, RunState, Runtime, StartError, Usag
 const MESSAGE: u64 = 4096;
 const LOG_MESSAGE: u64 = 2048;
 const LOG_LINES: usize = 80;
+/// How often a container is looked at that is being started, and how far apart.
+const STARTING: u32 = 100;
+const STARTING_STEP: Duration = Duration::from_millis(100);
 
 pub(super) fn time(time: Option<SystemTime>) -> Option<Timestamp> {
     time.and_then(|time| Timestamp::try_from(time).ok()).filter(|time| *time > Timestamp::UNIX_EPOCH)
@@ -72,11 +75,18 @@ impl Oci {
                 continue;
             }
             self.note(id, &container.id);
-            if matches!(container.state, ContainerState::Running | ContainerState::Exited) {
-                return Ok(Some(self.state(id, &client.container_status(&container.id).await?)));
+            // One that is only made may be about to start: who asked for that may be gone since.
+            for _ in 0..STARTING {
+                let status = client.container_status(&container.id).await?;
+                if matches!(status.state, ContainerState::Running | ContainerState::Exited) {
+                    return Ok(Some(self.state(id, &status)));
+                }
+                if client.remove_container(&container.id).await.is_ok() {
+                    self.forget(id);
+                    break;
+                }
+                tokio::time::sleep(STARTING_STEP).await;
             }
-            client.remove_container(&container.id).await?;
-            self.forget(id);
         }
         Ok(None)
     }
@@ -139,7 +149,7 @@ impl Oci {
     }
 
     async fn found(&self, id: &ContainerId) -> anyhow::Result<(Containerd, String)> {
-        let client = self.running().await.context("containerd is not in use")?;
+        let client = self.running().context("containerd is not in use")?;
         Ok((client, self.id(id).context("containerd has no such container")?))
     }
 }
@@ -164,14 +174,13 @@ impl Runtime for Oci {
     }
 
     async fn list(&self) -> anyhow::Result<Vec<(ContainerId, RunState)>> {
-        let Some(client) = self.running().await else { return Ok(Vec::new()) };
+        let Some(client) = self.running() else { return Ok(Vec::new()) };
         let filter = ContainerFilter { labels: self.label(), ..ContainerFilter::default() };
         let mut all = Vec::new();
         for container in client.list_containers(&filter).await? {
             let Some(id) = Self::read_id(&container) else { continue };
             if container.state == ContainerState::Created {
-                // Made, and whoever made it did not come to starting it.
-                client.remove_container(&container.id).await?;
+                // The next start of it sees what becomes of it.
                 continue;
             }
             self.note(&id, &container.id);
@@ -183,7 +192,7 @@ impl Runtime for Oci {
     }
 
     async fn usage(&self) -> Vec<Usage> {
-        let Some(client) = self.running().await else { return Vec::new() };
+        let Some(client) = self.running() else { return Vec::new() };
         let Ok(stats) = client.list_stats(None).await else { return Vec::new() };
         let known = self.known();
         let usage = stats.into_iter().filter_map(|stats| {

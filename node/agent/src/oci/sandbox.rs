@@ -77,7 +77,7 @@ impl Oci {
 
     /// Takes down what a pod has, also what an earlier agent made. Nothing there is fine.
     pub async fn release(&self, pod_uid: &str) -> anyhow::Result<()> {
-        let Some(client) = self.running().await else { return Ok(()) };
+        let Some(client) = self.running() else { return Ok(()) };
         for sandbox in client.list_sandboxes(&self.of_pod(pod_uid)).await? {
             take_down(&client, &sandbox.id).await.with_context(|| sandbox.id.clone())?;
         }
@@ -93,7 +93,7 @@ impl Oci {
 
     /// The pods that have sandboxes, by what containerd knows.
     pub async fn sandboxed(&self) -> anyhow::Result<BTreeMap<String, String>> {
-        let Some(client) = self.running().await else { return Ok(BTreeMap::new()) };
+        let Some(client) = self.running() else { return Ok(BTreeMap::new()) };
         let filter = SandboxFilter { labels: self.label(), ..SandboxFilter::default() };
         let all = client.list_sandboxes(&filter).await?;
         Ok(all.into_iter().map(|sandbox| (sandbox.uid, sandbox.namespace)).collect())

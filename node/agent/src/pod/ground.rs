@@ -49,8 +49,7 @@ async fn wants_sandbox(shared: &Arc<Shared>, pod: &core::Pod) -> Result<bool, St
     if shared.oci().available().is_err() {
         return Ok(false);
     }
-    let sandboxed = shared.oci().sandboxed().await.map_err(|error| format!("{error:#}"))?;
-    if sandboxed.contains_key(spec::uid(pod)) {
+    if shared.oci().has_sandbox(spec::uid(pod)) {
         return Ok(true);
     }
     if shared.addresses.assigned().await.iter().any(|assigned| assigned == spec::uid(pod)) {
