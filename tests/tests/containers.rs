@@ -227,6 +227,32 @@ fn pods_outlive_agent_and_containerd_and_nothing_is_left() {
     assert!(!mounts.contains(data.to_str().unwrap()), "{mounts}");
 }
 
+/// One that somebody else runs, with a network of its own.
+#[test]
+fn a_containerd_that_is_there_is_used() {
+    if !runs_linux() {
+        return;
+    }
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let node = runtime.block_on(sampan_oci::testing::Node::start()).unwrap();
+    let socket = node.daemon.client().socket().to_owned();
+    {
+        let cluster = Cluster::start("up", &["--containerd", socket.to_str().unwrap()]);
+        cluster.import_busybox();
+        cluster.apply(&shell("guest", "sleep 3600", ""));
+        let address = ready(&cluster, "guest")["podIP"].as_str().unwrap().to_owned();
+        assert!(node.range.contains(&address.parse::<std::net::Ipv4Addr>().unwrap()), "{address}");
+        assert_eq!(cluster.kubectl(&["exec", "guest", "--", "hostname"]).trim(), "guest");
+        assert!(!cluster.data_dir().join("node/containerd").exists(), "none of its own");
+        let described = cluster.kubectl(&["describe", "node"]);
+        assert!(described.contains("containerd runs Linux containers"), "{described}");
+    }
+    // The cluster took its pods along and left the rest.
+    let left = runtime.block_on(node.daemon.client().list_sandboxes(&Default::default())).unwrap();
+    assert_eq!(left, []);
+    assert!(runtime.block_on(node.daemon.client().image_status("localhost/busybox:1")).unwrap().is_some());
+}
+
 /// Debian's own programs, as people run them, and WebAssembly that uses them.
 #[test]
 fn real_programs_behind_a_wasm_guestbook() {

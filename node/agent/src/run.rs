@@ -154,8 +154,9 @@ pub async fn run(config: Config, client: Client, shutdown: CancellationToken) ->
         leftovers::note(&config.dir, &cluster.id, &config.node_name)?;
     }
     let oci = Oci::new(containerd, settings, events, stop.child_token());
-    if let Err(error) = oci.resume().await {
-        tracing::error!(error = format!("{error:#}"), "containerd is not there; trying again with the next pod");
+    tokio::select! {
+        () = shutdown.cancelled() => return Ok(()),
+        () = oci.resume() => {}
     }
     let runtimes = Runtimes { wasm, oci: oci.clone() };
     let known = runtimes.list().await.context("containers from before")?;

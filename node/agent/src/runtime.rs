@@ -129,6 +129,10 @@ pub enum StartError {
 #[derive(Clone, Debug)]
 pub enum RuntimeEvent {
     Changed(ContainerId, RunState),
+    /// What the containers of a pod shared is gone.
+    SandboxLost {
+        pod_uid: String,
+    },
     /// The process that ran these is gone; what has no exit record ended without a word.
     HostLost {
         tenant: String,

@@ -44,7 +44,7 @@ pub use exec::{ExecOutput, ExecStreams};
 pub use image::{Credentials, FileSystem, Image, ImageConfig};
 pub use installed::Installed;
 pub use pause::REFERENCE as PAUSE_IMAGE;
-pub use purge::unmount_below;
+pub use purge::{is_mounted_below, unmount_below};
 pub use sandbox::{Dns, PortMapping, Protocol, Sandbox, SandboxConfig, SandboxFilter, SandboxState, SandboxStatus};
 pub use security::{Capabilities, IpcMode, Namespaces, NetworkMode, PidMode, Profile, Security};
 pub use settings::{Handler, Settings};

@@ -97,6 +97,13 @@ fn kill(processes: Vec<Identity>) -> Result<()> {
     }
 }
 
+/// Whether something is mounted at a directory or below it.
+pub fn is_mounted_below(dir: &Path) -> Result<bool> {
+    let table = std::fs::read_to_string("/proc/self/mountinfo").map_err(Error::io("/proc/self/mountinfo"))?;
+    let mut points = table.lines().filter_map(|line| Some(unescape(line.split(' ').nth(4)?)));
+    Ok(points.any(|point| point.starts_with(dir)))
+}
+
 /// Deepest first: later lines of the table lie on earlier ones.
 pub fn unmount_below(dir: &Path) -> Result<()> {
     let table = std::fs::read_to_string("/proc/self/mountinfo").map_err(Error::io("/proc/self/mountinfo"))?;

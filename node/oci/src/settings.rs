@@ -71,6 +71,14 @@ struct Options {
     systemd_cgroup: bool,
 }
 
+impl Settings {
+    /// Whether a handler's control groups are systemd's; an empty name is the default handler.
+    pub fn has_systemd_groups(&self, handler: &str) -> bool {
+        let name = if handler.is_empty() { &self.default_handler } else { handler };
+        self.handlers.get(name).is_some_and(|handler| handler.systemd_cgroup)
+    }
+}
+
 impl Containerd {
     pub async fn settings(&self) -> Result<Settings> {
         let request = cri::StatusRequest { verbose: true };

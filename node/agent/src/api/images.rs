@@ -95,9 +95,6 @@ async fn import(State(api): State<Api>, Query(query): Query<ImageQuery>, body: B
     match api.shared.images.import(&name, body).await {
         Ok((reference, image)) => {
             tracing::info!(image = %reference, digest = image.digest, kind = image.kind, "image imported");
-            if let Err(error) = api.shared.oci().remove_image(&reference).await {
-                tracing::warn!(image = %reference, error = format!("{error:#}"), "the Linux image of that name stays");
-            }
             (StatusCode::CREATED, Json(wasm(&reference.to_string(), &image))).into_response()
         }
         Err(error) => error.into_response(),
@@ -175,7 +172,8 @@ async fn remove(State(api): State<Api>, Query(query): Query<ImageQuery>) -> Resp
         Err(error) => return image::Error::Reference(error).into_response(),
     };
     if let (None, Some(image)) = (api.shared.images.find(&reference), api.shared.oci().find(&reference).await) {
-        let same = |image: &str| Reference::parse(image).is_ok_and(|it| it == reference);
+        let names = api.shared.oci().names(&image).await;
+        let same = |image: &str| Reference::parse(image).is_ok_and(|it| names.contains(&it.to_string()));
         if let Some(pod) = used(&api, same) {
             return image::Error::InUse { image: reference.to_string(), pod }.into_response();
         }

@@ -137,7 +137,6 @@ impl Puller {
         if policy == Policy::Never || !reference.has_registry() {
             return None;
         }
-        let _slot = self.slots.acquire().await;
         let (found, _) = resolve(reference, keyring).await.ok()?;
         Some(match found.content {
             Content::Wasm(_) => Kind::Wasm,

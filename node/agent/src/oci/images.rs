@@ -85,7 +85,12 @@ impl Oci {
         named
     }
 
-    /// Takes a name away, and with the last one the image.
+    /// All names of the image that has this one: containerd removes an image with all of them.
+    pub async fn names(&self, image: &Linux) -> Vec<String> {
+        self.images().await.into_iter().filter(|(_, known)| known.id == image.id).map(|(name, _)| name).collect()
+    }
+
+    /// Takes an image away, with all its names.
     pub async fn remove_image(&self, reference: &Reference) -> anyhow::Result<()> {
         if let Some(client) = self.running() {
             client.remove_image(&reference.to_string()).await?;

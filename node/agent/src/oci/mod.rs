@@ -17,7 +17,7 @@ use sampan_oci::{Containerd, Daemon, DaemonOptions, Installed, cni};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use crate::pod::paths::Paths;
+use crate::pod::paths::{self, Paths};
 use crate::runtime::{ContainerId, RuntimeEvent};
 pub use sandbox::Ground;
 
@@ -144,9 +144,22 @@ impl Oci {
         self.which.available()
     }
 
-    /// Finds again what an earlier agent left.
-    pub async fn resume(self: &Arc<Self>) -> anyhow::Result<()> {
-        if self.which.has_history() { self.client().await.map(drop) } else { Ok(()) }
+    /// Finds again what an earlier agent left. Where that were pods, they are waited for: they run, and
+    /// without containerd nobody can tell.
+    pub async fn resume(self: &Arc<Self>) {
+        let mut wait = RETRY;
+        while self.which.has_history()
+            && let Err(error) = self.client().await
+        {
+            tracing::error!(error = format!("{error:#}"), "containerd is not there");
+            let tenants = std::fs::read_dir(self.settings.paths.tenants()).into_iter().flatten().flatten();
+            let mut names = tenants.map(|tenant| tenant.file_name().to_string_lossy().into_owned());
+            if !names.any(|name| paths::is_isolated(&name)) {
+                return;
+            }
+            tokio::time::sleep(wait).await;
+            wait = (wait + wait).min(RETRY_MAX);
+        }
     }
 
     /// What everything of this node is labelled with: a containerd may be shared.
@@ -168,7 +181,7 @@ impl Oci {
         }
         let client = match &self.which {
             Which::None(why) => anyhow::bail!("this node has no containerd: {why}"),
-            Which::Given(socket) => Containerd::connect(socket).await?,
+            Which::Given(socket) => given(socket).await?,
             Which::Own { dir, .. } => {
                 let options =
                     DaemonOptions { network: Some(self.settings.network.clone()), ..DaemonOptions::default() };
@@ -180,10 +193,10 @@ impl Oci {
         };
         let version = client.version();
         tracing::info!(socket = %client.socket().display(), version = version.version, "containerd is in use");
-        tokio::spawn(self.clone().watch(client.clone()));
-        *self.connected.lock().unwrap_or_else(PoisonError::into_inner) = Some(client.clone());
-        let found = self.sandboxed().await?.into_keys().collect();
+        let found = self.sandboxes_of(&client).await?.into_keys().collect();
         *self.found.lock().unwrap_or_else(PoisonError::into_inner) = found;
+        *self.connected.lock().unwrap_or_else(PoisonError::into_inner) = Some(client.clone());
+        tokio::spawn(self.clone().watch(client.clone()));
         Ok(client)
     }
 
@@ -238,6 +251,26 @@ impl Oci {
             known.starved.remove(&name);
         }
     }
+}
+
+/// Whether an error means that containerd is away, and says nothing of what was asked.
+pub fn is_unavailable(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| cause.downcast_ref::<sampan_oci::Error>().is_some_and(sampan_oci::Error::is_unavailable))
+}
+
+/// Somebody else's containerd, with what it needs to run a pod.
+async fn given(socket: &Path) -> anyhow::Result<Containerd> {
+    let client = Containerd::connect(socket).await?;
+    let settings = client.settings().await?;
+    if let Some(error) = settings.cni_error {
+        tracing::warn!(error, "containerd has no network for pods");
+    }
+    if let Some(pause) = settings.sandbox_image
+        && client.image_status(&pause).await?.is_none()
+    {
+        client.import_pause_image(&pause).await?;
+    }
+    Ok(client)
 }
 
 /// Starts a containerd of ours again when it has ended: its pods go on in between.

@@ -58,7 +58,15 @@ impl Oci {
         let created = client.create_container(&ground.sandbox, &config, &ground.config).await;
         let name = created.map_err(|error| StartError::Create(error.to_string()))?;
         self.note(id, &name);
-        client.start_container(&name).await.map_err(|error| StartError::Run(error.to_string()))?;
+        if let Err(error) = client.start_container(&name).await {
+            if error.is_unavailable() {
+                // It may have been done: the same run is looked for before it is made again.
+                return Err(StartError::Create(error.to_string()));
+            }
+            let _ = client.remove_container(&name).await;
+            self.forget(id);
+            return Err(StartError::Run(error.to_string()));
+        }
         let status = client.container_status(&name).await.map_err(|error| StartError::Create(error.to_string()))?;
         Ok(self.state(id, &status))
     }
@@ -159,7 +167,10 @@ impl Runtime for Oci {
     async fn stop(&self, id: &ContainerId, grace_seconds: u32) -> anyhow::Result<Exit> {
         let (client, name) = self.found(id).await?;
         client.stop_container(&name, Duration::from_secs(grace_seconds.into())).await?;
-        let status = client.container_status(&name).await?;
+        let status = match client.container_status(&name).await {
+            Err(error) if error.is_not_found() => return Ok(crate::pod::machine::lost(Timestamp::now())),
+            status => status?,
+        };
         match self.state(id, &status) {
             RunState::Exited(exit) => Ok(exit),
             RunState::Running { .. } => anyhow::bail!("it still runs"),
@@ -184,9 +195,14 @@ impl Runtime for Oci {
                 continue;
             }
             self.note(&id, &container.id);
-            let status = client.container_status(&container.id).await?;
-            let state = self.state(&id, &status);
-            all.push((id, state));
+            match client.container_status(&container.id).await {
+                Ok(status) => {
+                    let state = self.state(&id, &status);
+                    all.push((id, state));
+                }
+                Err(error) if error.is_not_found() => self.forget(&id),
+                Err(error) => return Err(error.into()),
+            }
         }
         Ok(all)
     }

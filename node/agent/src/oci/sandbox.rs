@@ -8,7 +8,7 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use sampan_oci::{Containerd, NetworkMode, SandboxConfig, SandboxFilter, SandboxState, cgroup};
 
-use super::{Oci, spec};
+use super::{Oci, Which, spec};
 
 /// Where a pod's containers are.
 #[derive(Clone, Debug)]
@@ -38,9 +38,25 @@ impl Oci {
         SandboxFilter { labels, ..SandboxFilter::default() }
     }
 
-    /// The sandbox of a pod: the one it has, or a new one. `handler` is that of its RuntimeClass.
-    pub async fn sandbox(self: &Arc<Self>, mut config: SandboxConfig) -> anyhow::Result<Ground> {
+    /// The sandbox of a pod: the one it has, or a new one.
+    pub async fn sandbox(
+        self: &Arc<Self>,
+        mut config: SandboxConfig,
+        limits: cgroup::Limits,
+    ) -> anyhow::Result<Ground> {
         let client = self.client().await?;
+        if let Which::Given(_) = self.which
+            && client.settings().await?.has_systemd_groups(&config.runtime_handler)
+        {
+            // Those have names of their own, and containerd's default is one.
+            config.cgroup_parent.clear();
+        } else {
+            let group = config.cgroup_parent.clone();
+            let missing = tokio::task::spawn_blocking(move || cgroup::set(&group, &limits)).await??;
+            if !missing.is_empty() {
+                tracing::debug!(pod = config.uid, ?missing, "limits that this machine does not keep");
+            }
+        }
         let uid = config.uid.clone();
         let mut found = client.list_sandboxes(&self.of_pod(&uid)).await?;
         found.sort_by_key(|sandbox| std::cmp::Reverse(sandbox.attempt));
@@ -67,7 +83,7 @@ impl Oci {
         let status = client.sandbox_status(&id).await?;
         let ours = config.namespaces.network == NetworkMode::Pod;
         anyhow::ensure!(
-            !ours || !status.ips.is_empty(),
+            !ours || !status.ips.is_empty() && status.netns.is_some(),
             "the sandbox has no address; see containerd's network configuration"
         );
         let ground = Ground { sandbox: id, addresses: status.ips, netns: status.netns, config: Arc::new(config) };
@@ -77,7 +93,10 @@ impl Oci {
 
     /// Takes down what a pod has, also what an earlier agent made. Nothing there is fine.
     pub async fn release(&self, pod_uid: &str) -> anyhow::Result<()> {
-        let Some(client) = self.running() else { return Ok(()) };
+        let Some(client) = self.running() else {
+            anyhow::ensure!(!self.has_sandbox(pod_uid), "containerd is not in use yet");
+            return Ok(());
+        };
         for sandbox in client.list_sandboxes(&self.of_pod(pod_uid)).await? {
             take_down(&client, &sandbox.id).await.with_context(|| sandbox.id.clone())?;
         }
@@ -93,7 +112,13 @@ impl Oci {
 
     /// The pods that have sandboxes, by what containerd knows.
     pub async fn sandboxed(&self) -> anyhow::Result<BTreeMap<String, String>> {
-        let Some(client) = self.running() else { return Ok(BTreeMap::new()) };
+        match self.running() {
+            Some(client) => self.sandboxes_of(&client).await,
+            None => Ok(BTreeMap::new()),
+        }
+    }
+
+    pub(super) async fn sandboxes_of(&self, client: &Containerd) -> anyhow::Result<BTreeMap<String, String>> {
         let filter = SandboxFilter { labels: self.label(), ..SandboxFilter::default() };
         let all = client.list_sandboxes(&filter).await?;
         Ok(all.into_iter().map(|sandbox| (sandbox.uid, sandbox.namespace)).collect())

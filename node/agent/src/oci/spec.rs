@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use k8s_openapi::api::core::v1 as core;
 use sampan_oci::{
     Capabilities, ContainerConfig, Device, Dns, IpcMode, Mount, Namespaces, NetworkMode, PidMode, PortMapping, Profile,
-    Propagation, Protocol, Resources, SandboxConfig, Security,
+    Propagation, Protocol, Resources, SandboxConfig, Security, cgroup,
 };
 
 use crate::pod::{resources, spec};
@@ -29,6 +29,25 @@ pub const QOS: [&str; 3] = ["guaranteed", "burstable", "besteffort"];
 pub struct Cluster<'a> {
     pub nameserver: IpAddr,
     pub domain: &'a str,
+    /// What the node itself asks.
+    pub node: Dns,
+}
+
+/// What a file of that name says.
+pub fn resolv_conf(text: &str) -> Dns {
+    let mut dns = Dns::default();
+    for line in text.lines() {
+        let mut words = line.split_whitespace();
+        let first = words.next();
+        let words = words.map(str::to_owned);
+        match first {
+            Some("nameserver") => dns.servers.extend(words.take(1)),
+            Some("search" | "domain") => dns.searches = words.collect(),
+            Some("options") => dns.options.extend(words),
+            _ => {}
+        }
+    }
+    dns
 }
 
 fn pod_security(pod: &core::Pod) -> core::PodSecurityContext {
@@ -67,7 +86,7 @@ pub fn dns(pod: &core::Pod, cluster: &Cluster<'_>) -> Option<Dns> {
     if of_node && own.is_none() {
         return None;
     }
-    let mut dns = Dns::default();
+    let mut dns = if of_node { cluster.node.clone() } else { Dns::default() };
     if !of_node && policy != "None" {
         let (namespace, domain) = (crate::pod::spec::namespace(pod), cluster.domain);
         dns.servers.push(cluster.nameserver.to_string());
@@ -150,6 +169,27 @@ pub fn sandbox(pod: &core::Pod, cluster: &Cluster<'_>, hostname: String, logs: &
     }
 }
 
+/// More processes and threads than a pod of good will has, and few enough for the node to go on.
+const PROCESSES: i64 = 4096;
+
+/// What all containers of a pod together may use: where each has a limit, their sum.
+pub fn pod_limits(pod: &core::Pod) -> cgroup::Limits {
+    let mut all = Some((0_u64, 0_u64));
+    for (container, _) in spec::containers(pod) {
+        let (memory, cpu) = resources::enforced(container);
+        all = all.map(|(bytes, millicores)| (bytes + memory, millicores + u64::from(cpu)));
+        all = all.filter(|_| memory > 0 && cpu > 0);
+    }
+    let signed = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
+    let asked = u64::try_from(resources::requested(pod, "cpu") / 1_000_000).unwrap_or(0);
+    cgroup::Limits {
+        cpu_shares: Some((asked * 1024 / 1000).max(LEAST_SHARES)),
+        cpu_quota: all.map(|(_, millicores)| (signed(millicores) * PERIOD / 1000).max(LEAST_QUOTA)),
+        memory: all.map(|(bytes, _)| signed(bytes)),
+        pids: Some(PROCESSES),
+    }
+}
+
 /// The group of the tree of control groups that a pod is in.
 pub fn qos(pod: &core::Pod) -> &'static str {
     let [guaranteed, burstable, best_effort] = QOS;
@@ -201,7 +241,7 @@ pub struct Start<'a> {
 
 /// The error says why the container may not run as it is asked for.
 pub fn container(pod: &core::Pod, container: &core::Container, start: Start<'_>) -> Result<ContainerConfig, String> {
-    let security = security(pod, container)?;
+    let security = security(pod, container, start.image_user)?;
     let of_pod = pod_security(pod);
     let own = container.security_context.clone().unwrap_or_default();
     if is(own.run_as_non_root.or(of_pod.run_as_non_root)) {
@@ -248,14 +288,15 @@ pub fn container(pod: &core::Pod, container: &core::Container, start: Start<'_>)
     })
 }
 
-fn security(pod: &core::Pod, container: &core::Container) -> Result<Security, String> {
+fn security(pod: &core::Pod, container: &core::Container, image_user: Option<i64>) -> Result<Security, String> {
     let of_pod = pod_security(pod);
     let own = container.security_context.clone().unwrap_or_default();
     let privileged = is(own.privileged);
-    let user = own.run_as_user.or(of_pod.run_as_user);
     let group = own.run_as_group.or(of_pod.run_as_group);
+    // A group needs a user beside it: the image's, if it has a number.
+    let user = own.run_as_user.or(of_pod.run_as_user).or(image_user.filter(|_| group.is_some()));
     if group.is_some() && user.is_none() {
-        return Err("securityContext.runAsGroup: only together with runAsUser".to_owned());
+        return Err("securityContext.runAsGroup: the image's user is a name; give runAsUser too".to_owned());
     }
     let capabilities = own.capabilities.unwrap_or_default();
     let seccomp = own.seccomp_profile.as_ref().or(of_pod.seccomp_profile.as_ref());
@@ -349,10 +390,14 @@ pub fn hosts(pod: &core::Pod, hostname: &str, addresses: &[IpAddr], domain: &str
         let full = subdomain.map(|name| format!("{hostname}.{name}.{}.svc.{domain}\t", spec::namespace(pod)));
         text.push_str(&format!("{address}\t{}{hostname}\n", full.unwrap_or_default()));
     }
-    for alias in spec.and_then(|spec| spec.host_aliases.as_deref()).unwrap_or_default() {
-        text.push_str(&format!("{}\t{}\n", alias.ip, alias.hostnames.as_deref().unwrap_or_default().join("\t")));
-    }
-    text
+    text + &aliases(pod)
+}
+
+/// The lines that a pod adds to it.
+pub fn aliases(pod: &core::Pod) -> String {
+    let aliases = pod.spec.as_ref().and_then(|spec| spec.host_aliases.as_deref()).unwrap_or_default();
+    let names = |alias: &core::HostAlias| alias.hostnames.as_deref().unwrap_or_default().join("\t");
+    aliases.iter().map(|alias| format!("{}\t{}\n", alias.ip, names(alias))).collect()
 }
 
 #[cfg(test)]
@@ -425,8 +470,22 @@ mod tests {
     }
 
     #[test]
+    fn a_pod_is_limited_where_all_of_it_is() {
+        let of = |containers: serde_json::Value| pod_limits(&pod(json!({ "containers": containers })));
+        let one = json!({ "name": "a", "resources": { "limits": { "cpu": "250m", "memory": "64Mi" } } });
+        let two = of(json!([one.clone(), one.clone()]));
+        assert_eq!((two.cpu_quota, two.memory, two.pids), (Some(50_000), Some(128 << 20), Some(PROCESSES)));
+        let half = of(json!([one, { "name": "b" }]));
+        assert_eq!((half.cpu_quota, half.memory, half.pids), (None, None, Some(PROCESSES)));
+    }
+
+    #[test]
     fn names_are_resolved_by_the_pods_policy() {
-        let cluster = Cluster { nameserver: [10, 96, 0, 10].into(), domain: "cluster.local" };
+        let cluster = Cluster {
+            nameserver: [10, 96, 0, 10].into(),
+            domain: "cluster.local",
+            node: resolv_conf("# x\nsearch example\nnameserver 192.0.2.53\noptions edns0\n"),
+        };
         let of = |spec: serde_json::Value| dns(&pod(spec), &cluster);
         let usual = of(json!({ "containers": [] })).unwrap();
         assert_eq!((usual.servers.as_slice(), usual.searches.len()), (&["10.96.0.10".to_owned()][..], 3));
@@ -436,6 +495,9 @@ mod tests {
         let own =
             of(json!({ "containers": [], "dnsConfig": { "options": [{ "name": "ndots", "value": "1" }] } })).unwrap();
         assert_eq!(own.options, ["ndots:1"]);
+        let nodes = of(json!({ "containers": [], "dnsPolicy": "Default", "dnsConfig": { "options": [{ "name": "ndots", "value": "1" }] } })).unwrap();
+        assert_eq!((nodes.servers.as_slice(), nodes.searches.len()), (&["192.0.2.53".to_owned()][..], 1));
+        assert_eq!(nodes.options, ["edns0", "ndots:1"]);
         let only = of(json!({ "containers": [], "dnsPolicy": "None", "dnsConfig": { "nameservers": ["192.0.2.1"] } }))
             .unwrap();
         assert_eq!((only.servers.as_slice(), only.searches.len()), (&["192.0.2.1".to_owned()][..], 0));
@@ -454,7 +516,11 @@ mod tests {
     fn ports_of_the_node_and_namespaces() {
         let spec = json!({ "hostPID": true, "shareProcessNamespace": true, "containers": [
             { "name": "a", "ports": [{ "containerPort": 80, "hostPort": 8080 }, { "containerPort": 81 }] }] });
-        let cluster = Cluster { nameserver: [10, 96, 0, 10].into(), domain: "cluster.local" };
+        let cluster = Cluster {
+            nameserver: [10, 96, 0, 10].into(),
+            domain: "cluster.local",
+            node: resolv_conf("# x\nsearch example\nnameserver 192.0.2.53\noptions edns0\n"),
+        };
         let made = sandbox(&pod(spec), &cluster, "web".into(), Path::new("/l"), "/g".into());
         assert_eq!(made.port_mappings.len(), 1);
         assert_eq!(made.namespaces.pid, PidMode::Node);

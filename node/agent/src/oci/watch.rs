@@ -1,9 +1,11 @@
 //! Ends of containers, as containerd tells them, and their logs, which grow until somebody turns them.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt as _;
+use jiff::Timestamp;
 use sampan_oci::{ContainerFilter, ContainerState, Containerd, Event};
 
 use super::Oci;
@@ -29,6 +31,8 @@ impl Oci {
             let event = tokio::select! {
                 () = self.stop.cancelled() => return,
                 _ = looking.tick() => {
+                    // What an event has not told, or told before it was so.
+                    self.resync().await;
                     self.turn_logs(&client).await;
                     continue;
                 }
@@ -36,8 +40,19 @@ impl Oci {
             };
             match event {
                 Some(Event::Resync) => self.resync().await,
-                Some(Event::Oom { id }) => drop(self.known().starved.insert(id)),
+                Some(Event::Oom { id }) => {
+                    let mut known = self.known();
+                    if known.names.contains_key(&id) {
+                        known.starved.insert(id);
+                    }
+                }
                 Some(Event::Exit { id, exec_id: None, exit_code, .. }) => {
+                    let pod =
+                        self.grounds().iter().find(|(_, ground)| ground.sandbox == id).map(|(uid, _)| uid.clone());
+                    if let Some(pod_uid) = pod {
+                        let _ = self.events.send(RuntimeEvent::SandboxLost { pod_uid });
+                        continue;
+                    }
                     let Some(container) = self.known().names.get(&id).cloned() else { continue };
                     let (this, client) = (self.clone(), client.clone());
                     tokio::spawn(async move { this.ended(&client, container, &id, exit_code).await });
@@ -52,12 +67,27 @@ impl Oci {
         let _ = self.events.send(RuntimeEvent::Changed(id, state));
     }
 
-    /// Something may have been missed.
+    /// Something may have been missed: everything is told again, and what is no longer there is lost.
     async fn resync(&self) {
+        let before: Vec<ContainerId> = self.known().ids.keys().cloned().collect();
         match self.list().await {
-            Ok(all) => all.into_iter().for_each(|(id, state)| self.tell(id, state)),
+            Ok(all) => {
+                let listed: HashSet<&ContainerId> = all.iter().map(|(id, _)| id).collect();
+                for id in before.iter().filter(|id| !listed.contains(id)) {
+                    if self.is_gone(id).await {
+                        self.forget(id);
+                        self.tell(id.clone(), RunState::Exited(crate::pod::machine::lost(Timestamp::now())));
+                    }
+                }
+                all.into_iter().for_each(|(id, state)| self.tell(id, state));
+            }
             Err(error) => tracing::warn!(error = format!("{error:#}"), "containers are not known"),
         }
+    }
+
+    async fn is_gone(&self, id: &ContainerId) -> bool {
+        let (Some(client), Some(name)) = (self.running(), self.id(id)) else { return false };
+        client.container_status(&name).await.is_err_and(|error| error.is_not_found())
     }
 
     async fn ended(&self, client: &Containerd, container: ContainerId, id: &str, code: u32) {

@@ -33,6 +33,7 @@ pub async fn prepare(shared: &Arc<Shared>, pod: &core::Pod) -> Result<Ground, St
         Handler::Wasm | Handler::Isolated => None,
         Handler::Any => wants_sandbox(shared, pod).await?.then(String::new),
     };
+    let _permit = shared.busy.acquire().await;
     if let Some(runtime) = runtime {
         return sandbox(shared, pod, isolated, runtime).await;
     }
@@ -90,13 +91,19 @@ async fn sandbox(shared: &Arc<Shared>, pod: &core::Pod, tenant: String, runtime:
     });
     let made = made.await.map_err(|error| error.to_string())?;
     made.map_err(|error| format!("{}: {error}", root.display()))?;
-    let cluster = oci::spec::Cluster { nameserver: shared.nameserver, domain: &shared.cluster_domain };
+    let read = async |path: &str| tokio::fs::read_to_string(path).await.unwrap_or_default();
+    let node = oci::spec::resolv_conf(&read("/etc/resolv.conf").await);
+    let cluster = oci::spec::Cluster { nameserver: shared.nameserver, domain: &shared.cluster_domain, node };
     let cgroup = shared.oci().cgroup(oci::spec::qos(pod), uid);
     let mut config = oci::spec::sandbox(pod, &cluster, hostname(pod), &logs, cgroup);
     config.runtime_handler = runtime;
-    let ground = shared.oci().sandbox(config).await.map_err(|error| format!("{error:#}"))?;
+    let ground =
+        shared.oci().sandbox(config, oci::spec::pod_limits(pod)).await.map_err(|error| format!("{error:#}"))?;
     let addresses = if ground.addresses.is_empty() { shared.host.clone() } else { ground.addresses };
-    let hosts = oci::spec::hosts(pod, &hostname(pod), &addresses, &shared.cluster_domain);
+    let hosts = match oci::spec::in_host_network(pod) {
+        true => read("/etc/hosts").await + &oci::spec::aliases(pod),
+        false => oci::spec::hosts(pod, &hostname(pod), &addresses, &shared.cluster_domain),
+    };
     let file = root.join(paths::etc_hosts(uid));
     tokio::fs::write(&file, hosts).await.map_err(|error| format!("{}: {error}", file.display()))?;
     Ok(Ground { tenant, addresses, sandboxed: true })

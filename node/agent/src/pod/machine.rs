@@ -26,6 +26,8 @@ pub enum Input {
         message: String,
     },
     SetUp(Result<Vec<IpAddr>, SetUpError>),
+    /// What its containers shared has ended: it is to be set up anew.
+    GroundLost,
     Started {
         index: usize,
         attempt: u32,
@@ -304,6 +306,11 @@ impl Machine {
                 self.clean_up = CleanUp::Done;
             }
             Input::SetUp(result) => self.take_set_up(now, result),
+            Input::GroundLost => {
+                if self.set_up == SetUp::Done {
+                    self.set_up = SetUp::Wanted;
+                }
+            }
             Input::Started { index, attempt, result } => self.take_started(now, index, attempt, result),
             Input::Changed { container, attempt, state } => self.take_changed(now, &container, attempt, state),
             Input::Lost { container, attempt } => {

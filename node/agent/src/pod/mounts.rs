@@ -30,6 +30,8 @@ enum Found {
 
 struct Place {
     target: String,
+    /// A path of the node.
+    host: bool,
     read_only: bool,
     propagation: Option<String>,
     found: Found,
@@ -69,7 +71,13 @@ fn places(
             Some(sub) => part(&sub, &source, tenant, writable).map_err(at)?,
         };
         let read_only = mount.read_only == Some(true) || !writable;
-        places.push(Place { target, read_only, propagation: mount.mount_propagation.clone(), found });
+        places.push(Place {
+            target,
+            host: volume.host_path.is_some(),
+            read_only,
+            propagation: mount.mount_propagation.clone(),
+            found,
+        });
     }
     Ok(places)
 }
@@ -111,11 +119,11 @@ pub fn resolve(
 ) -> Result<Vec<Mount>, String> {
     let mut mounts: Vec<Mount> = Vec::new();
     let mut files: BTreeMap<String, Vec<(String, fs::File)>> = BTreeMap::new();
-    for Place { target, read_only, found, .. } in places(pod, container, env, tenant)? {
+    for Place { target, host, read_only, found, .. } in places(pod, container, env, tenant)? {
+        if host {
+            return Err(format!("volumeMounts ({target}): {}", super::refuse::HOST_PATH));
+        }
         match found {
-            Found::Whole(source) if source.is_absolute() => {
-                return Err(format!("volumeMounts ({target}): {}", super::refuse::HOST_PATH));
-            }
             Found::Whole(source) | Found::Dir(source, _) => mounts.push(Mount { source, target, read_only }),
             Found::File(file) => {
                 let (parent, name) = target.rsplit_once('/').unwrap_or(("", &target));
@@ -160,7 +168,7 @@ pub fn bind(
     tenant: &Path,
 ) -> Result<Vec<sampan_oci::Mount>, String> {
     let dir = tenant.join(paths::files(spec::uid(pod), &container.name, attempt));
-    release(&dir);
+    remove(&dir).map_err(|error| format!("{}: {error}", dir.display()))?;
     let mut mounts = Vec::new();
     for (number, place) in places(pod, container, env, tenant)?.into_iter().enumerate() {
         let bound = |file: fs::File, is_dir: bool| -> std::io::Result<PathBuf> {
@@ -183,25 +191,15 @@ pub fn bind(
     Ok(mounts)
 }
 
-/// Takes away what [`bind`] made of one run, and never what is mounted there.
-pub fn release(dir: &Path) {
-    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
-        let path = entry.path();
-        let flags = rustix::mount::UnmountFlags::DETACH | rustix::mount::UnmountFlags::NOFOLLOW;
-        while rustix::mount::unmount(&path, flags).is_ok() {}
+/// Removes a directory of a pod's, and nothing of what is mounted in it: by us, or by a container
+/// whose mounts reach the node.
+pub fn remove(dir: &Path) -> std::io::Result<()> {
+    if !dir.exists() {
+        return Ok(());
     }
-}
-
-/// Removes the directory of a pod that is gone, and nothing that is mounted below it.
-pub fn remove_pod(dir: &Path) -> std::io::Result<()> {
-    let below = |dir: &Path| fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
-    for container in below(&dir.join(paths::FILES)) {
-        below(&container).for_each(|run| release(&run));
-    }
-    let mounted = fs::read_to_string("/proc/self/mountinfo")?;
-    let name = dir.to_string_lossy();
-    if mounted.lines().any(|line| line.split(' ').nth(4).is_some_and(|point| point.starts_with(name.as_ref()))) {
-        return Err(std::io::Error::other("something is still mounted below it"));
+    sampan_oci::unmount_below(dir).map_err(std::io::Error::other)?;
+    if sampan_oci::is_mounted_below(dir).map_err(std::io::Error::other)? {
+        return Err(std::io::Error::other("something is still mounted in it"));
     }
     match fs::remove_dir_all(dir) {
         Err(error) if error.kind() != ErrorKind::NotFound => Err(error),

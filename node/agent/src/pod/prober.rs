@@ -16,6 +16,7 @@ use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
+use crate::oci;
 use crate::runtime::{ContainerId, Runtime};
 
 /// Ports below this listen this much higher where the node may not open them.
@@ -155,7 +156,13 @@ impl Asker<'_> {
                 }
             }
             Ask::Exec(command) => {
-                let ran = self.runtime.run(self.id, command, limit).await;
+                let ran = loop {
+                    match self.runtime.run(self.id, command, limit).await {
+                        // Nobody was asked: no answer is no failure.
+                        Err(error) if oci::is_unavailable(&error) => tokio::time::sleep(AWAY).await,
+                        ran => break ran,
+                    }
+                };
                 match ran {
                     Ok(ran) if ran.code == 0 => Ok(()),
                     Ok(ran) if ran.output.is_empty() => {
@@ -169,6 +176,8 @@ impl Asker<'_> {
     }
 }
 
+/// How long to wait for a runtime that is away.
+const AWAY: Duration = Duration::from_secs(1);
 /// As much of a program's output as an event shows.
 const OUTPUT: usize = 1024;
 const SERVING: i32 = 1;

@@ -41,6 +41,8 @@ pub async fn start(
         objects: &source,
     };
     let (reference, pulled) = obtain(shared, pod, index, &source).await?;
+    // Neither a registry nor a hook may keep others from starting.
+    let permit = shared.busy.acquire().await;
     let starting = Starting {
         shared,
         pod,
@@ -78,6 +80,7 @@ pub async fn start(
             (image.identity, image.size, state)
         }
     };
+    drop(permit);
     if matches!(state, RunState::Running { .. })
         && let Err(problem) =
             hooks::post_start(container, addresses.first().copied(), &shared.asker(&starting.id)).await
@@ -113,11 +116,12 @@ struct Starting<'a> {
 impl Starting<'_> {
     async fn wasm(&self, reference: &Reference, image: &Image) -> Result<RunState, StartFailure> {
         let Self { shared, pod, container, addresses, variables, id } = self;
-        if let Some(refusal) = refuse::container(container) {
+        if let Some(refusal) = refuse::pod(pod).or_else(|| refuse::container(container)) {
             return Err(StartFailure::Config(refusal));
         }
         let attempt = id.attempt;
-        let mounts = self.prepare(move |pod, container, variables, tenant| {
+        let owner = shared.owner(&id.tenant);
+        let mounts = self.prepare(owner, move |pod, container, variables, tenant| {
             mounts::resolve(pod, container, attempt, variables, tenant).map_err(StartFailure::Config)
         });
         let mounts = mounts.await?;
@@ -156,10 +160,13 @@ impl Starting<'_> {
         };
         let run = id.clone();
         let mut mounts = self
-            .prepare(move |pod, container, variables, tenant| {
-                // Made before, so that it is a file and not a directory that the runtime would make.
+            .prepare(Some((0, 0)), move |pod, container, variables, tenant| {
+                // The directory is nobody else's by now, but may have been: what was laid there goes.
+                let _ = std::fs::remove_file(tenant.join(paths::log(&run)));
                 let message = tenant.join(paths::termination_message(&run));
-                let made = std::fs::File::create(&message)
+                let _ = std::fs::remove_file(&message);
+                // Made before, so that it is a file and not a directory that the runtime would make.
+                let made = std::fs::File::create_new(&message)
                     .and_then(|file| file.set_permissions(std::fs::Permissions::from_mode(0o666)));
                 made.map_err(|error| StartFailure::Create(format!("{}: {error}", message.display())))?;
                 mounts::bind(pod, container, run.attempt, variables, tenant).map_err(StartFailure::Config)
@@ -193,15 +200,16 @@ impl Starting<'_> {
         shared.oci().start(id, config).await.map_err(failed)
     }
 
-    /// Makes the container's directory and what `mounts` wants of the disk.
+    /// Makes the container's directory, whose only writer is its owner, and what `mounts` wants of the disk.
     async fn prepare<T: Send + 'static>(
         &self,
+        owner: Option<(u32, u32)>,
         mounts: impl FnOnce(&core::Pod, &core::Container, &BTreeMap<String, String>, &Path) -> Result<T, StartFailure>
         + Send
         + 'static,
     ) -> Result<T, StartFailure> {
         let (pod, container, variables) = (self.pod.clone(), self.container.clone(), self.variables.clone());
-        let (id, owner) = (self.id.clone(), self.shared.owner(&self.id.tenant));
+        let id = self.id.clone();
         let tenant = self.shared.paths.tenant(&id.tenant);
         let prepared = tokio::task::spawn_blocking(move || {
             let dir = tenant.join(paths::container(&id.pod_uid, &id.container));
@@ -349,10 +357,19 @@ fn host_aliases(pod: &core::Pod) -> Vec<(IpAddr, Vec<String>)> {
 }
 
 /// Files of a run that is no longer of use.
-pub fn files_of(id: &ContainerId) -> [PathBuf; 4] {
+pub fn files_of(id: &ContainerId) -> Vec<PathBuf> {
+    let log = paths::log(id);
+    let turned = (1..LOG_FILES).map(|number| {
+        let mut name = log.clone().into_os_string();
+        name.push(format!(".{number}"));
+        PathBuf::from(name)
+    });
     let files = paths::files(&id.pod_uid, &id.container, id.attempt);
-    [paths::log(id), paths::exit(id), paths::termination_message(id), files]
+    turned.chain([log.clone(), paths::exit(id), paths::termination_message(id), files]).collect()
 }
+
+/// How many files a log may have become.
+const LOG_FILES: u32 = 10;
 
 #[cfg(test)]
 mod tests {

@@ -87,7 +87,14 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> std::io::Result<T> +
 }
 
 fn make_empty(dir: &PathBuf, owner: Option<(u32, u32)>) -> std::io::Result<()> {
-    std::fs::create_dir_all(dir)?;
+    if let Some(parent) = dir.parent() {
+        std::fs::create_dir_all(parent)?;
+    }
+    match std::fs::create_dir(dir) {
+        // What a container has made of it since is the pod's own.
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => return Ok(()),
+        made => made?,
+    }
     std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o777))?;
     if let Some((user, group)) = owner {
         std::os::unix::fs::chown(dir, Some(user), Some(group))?;

@@ -17,14 +17,22 @@ use super::shared::Shared;
 use super::{hooks, mounts, paths, prober, spec, start, volumes};
 use crate::runtime::{ContainerId, Exit, RunState};
 
+/// How long to wait before something is ended again, at first and at most.
+const RELEASE: Duration = Duration::from_millis(200);
+const RELEASE_MAX: Duration = Duration::from_secs(5);
+/// How often a Wasm host is asked to end a container.
+const ATTEMPTS: u32 = 3;
+/// Seconds that a container has after its preStop hook, if it has a grace at all.
+const LEAST_GRACE: u32 = 2;
+
 /// Ground and volumes; also when the volumes are to be written again.
 pub(super) async fn set_up(shared: &Arc<Shared>, pod: &core::Pod) -> Result<(Ground, Option<Timestamp>), SetUpError> {
     let sandbox = |message: String| SetUpError {
         reason: "FailedCreatePodSandBox",
         message: format!("Failed to create pod sandbox: {message}"),
     };
-    let _permit = shared.busy.acquire().await;
     let ground = ground::prepare(shared, pod).await.map_err(sandbox)?;
+    let _permit = shared.busy.acquire().await;
     let refresh = write_volumes(shared, pod, &ground.addresses, &ground.tenant).await?;
     Ok((ground, refresh))
 }
@@ -80,14 +88,20 @@ pub(super) async fn stop(
         shared.recorder.record_reference(reference, sampan_client::EventKind::Warning, "FailedPreStopHook", problem);
     }
     let spent = u32::try_from(begin.elapsed().as_secs()).unwrap_or(u32::MAX);
-    for attempt in 0..3_u32 {
-        match shared.runtimes.of(id).stop(id, grace.saturating_sub(spent)).await {
+    // However long the hook took, its end has a moment of its own.
+    let left = grace.saturating_sub(spent).max(grace.min(LEAST_GRACE));
+    let mut wait = RELEASE;
+    for attempt in 1.. {
+        match shared.runtimes.of(id).stop(id, left).await {
             Ok(exit) => return Some(exit),
-            Err(error) => {
-                tracing::warn!(container = id.id(), error = format!("{error:#}"), "not stopped");
-                tokio::time::sleep(Duration::from_millis(200 << attempt)).await;
-            }
+            Err(error) => tracing::warn!(container = id.id(), error = format!("{error:#}"), "not stopped"),
         }
+        // A container of containerd's runs while containerd is away: it is not lost.
+        if attempt == ATTEMPTS && !shared.oci().has(id) {
+            break;
+        }
+        tokio::time::sleep(wait).await;
+        wait = (wait + wait).min(RELEASE_MAX);
     }
     None
 }
@@ -97,12 +111,21 @@ pub(super) async fn remove(shared: &Arc<Shared>, id: &ContainerId) {
         tracing::debug!(container = id.id(), error = format!("{error:#}"), "not removed");
     }
     let tenant = shared.paths.tenant(&id.tenant);
-    mounts::release(&tenant.join(paths::files(&id.pod_uid, &id.container, id.attempt)));
     for file in start::files_of(id) {
         let path = tenant.join(file);
         if tokio::fs::remove_file(&path).await.is_err() {
-            let _ = tokio::fs::remove_dir_all(&path).await;
+            let _ = tokio::task::spawn_blocking(move || mounts::remove(&path)).await;
         }
+    }
+}
+
+/// Takes a pod's sandbox down, however long containerd is away: a pod that still runs is not gone.
+pub(super) async fn release(shared: &Shared, uid: &str) {
+    let mut wait = RELEASE;
+    while let Err(error) = shared.oci().release(uid).await {
+        tracing::warn!(pod = uid, error = format!("{error:#}"), "sandbox not taken down; trying again");
+        tokio::time::sleep(wait).await;
+        wait = (wait + wait).min(RELEASE_MAX);
     }
 }
 
@@ -113,19 +136,21 @@ pub(super) async fn clean_up(shared: &Arc<Shared>, pod: &core::Pod, tenant: &str
         if let Err(error) = shared.runtimes.of(&id).remove(&id).await {
             tracing::debug!(container = id.id(), error = format!("{error:#}"), "not removed");
         }
-        mounts::release(&shared.paths.tenant(tenant).join(paths::files(uid, &id.container, id.attempt)));
     }
     shared.objects.release(uid);
-    if paths::is_isolated(tenant)
-        && let Err(error) = shared.oci().release(uid).await
-    {
-        tracing::warn!(pod = uid, error = format!("{error:#}"), "sandbox stays");
+    if paths::is_isolated(tenant) {
+        release(shared, uid).await;
+        if let Err(error) = shared.runtimes.wasm.release_tenant(tenant).await {
+            tracing::warn!(tenant, error = format!("{error:#}"), "host stays");
+        }
     }
     if let Err(error) = shared.addresses.release(uid).await {
         tracing::warn!(pod = uid, error = format!("{error:#}"), "address stays");
     }
     let volumes = shared.paths.tenant(tenant).join(paths::volumes(uid));
-    let _ = tokio::task::spawn_blocking(move || std::fs::remove_dir_all(volumes)).await;
+    if let Ok(Err(error)) = tokio::task::spawn_blocking(move || mounts::remove(&volumes)).await {
+        tracing::warn!(pod = uid, %error, "volumes stay");
+    }
 }
 
 /// Whether others wait for this: phases, readiness and ends are told at once.

@@ -16,7 +16,7 @@ use super::ground::Ground;
 use super::machine::{Action, Input, Machine};
 use super::publish::Publishing;
 use super::shared::Shared;
-use super::work::{clean_up, delete, is_urgent, remove, set_up, stop, target, write_status, write_volumes};
+use super::work::{clean_up, delete, is_urgent, release, remove, set_up, stop, target, write_status, write_volumes};
 use super::{admit, mounts, paths, spec, start};
 use crate::runtime::{ContainerId, RunState, RuntimeEvent, RuntimeEvents};
 
@@ -227,6 +227,18 @@ impl Manager {
                 let input = Input::Changed { container: id.container, attempt: id.attempt, state };
                 self.input(&id.pod_uid, input);
             }
+            RuntimeEvent::SandboxLost { pod_uid } => {
+                let Some(worker) = self.workers.get(&pod_uid) else { return };
+                let (shared, tenant) = (self.shared.clone(), worker.tenant.clone());
+                tracing::warn!(pod = pod_uid, "its sandbox has ended");
+                // What runs in its network would be alone there.
+                self.beside(&pod_uid, async move {
+                    if let Err(error) = shared.runtimes.wasm.release_tenant(&tenant).await {
+                        tracing::warn!(tenant, error = format!("{error:#}"), "host stays");
+                    }
+                    Fact::Input(Input::GroundLost)
+                });
+            }
             RuntimeEvent::HostLost { tenant } => {
                 let lost: Vec<(String, String, u32)> = self
                     .workers
@@ -312,6 +324,10 @@ impl Manager {
         let Some(worker) = self.workers.get_mut(uid) else { return };
         let pod = worker.machine.pod().clone();
         let shared = self.shared.clone();
+        if matches!(action, Action::CleanUp | Action::Forget) {
+            // A set-up that failed half-way told nobody where the pod was to be.
+            worker.tenant = shared.tenant(&pod);
+        }
         let addresses = worker.machine.addresses().to_vec();
         let tenant = worker.tenant.clone();
         let id = |container: &str, attempt| ContainerId {
@@ -328,10 +344,7 @@ impl Manager {
                 }
             }),
             Action::Start { index, attempt } => self.beside(uid, async move {
-                let result = {
-                    let _permit = shared.busy.acquire().await;
-                    start::start(&shared, &pod, index, attempt, &addresses, &tenant).await
-                };
+                let result = start::start(&shared, &pod, index, attempt, &addresses, &tenant).await;
                 Fact::Input(Input::Started { index, attempt, result })
             }),
             Action::Stop { index, attempt, grace } => {
@@ -387,7 +400,7 @@ impl Manager {
                 self.workers.remove(uid);
                 self.shared.forget_runs(uid);
                 tokio::task::spawn_blocking(move || {
-                    if let Err(error) = mounts::remove_pod(&dir) {
+                    if let Err(error) = mounts::remove(&dir) {
                         tracing::warn!(dir = %dir.display(), %error, "a pod's directory stays");
                     }
                 });
@@ -530,30 +543,25 @@ impl Manager {
     async fn orphans(&mut self) {
         let known = std::mem::take(&mut self.known);
         let mut found: HashSet<String> = HashSet::new();
-        for (uid, containers) in known {
-            tracing::info!(pod = uid, "ending containers of a pod that is gone");
-            for (id, state) in containers {
-                found.insert(id.tenant.clone());
-                let shared = self.shared.clone();
-                tokio::spawn(async move {
+        let sandboxed = self.shared.oci().sandboxed().await.unwrap_or_default();
+        let gone = sandboxed.into_keys().filter(|uid| !self.workers.contains_key(uid)).map(|uid| (uid, Vec::new()));
+        let mut ending: HashMap<String, Vec<(ContainerId, RunState)>> = gone.collect();
+        ending.extend(known);
+        for (uid, containers) in ending {
+            tracing::info!(pod = uid, "ending a pod that is gone");
+            found.extend(containers.iter().map(|(id, _)| id.tenant.clone()));
+            let shared = self.shared.clone();
+            tokio::spawn(async move {
+                for (id, state) in containers {
                     if matches!(state, RunState::Running { .. }) {
                         let _ = shared.runtimes.of(&id).stop(&id, 10).await;
                     }
                     remove(&shared, &id).await;
                     let dir = shared.paths.pod(&id.tenant, &id.pod_uid);
-                    let _ = tokio::task::spawn_blocking(move || mounts::remove_pod(&dir)).await;
-                });
-            }
-        }
-        for uid in self.shared.oci().sandboxed().await.unwrap_or_default().into_keys() {
-            if !self.workers.contains_key(&uid) {
-                let shared = self.shared.clone();
-                tokio::spawn(async move {
-                    if let Err(error) = shared.oci().release(&uid).await {
-                        tracing::warn!(pod = uid, error = format!("{error:#}"), "sandbox stays");
-                    }
-                });
-            }
+                    let _ = tokio::task::spawn_blocking(move || mounts::remove(&dir)).await;
+                }
+                release(&shared, &uid).await;
+            });
         }
         for uid in self.shared.addresses.assigned().await {
             if !self.workers.contains_key(&uid)
@@ -569,7 +577,7 @@ impl Manager {
             for pod in pods {
                 let uid = pod.file_name().to_string_lossy().into_owned();
                 if !self.workers.contains_key(&uid) {
-                    let _ = tokio::task::spawn_blocking(move || mounts::remove_pod(&pod.path())).await;
+                    let _ = tokio::task::spawn_blocking(move || mounts::remove(&pod.path())).await;
                 }
             }
             found.insert(tenant);
