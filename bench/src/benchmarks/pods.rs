@@ -113,7 +113,7 @@ pub async fn density(context: &Context) -> Result<Vec<Row>> {
     let sum = |pids: &[u32]| pids.iter().map(|pid| process::resident_kib(*pid)).sum::<u64>();
     let before = sum(&process::running(&context.program));
     let own_before = sum(&own);
-    let (took, _) = hello::scale(&cluster, DENSE, Duration::from_secs(300)).await?;
+    let (took, _) = hello::scale(&cluster, DENSE, Duration::from_secs(600)).await?;
     tokio::time::sleep(Duration::from_secs(10)).await;
     let running = process::running(&context.program);
     let each = |after: u64, before: u64| after.saturating_sub(before) as f64 / (DENSE - 1) as f64;

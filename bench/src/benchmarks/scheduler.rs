@@ -8,7 +8,8 @@ use crate::load::{self, Load, Outcome};
 use crate::process;
 use crate::row::{Reach, Row};
 
-const RUNS: usize = 2;
+/// One takes minutes.
+const RUNS: usize = 1;
 const NODES: usize = 5000;
 const PODS: usize = 50_000;
 const NAMESPACE: &str = "schedule";

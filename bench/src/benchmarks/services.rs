@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
+use hyper::Method;
 use serde_json::Value;
 use tokio::process::Command;
 
@@ -56,6 +57,9 @@ pub async fn run(context: &Context) -> Result<Vec<Row>> {
                 }
             }
         }
+        drop(node);
+        // Nobody is to wait for one that is gone.
+        api.call(Method::DELETE, &format!("/api/v1/nodes/{name}"), "", "").await?;
     }
     let starts: Vec<String> = starts.iter().map(|seconds| format!("{seconds:.2}")).collect();
     Ok(vec![

@@ -20,7 +20,7 @@ const MEMORY_MIB: usize = 16384;
 const OWNED: usize = 100;
 /// A node is lost after 40 s without a renewal of its lease.
 const RENEW: Duration = Duration::from_secs(15);
-const PATIENCE: Duration = Duration::from_secs(240);
+const PATIENCE: Duration = Duration::from_secs(420);
 const LEASES: &str = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases";
 
 /// What a pod asks for, by its number.
