@@ -6,12 +6,13 @@ SHELL := /bin/bash
 export CARGO_TARGET_DIR ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/sampan/target
 PREFIX ?= /usr/local
 
-.PHONY: help demo test test-setup lint fmt samples build install uninstall
+.PHONY: help demo test test-setup lint fmt samples build bench install uninstall
 
 help:
 	@echo 'make demo      build, start a cluster, deploy a Wasm microservice, call it, clean up'
 	@echo 'make test      install what the tests need, then run every test'
 	@echo 'make samples   build the sample workloads'
+	@echo 'make bench     measure everything that is claimed, in release, with peers on this machine (half an hour)'
 	@echo 'make lint      formatting, clippy and cargo-deny'
 	@echo 'make install   the program, the containerd shim, shell completions and a systemd unit, under PREFIX (now $(PREFIX))'
 
@@ -28,6 +29,10 @@ demo: build samples
 
 test:
 	@scripts/test.sh
+
+bench:
+	cargo build --locked --release --workspace
+	@"$(CARGO_TARGET_DIR)/release/bench"
 
 fmt:
 	cargo fmt --all

