@@ -465,7 +465,8 @@ mod tests {
         );
         assert_eq!((all.cpu_shares, all.cpu_quota, all.cpu_period), (102, 25_000, 100_000));
         assert_eq!((all.memory_limit, all.memory_swap_limit, all.oom_score_adj), (64 << 20, 64 << 20, 938));
-        let sure = of(json!({ "limits": { "cpu": "1m", "memory": "1Mi" } }));
+        let least = json!({ "cpu": "1m", "memory": "1Mi" });
+        let sure = of(json!({ "limits": least, "requests": least }));
         assert_eq!((sure.cpu_quota, sure.oom_score_adj), (1000, -997));
     }
 

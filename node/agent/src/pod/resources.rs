@@ -121,7 +121,8 @@ pub fn qos_class(pod: &core::Pod) -> &'static str {
             let limit = entry(limits(container), name).filter(|it| *it > 0);
             let request = entry(requests(container), name).filter(|it| *it > 0);
             any |= limit.is_some() || request.is_some();
-            guaranteed &= limit.is_some() && request.unwrap_or_else(|| limit.unwrap_or(0)) == limit.unwrap_or(0);
+            // The API server has made a limit the request where there was none; a request of zero is none.
+            guaranteed &= limit.is_some() && request == limit;
         }
     }
     match (any, guaranteed) {
@@ -194,6 +195,10 @@ mod tests {
         assert_eq!(qos_class(&with(serde_json::json!({ "requests": { "cpu": "1" } }))), "Burstable");
         let full = serde_json::json!({ "limits": { "cpu": "1", "memory": "1Gi" }, "requests": { "cpu": "1000m", "memory": "1Gi" } });
         assert_eq!(qos_class(&with(full)), "Guaranteed");
+        let none_asked = serde_json::json!({
+            "limits": { "cpu": "1", "memory": "1Gi" }, "requests": { "cpu": "0", "memory": "0" }
+        });
+        assert_eq!(qos_class(&with(none_asked)), "Burstable");
     }
 
     #[test]
