@@ -291,6 +291,7 @@ fn a_node_joins_only_with_a_token_of_this_cluster() {
     };
     let secret_wrong = join(&format!("{id}.{}.{pin}", other(secret)));
     assert!(secret_wrong.contains("gave no certificate (401"), "{secret_wrong}");
+    assert!(secret_wrong.contains("sampan token create"), "{secret_wrong}");
     let pin_wrong = join(&format!("{id}.{secret}.{}", other(pin)));
     assert!(pin_wrong.contains("CA"), "{pin_wrong}");
     assert_eq!(cluster.get(&["nodes"])["items"], json!([]));

@@ -116,7 +116,11 @@ pub async fn join(
             .ok()
             .and_then(|status| status.get("message")?.as_str().map(str::to_owned))
             .unwrap_or(text);
-        bail!("the cluster gave no certificate ({status}): {message}");
+        let remedy = match status.as_u16() {
+            401 => "; --token is of no use, or its time is over: `sampan token create` makes another",
+            _ => "",
+        };
+        bail!("the cluster gave no certificate ({status}): {message}{remedy}");
     }
     check(&text, node_name).context("the cluster's answer")?;
     fs::create_dir_all(dir).with_context(|| dir.display().to_string())?;

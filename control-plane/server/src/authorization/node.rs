@@ -56,15 +56,18 @@ fn pods_name(app: &App, node: &str, namespace: &str, resource: &str, name: &str)
     let Some(pods) = app.kind_cache("", "pods") else {
         return false;
     };
+    let Some(bound) = pods.kind.selectable_fields.iter().position(|field| field.path == "spec.nodeName") else {
+        return false;
+    };
     let quoted = format!("{name:?}");
-    let (snapshot, _) =
-        pods.list(namespace, None, 0, |pod| app.field(pod, "pods", "spec.nodeName").is_some_and(|bound| bound == node));
-    snapshot.objects.iter().any(|pod| {
+    // One is enough.
+    let (snapshot, _) = pods.list(namespace, None, 1, |pod| {
         // Decoding is the expensive part: only pods that have the name in them at all.
-        let bytes = pod.bytes();
-        bytes.windows(quoted.len()).any(|window| window == quoted.as_bytes())
+        pod.fields.get(bound).is_some_and(|bound| bound == node)
+            && pod.bytes().windows(quoted.len()).any(|window| window == quoted.as_bytes())
             && pod.value().get("spec").is_some_and(|spec| refers(spec, resource, name))
-    })
+    });
+    !snapshot.objects.is_empty()
 }
 
 /// Whether a pod's specification refers to a Secret, ConfigMap or ServiceAccount by name.

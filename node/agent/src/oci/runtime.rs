@@ -29,6 +29,12 @@ pub(super) fn time(time: Option<SystemTime>) -> Option<Timestamp> {
     time.and_then(|time| Timestamp::try_from(time).ok()).filter(|time| *time > Timestamp::UNIX_EPOCH)
 }
 
+/// A start that did not come to its end: who asked for it is gone, or has heard of it and removes the
+/// container. It never ran.
+fn was_given_up(status: &ContainerStatus) -> bool {
+    status.state == ContainerState::Exited && status.reason == "StartError"
+}
+
 impl Oci {
     /// Which of our containers this is, by the labels it was given.
     pub(super) fn read_id(container: &Container) -> Option<ContainerId> {
@@ -86,7 +92,8 @@ impl Oci {
             // One that is only made may be about to start: who asked for that may be gone since.
             for _ in 0..STARTING {
                 let status = client.container_status(&container.id).await?;
-                if matches!(status.state, ContainerState::Running | ContainerState::Exited) {
+                let ran = matches!(status.state, ContainerState::Running | ContainerState::Exited);
+                if ran && !was_given_up(&status) {
                     return Ok(Some(self.state(id, &status)));
                 }
                 if client.remove_container(&container.id).await.is_ok() {
@@ -196,6 +203,7 @@ impl Runtime for Oci {
             }
             self.note(&id, &container.id);
             match client.container_status(&container.id).await {
+                Ok(status) if was_given_up(&status) => self.forget(&id),
                 Ok(status) => {
                     let state = self.state(&id, &status);
                     all.push((id, state));

@@ -16,6 +16,8 @@ pub(super) struct Publishing {
     writing: bool,
     /// A status differs from what was told since then.
     flush_at: Option<Timestamp>,
+    /// The last write was refused, or did not arrive: however urgent, the next waits until then.
+    retry_at: Option<Timestamp>,
     /// The version that our last write made.
     version: u64,
 }
@@ -28,7 +30,7 @@ impl Publishing {
 
     /// Takes the status as it is now; gives it back when it is to be written.
     pub(super) fn offer(&mut self, now: Timestamp, status: core::PodStatus, at_once: bool) -> Option<core::PodStatus> {
-        if self.writing {
+        if self.writing || self.retry_at.is_some_and(|at| at > now) {
             return None;
         }
         if self.told.as_ref() == Some(&status) {
@@ -40,6 +42,7 @@ impl Publishing {
             return None;
         }
         self.flush_at = None;
+        self.retry_at = None;
         self.writing = true;
         self.told = Some(status.clone());
         Some(status)
@@ -58,6 +61,7 @@ impl Publishing {
             Err(()) => {
                 self.told = None;
                 self.flush_at = now.checked_add(RETRY).ok();
+                self.retry_at = self.flush_at;
             }
         }
     }
@@ -118,6 +122,9 @@ mod tests {
         publishing.written(at(5), Err(()));
         assert_eq!(publishing.due(), Some(at(1005)));
         assert!(!publishing.is_settled());
+        // Not even what is urgent: a status that is refused would be written without rest.
+        assert_eq!(publishing.offer(at(6), status("b"), true), None);
+        assert_eq!(publishing.due(), Some(at(1005)));
         assert_eq!(publishing.offer(at(1005), status("a"), false), Some(status("a")));
     }
 
