@@ -116,6 +116,8 @@ fn node_status(node: &Node, pods: &[Pod]) -> NodeStatus {
     let conditions = status.conditions.unwrap_or_default();
     let notes = conditions
         .iter()
+        // What a node can run is no trouble either way.
+        .filter(|condition| condition.type_ != "LinuxContainers")
         .filter(|condition| {
             let good = matches!(condition.type_.as_str(), "Ready" | "GuestsConfined");
             good != (condition.status == "True")
@@ -237,6 +239,21 @@ fn print(status: &Status) {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use serde_json::json;
+
+    #[test]
+    fn only_trouble_is_noted() {
+        let node = |conditions: serde_json::Value| {
+            serde_json::from_value(json!({ "status": { "conditions": conditions } })).unwrap()
+        };
+        let condition = |kind: &str, status: &str| json!({ "type": kind, "status": status, "message": "m", "lastHeartbeatTime": null, "lastTransitionTime": null });
+        let fine =
+            [("Ready", "True"), ("GuestsConfined", "True"), ("LinuxContainers", "True"), ("DiskPressure", "False")];
+        let fine: Vec<_> = fine.iter().map(|(kind, status)| condition(kind, status)).collect();
+        assert!(super::node_status(&node(fine.into()), &[]).notes.is_empty());
+        let trouble = [("GuestsConfined", "False"), ("LinuxContainers", "False"), ("DiskPressure", "True")];
+        let trouble: Vec<_> = trouble.iter().map(|(kind, status)| condition(kind, status)).collect();
+        assert_eq!(super::node_status(&node(trouble.into()), &[]).notes, ["GuestsConfined: m", "DiskPressure: m"]);
+    }
 
     #[test]
     fn a_thousand_pods_are_a_number() {
