@@ -114,7 +114,9 @@ pub async fn remote_command(url: &str, wanted: Wanted) -> Result<Streams, Error>
         let read = error.take(TEXT).read_to_end(&mut text).await;
         drop(session);
         match read {
-            Ok(_) => Outcome::decode(&text),
+            // In this version of the protocol even success has its words.
+            _ if !text.is_empty() => Outcome::decode(&text),
+            Ok(_) => Outcome::Failed("the runtime's streaming server ended without a status".to_owned()),
             Err(problem) => Outcome::Failed(format!("the runtime's streaming server: {problem}")),
         }
     };

@@ -165,12 +165,17 @@ impl Session {
                 () = receiving.shared.closed.cancelled() => Ok(()),
                 result = receiving.run(reader) => result,
             };
+            // A server that closes has sent all it had to say, each stream's end or not.
+            let whole = result.is_ok() && role == Role::Client;
             if let Err(error) = result {
                 tracing::debug!(%error, "SPDY connection ended");
             }
             receiving.shared.closed.cancel();
             let streams = std::mem::take(&mut receiving.shared.streams().open);
             for (_, entry) in streams {
+                if whole {
+                    let _ = entry.inbound.send(Inbound::Fin);
+                }
                 entry.dead.store(true, Ordering::Release);
                 entry.window.wake();
             }
