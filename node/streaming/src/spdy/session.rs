@@ -96,6 +96,12 @@ impl Shared {
         self.streams().open.remove(&id);
     }
 
+    /// Whether the peer is told of windows. A runtime's server keeps none, and an update that it has
+    /// not read when it closes would reset the connection and cost its last words.
+    pub fn opens_windows(&self) -> bool {
+        self.role == Role::Server
+    }
+
     /// Counts what was read, and opens the session's window for the peer again.
     pub fn credit(&self, length: usize) {
         let consumed = self.consumed.fetch_add(length, Ordering::Relaxed) + length;
@@ -274,8 +280,10 @@ async fn write(
         };
         tokio::select! {
             () = closed.cancelled() => return,
-            result = sent => if result.is_err() {
-                return closed.cancel();
+            // What the peer said before it closed is still to be read: the reader ends the session.
+            result = sent => if let Err(error) = result {
+                tracing::debug!(%error, "SPDY frames not sent");
+                return;
             },
         }
         buffer.clear();

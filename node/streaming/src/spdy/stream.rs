@@ -72,6 +72,9 @@ impl Stream {
     }
 
     fn credit(&mut self, length: usize) {
+        if !self.shared.opens_windows() {
+            return;
+        }
         self.consumed += length;
         if self.consumed >= CREDIT && !self.read_ended {
             let delta = u32::try_from(self.consumed).unwrap_or(u32::MAX);

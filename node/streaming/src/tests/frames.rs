@@ -15,8 +15,12 @@ struct Peer {
 
 impl Peer {
     fn start() -> (Peer, Session, Incoming) {
+        Self::of(Role::Server)
+    }
+
+    fn of(role: Role) -> (Peer, Session, Incoming) {
         let (ours, theirs) = tokio::io::duplex(1 << 20);
-        let (session, incoming) = Session::start(ours, Role::Server, Default::default());
+        let (session, incoming) = Session::start(ours, role, Default::default());
         let peer =
             Peer { io: theirs, encoder: Encoder::default(), decoder: Decoder::default(), buffer: BytesMut::new() };
         (peer, session, incoming)
@@ -147,6 +151,45 @@ async fn a_stream_that_nobody_reads_does_not_stop_the_others() {
     let mut said = String::new();
     soon(other.read_to_string(&mut said)).await.unwrap();
     assert_eq!(said, "through");
+}
+
+/// As containerd does when its command has ended.
+#[tokio::test]
+async fn what_a_server_said_before_it_closed_is_heard() {
+    let (mut peer, session, _) = Peer::of(Role::Client);
+    let opening = tokio::spawn(async move {
+        let out = session.open(Headers::from([("streamtype", "stdout")])).await.unwrap();
+        let status = session.open(Headers::from([("streamtype", "error")])).await.unwrap();
+        (session, out, status)
+    });
+    for id in [1, 3] {
+        assert!(matches!(peer.next().await, Some(Frame::SynStream { .. })));
+        peer.send(Frame::SynReply { id, fin: false, headers: Headers::default() }).await;
+    }
+    let (session, mut out, mut status) = soon(opening).await.unwrap();
+    // More than the session holds unread: the end is still in the socket when writing fails.
+    let output = pattern((4 << 20) + 300_000);
+    for part in output.chunks(32 << 10) {
+        peer.send(Frame::Data { id: 1, fin: false, data: part.to_vec().into() }).await;
+    }
+    peer.send(Frame::Data { id: 3, fin: false, data: Bytes::from_static(b"Success") }).await;
+    let mut heard = vec![0; output.len()];
+    let (first, rest) = heard.split_at_mut(100_000);
+    soon(out.read_exact(first)).await.unwrap();
+    // Nothing that the peer would leave unread: that would be a reset instead of an end.
+    let quiet = futures::FutureExt::now_or_never(peer.io.read_buf(&mut peer.buffer));
+    assert!(quiet.is_none(), "{:?}", peer.decoder.decode(&mut peer.buffer));
+    // It is gone, and writing to it fails, before its last words are read.
+    drop(peer);
+    while out.write_all(b"too late").await.is_ok() {
+        tokio::task::yield_now().await;
+    }
+    soon(out.read_exact(rest)).await.unwrap();
+    assert!(heard == output);
+    let mut told = String::new();
+    soon(status.read_to_string(&mut told)).await.unwrap();
+    assert_eq!(told, "Success");
+    soon(session.closed()).await;
 }
 
 #[tokio::test]
