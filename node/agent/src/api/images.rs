@@ -192,7 +192,7 @@ async fn remove(State(api): State<Api>, Query(query): Query<ImageQuery>) -> Resp
 fn used(api: &Api, matches: impl Fn(&str) -> bool) -> Option<String> {
     let uses = |pod: &core::Pod| {
         !spec::is_terminal(pod)
-            && spec::containers(pod).any(|(container, _)| matches(container.image.as_deref().unwrap_or_default()))
+            && spec::all_containers(pod).any(|(container, _)| matches(container.image.as_deref().unwrap_or_default()))
     };
     let pod = api.pods.list().into_iter().find(|pod| uses(pod))?;
     Some(format!("{}/{}", spec::namespace(&pod), spec::name(&pod)))

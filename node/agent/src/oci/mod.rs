@@ -238,6 +238,13 @@ impl Oci {
         self.known().ids.get(id).cloned()
     }
 
+    /// containerd's id of a container's latest run.
+    pub fn latest(&self, pod_uid: &str, container: &str) -> Option<String> {
+        let known = self.known();
+        let runs = known.ids.iter().filter(|(id, _)| id.pod_uid == pod_uid && id.container == container);
+        runs.max_by_key(|(id, _)| id.attempt).map(|(_, name)| name.clone())
+    }
+
     fn note(&self, id: &ContainerId, name: &str) {
         let mut known = self.known();
         known.ids.insert(id.clone(), name.to_owned());

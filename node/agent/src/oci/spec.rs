@@ -225,6 +225,8 @@ fn ports(pod: &core::Pod) -> Vec<PortMapping> {
 /// What a start knows beside the spec.
 pub struct Start<'a> {
     pub id: &'a ContainerId,
+    /// containerd's id of the container whose processes it is to see.
+    pub target: Option<String>,
     /// containerd's name of the image.
     pub image: String,
     /// As the image names it, where that is a number.
@@ -283,7 +285,10 @@ pub fn container(pod: &core::Pod, container: &core::Container, start: Start<'_>)
         stdin_once: is(container.stdin_once),
         tty: is(container.tty),
         resources: limits(pod, container, start.node_memory),
-        namespaces: namespaces(pod),
+        namespaces: match start.target {
+            Some(target) => Namespaces { pid: PidMode::Target(target), ..namespaces(pod) },
+            None => namespaces(pod),
+        },
         security,
     })
 }
@@ -418,6 +423,7 @@ mod tests {
         let id = ContainerId { tenant: "shop.u-1".into(), pod_uid: "u-1".into(), container: "a".into(), attempt: 2 };
         let start = Start {
             id: &id,
+            target: None,
             image: "i".into(),
             image_user,
             command: vec![],

@@ -14,6 +14,8 @@ pub enum Role {
     /// An init container with restartPolicy Always: starts in its turn, runs as long as the pod.
     Sidecar,
     Main,
+    /// Added to a running pod by hand, for a look at it: never started again, and nothing waits for it.
+    Ephemeral,
 }
 
 #[derive(Clone, Debug, PartialEq)]

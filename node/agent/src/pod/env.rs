@@ -260,7 +260,7 @@ mod tests {
             objects: &Fixed,
         };
         let container = spec::container(&pod, 0).unwrap();
-        futures::executor::block_on(build(&context, container))
+        futures::executor::block_on(build(&context, &container))
     }
 
     #[test]

@@ -339,12 +339,15 @@ impl Machine {
 
     fn take_spec(&mut self, pod: PodRef) {
         let old = std::mem::replace(&mut self.pod, pod.clone());
-        let images = spec::containers(&old).zip(spec::containers(&pod));
+        let images = spec::all_containers(&old).zip(spec::all_containers(&pod));
         let changed: Vec<usize> = images
             .enumerate()
             .filter(|(_, ((old, _), (new, _)))| old.name == new.name && old.image != new.image)
             .map(|(index, _)| index)
             .collect();
+        // Ephemeral containers come one by one and stay.
+        let added = spec::all_containers(&pod).skip(self.containers.len());
+        self.containers.extend(added.map(|(spec, role)| Container::new(&spec, role)));
         for index in changed {
             if let Some(container) = self.containers.get(index) {
                 let message = format!("Container {} definition changed, will be restarted", container.name);
@@ -385,7 +388,7 @@ impl Machine {
                 container.attempt = Some(attempt);
                 match started.state {
                     RunState::Running { started_at } => {
-                        container.run(spec, attempt, started_at, now);
+                        container.run(&spec, attempt, started_at, now);
                         if let Some(exit) = container.early.take() {
                             container.end(attempt, exit);
                         }
@@ -469,7 +472,7 @@ impl Machine {
                 // Found again after a host was thought lost.
                 if matches!(&container.state, State::Exited { attempt: of, exit } if *of == attempt && exit.reason == LOST)
                 {
-                    container.run(spec, attempt, started_at, now);
+                    container.run(&spec, attempt, started_at, now);
                 }
             }
         }
@@ -492,10 +495,10 @@ impl Machine {
             (ProbeKind::Startup, Verdict::Passed) => {
                 container.started = true;
                 container.ready = spec.readiness_probe.is_none();
-                container.probe_started(spec, now);
+                container.probe_started(&spec, now);
             }
             (ProbeKind::Startup | ProbeKind::Liveness, Verdict::Failed) => {
-                let grace = super::probes::of(spec, kind)
+                let grace = super::probes::of(&spec, kind)
                     .and_then(|probe| probe.termination_grace_period_seconds)
                     .and_then(|grace| u32::try_from(grace).ok())
                     .unwrap_or_else(|| spec::grace_seconds(&pod));

@@ -240,7 +240,7 @@ mod tests {
         }))
         .unwrap();
         let env = BTreeMap::from([("WHO".to_owned(), "me".to_owned())]);
-        resolve(&pod, spec::container(&pod, 0).unwrap(), 0, &env, tenant)
+        resolve(&pod, &spec::container(&pod, 0).unwrap(), 0, &env, tenant)
     }
 
     #[test]

@@ -19,6 +19,12 @@ pub fn pod(pod: &core::Pod) -> Option<String> {
 
 pub const HOST_PATH: &str = "hostPath: the directories of the node are not given to WebAssembly containers; use emptyDir, configMap, secret or projected";
 
+pub const TARGET: &str =
+    "targetContainerName: a WebAssembly container has no processes for others to see; leave it out";
+
+/// Why a Linux container cannot be added to a pod that was made of WebAssembly alone.
+pub const WASM_GROUND: &str = "the pod was set up for WebAssembly alone; delete it to have it set up anew, or look at a copy: `kubectl debug POD --copy-to=NAME --image=IMAGE`";
+
 /// Why a volume cannot be given, to a pod all of whose containers are WebAssembly.
 pub fn volume(volume: &core::Volume, sandboxed: bool) -> Option<String> {
     if volume.host_path.is_some() {

@@ -106,6 +106,7 @@ pub fn requested(pod: &core::Pod, name: &str) -> i128 {
                 peak = peak.max(sidecars);
             }
             Role::Init => peak = peak.max(sidecars + asked),
+            Role::Ephemeral => {}
         }
     }
     let overhead = pod.spec.as_ref().and_then(|spec| entry(spec.overhead.as_ref(), name)).unwrap_or(0);

@@ -1,5 +1,6 @@
 //! Reading a pod's spec: what the rest of the agent asks of it.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1 as core;
@@ -40,7 +41,7 @@ pub fn restart_policy(pod: &core::Pod) -> RestartPolicy {
     }
 }
 
-/// Init containers, then the others: the order in which a pod's containers are counted here.
+/// Init containers, then the others: what a pod was made with.
 pub fn containers(pod: &core::Pod) -> impl Iterator<Item = (&core::Container, Role)> {
     let spec = pod.spec.as_ref();
     let inits = spec.and_then(|spec| spec.init_containers.as_deref()).unwrap_or_default();
@@ -54,19 +55,70 @@ pub fn containers(pod: &core::Pod) -> impl Iterator<Item = (&core::Container, Ro
         .chain(mains.iter().map(|container| (container, Role::Main)))
 }
 
-pub fn container(pod: &core::Pod, index: usize) -> Option<&core::Container> {
-    containers(pod).nth(index).map(|(container, _)| container)
+/// Those, then the ephemeral ones: the order in which a pod's containers are counted here.
+pub fn all_containers(pod: &core::Pod) -> impl Iterator<Item = (Cow<'_, core::Container>, Role)> {
+    let own = containers(pod).map(|(container, role)| (Cow::Borrowed(container), role));
+    own.chain(ephemeral(pod).iter().map(|container| (Cow::Owned(as_container(container)), Role::Ephemeral)))
+}
+
+pub fn container(pod: &core::Pod, index: usize) -> Option<Cow<'_, core::Container>> {
+    all_containers(pod).nth(index).map(|(container, _)| container)
+}
+
+fn ephemeral(pod: &core::Pod) -> &[core::EphemeralContainer] {
+    pod.spec.as_ref().and_then(|spec| spec.ephemeral_containers.as_deref()).unwrap_or_default()
+}
+
+/// The container whose processes an ephemeral one is to see.
+pub fn target_container<'a>(pod: &'a core::Pod, container: &str) -> Option<&'a str> {
+    let found = ephemeral(pod).iter().find(|it| it.name == container)?;
+    found.target_container_name.as_deref().filter(|name| !name.is_empty())
+}
+
+fn as_container(ephemeral: &core::EphemeralContainer) -> core::Container {
+    let ephemeral = ephemeral.clone();
+    core::Container {
+        args: ephemeral.args,
+        command: ephemeral.command,
+        env: ephemeral.env,
+        env_from: ephemeral.env_from,
+        image: ephemeral.image,
+        image_pull_policy: ephemeral.image_pull_policy,
+        lifecycle: ephemeral.lifecycle,
+        liveness_probe: ephemeral.liveness_probe,
+        name: ephemeral.name,
+        ports: ephemeral.ports,
+        readiness_probe: ephemeral.readiness_probe,
+        resize_policy: ephemeral.resize_policy,
+        resources: ephemeral.resources,
+        restart_policy: ephemeral.restart_policy,
+        restart_policy_rules: ephemeral.restart_policy_rules,
+        security_context: ephemeral.security_context,
+        startup_probe: ephemeral.startup_probe,
+        stdin: ephemeral.stdin,
+        stdin_once: ephemeral.stdin_once,
+        termination_message_path: ephemeral.termination_message_path,
+        termination_message_policy: ephemeral.termination_message_policy,
+        tty: ephemeral.tty,
+        volume_devices: ephemeral.volume_devices,
+        volume_mounts: ephemeral.volume_mounts,
+        working_dir: ephemeral.working_dir,
+    }
 }
 
 /// State for each container of a pod.
 pub fn new_containers(pod: &core::Pod) -> Vec<Container> {
-    containers(pod).map(|(spec, role)| Container::new(spec, role)).collect()
+    all_containers(pod).map(|(spec, role)| Container::new(&spec, role)).collect()
 }
 
 /// `spec.containers{app}`, as an event about a container names it.
 pub fn field_path(pod: &core::Pod, index: usize) -> Option<String> {
-    containers(pod).nth(index).map(|(container, role)| {
-        let list = if role == Role::Main { "containers" } else { "initContainers" };
+    all_containers(pod).nth(index).map(|(container, role)| {
+        let list = match role {
+            Role::Init | Role::Sidecar => "initContainers",
+            Role::Main => "containers",
+            Role::Ephemeral => "ephemeralContainers",
+        };
         format!("spec.{list}{{{}}}", container.name)
     })
 }
@@ -110,7 +162,7 @@ pub fn reference(pod: &core::Pod, index: Option<usize>) -> core::ObjectReference
 /// The status the API's object has for a container.
 pub fn known_status(pod: &core::Pod, container: &str) -> Option<core::ContainerStatus> {
     let status = pod.status.as_ref()?;
-    let lists = [&status.init_container_statuses, &status.container_statuses];
+    let lists = [&status.init_container_statuses, &status.container_statuses, &status.ephemeral_container_statuses];
     lists.into_iter().flatten().flatten().find(|status| status.name == container).cloned()
 }
 

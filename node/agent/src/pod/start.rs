@@ -46,9 +46,9 @@ pub async fn start(
     let starting = Starting {
         shared,
         pod,
-        container,
+        container: &container,
         addresses,
-        variables: env::build(&context, container).await.map_err(StartFailure::Config)?,
+        variables: env::build(&context, &container).await.map_err(StartFailure::Config)?,
         id: ContainerId {
             tenant: tenant.to_owned(),
             pod_uid: spec::uid(pod).to_owned(),
@@ -71,7 +71,7 @@ pub async fn start(
         Held::Linux(image) => {
             if shared.oci().ground(spec::uid(pod)).is_none() {
                 let problem = match shared.oci().available() {
-                    Ok(()) => "the pod was set up for WebAssembly alone; delete it to have it set up anew".to_owned(),
+                    Ok(()) => refuse::WASM_GROUND.to_owned(),
                     Err(why) => format!("this node runs WebAssembly only: {why}"),
                 };
                 return Err(StartFailure::Config(format!("image \"{reference}\" is for Linux containers: {problem}")));
@@ -83,7 +83,7 @@ pub async fn start(
     drop(permit);
     if matches!(state, RunState::Running { .. })
         && let Err(problem) =
-            hooks::post_start(container, addresses.first().copied(), &shared.asker(&starting.id)).await
+            hooks::post_start(&container, addresses.first().copied(), &shared.asker(&starting.id)).await
     {
         let grace = spec::grace_seconds(pod);
         let id = &starting.id;
@@ -116,7 +116,8 @@ struct Starting<'a> {
 impl Starting<'_> {
     async fn wasm(&self, reference: &Reference, image: &Image) -> Result<RunState, StartFailure> {
         let Self { shared, pod, container, addresses, variables, id } = self;
-        if let Some(refusal) = refuse::pod(pod).or_else(|| refuse::container(container)) {
+        let target = || spec::target_container(pod, &container.name).map(|_| refuse::TARGET.to_owned());
+        if let Some(refusal) = refuse::pod(pod).or_else(|| refuse::container(container)).or_else(target) {
             return Err(StartFailure::Config(refusal));
         }
         let attempt = id.attempt;
@@ -185,8 +186,19 @@ impl Starting<'_> {
         }
         let log = paths::log(id);
         let log = log.strip_prefix(paths::containers(&id.pod_uid)).unwrap_or(&log).to_owned();
+        let target = match spec::target_container(pod, &container.name) {
+            Some(target) => {
+                let found = shared.oci().latest(&id.pod_uid, target);
+                Some(
+                    found
+                        .ok_or_else(|| StartFailure::Create(format!("unable to find target container \"{target}\"")))?,
+                )
+            }
+            None => None,
+        };
         let start = oci::Start {
             id,
+            target,
             image: image.id.clone(),
             image_user: image.user,
             command: words(&container.command),

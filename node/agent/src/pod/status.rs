@@ -49,23 +49,24 @@ impl Machine {
         let statuses: Vec<(Role, core::ContainerStatus)> = self
             .containers
             .iter()
-            .zip(spec::containers(&pod))
-            .map(|(container, (spec, _))| (container.role, self.container_status(container, spec, now)))
+            .zip(spec::all_containers(&pod))
+            .map(|(container, (spec, _))| (container.role, self.container_status(container, &spec, now)))
             .collect();
         let phase = if self.failed.is_some() { "Failed" } else { self.phase() };
         let conditions = self.conditions(phase, &statuses, now);
         self.conditions.clone_from(&conditions);
-        let (mains, inits): (Vec<_>, Vec<_>) = statuses.into_iter().partition(|(role, _)| *role == Role::Main);
-        let list = |statuses: Vec<(Role, core::ContainerStatus)>| {
-            (!statuses.is_empty()).then(|| statuses.into_iter().map(|(_, status)| status).collect())
+        let list = |roles: &[Role]| -> Option<Vec<core::ContainerStatus>> {
+            let of = statuses.iter().filter(|(role, _)| roles.contains(role)).map(|(_, status)| status.clone());
+            Some(of.collect()).filter(|list: &Vec<_>| !list.is_empty())
         };
         core::PodStatus {
             phase: Some(phase.to_owned()),
             reason: self.failed.as_ref().map(|(reason, _)| reason.clone()),
             message: self.failed.as_ref().map(|(_, message)| message.clone()),
             conditions: Some(conditions),
-            container_statuses: list(mains),
-            init_container_statuses: list(inits),
+            container_statuses: list(&[Role::Main]),
+            init_container_statuses: list(&[Role::Init, Role::Sidecar]),
+            ephemeral_container_statuses: list(&[Role::Ephemeral]),
             host_ip: host.first().map(ToString::to_string),
             host_ips: Some(host.iter().map(|ip| core::HostIP { ip: ip.to_string() }).collect()),
             pod_ip: self.addresses.first().map(ToString::to_string),
@@ -84,7 +85,7 @@ impl Machine {
         let over = self.is_ended();
         let mut initializing = false;
         let begun = self.containers.iter().any(|it| it.role == Role::Main && it.attempt.is_some());
-        for container in self.containers.iter().filter(|it| it.role != Role::Main) {
+        for container in self.containers.iter().filter(|it| matches!(it.role, Role::Init | Role::Sidecar)) {
             match (container.role, container.exit()) {
                 (Role::Init, Some(exit)) if exit.code != 0 && policy == RestartPolicy::Never => return "Failed",
                 (Role::Init, _) => {
@@ -139,7 +140,7 @@ impl Machine {
             ..Default::default()
         };
         let last = container.last.as_ref().map(|last| terminated(last.attempt, &last.exit));
-        let has_inits = self.containers.iter().any(|it| it.role != Role::Main);
+        let has_inits = self.containers.iter().any(|it| matches!(it.role, Role::Init | Role::Sidecar));
         let first = || waiting(if has_inits { "PodInitializing" } else { "ContainerCreating" }, None);
         let (state, last_state) = match &container.state {
             State::New => (first(), last),
@@ -160,6 +161,7 @@ impl Machine {
                     Role::Main => machine::restarts(policy, Some(exit.code)),
                     Role::Init => exit.code != 0 && policy != RestartPolicy::Never,
                     Role::Sidecar => true,
+                    Role::Ephemeral => false,
                 };
                 let blocked = container.backoff.blocked_until(exit.finished_at, now);
                 match blocked {
@@ -183,8 +185,12 @@ impl Machine {
             image: spec.image.clone().unwrap_or_default(),
             image_id: container.image_id.clone(),
             container_id: container.attempt.map(|attempt| container_id(uid, container, attempt)),
-            ready: if container.role == Role::Init { done } else { container.ready },
-            started: Some(container.started),
+            ready: match container.role {
+                Role::Init => done,
+                Role::Sidecar | Role::Main => container.ready,
+                Role::Ephemeral => false,
+            },
+            started: (container.role != Role::Ephemeral).then_some(container.started),
             restart_count: container.attempt.and_then(|attempt| i32::try_from(attempt).ok()).unwrap_or(0),
             state: Some(state),
             last_state: Some(last_state.unwrap_or_default()),
@@ -228,11 +234,11 @@ impl Machine {
                 .collect()
         };
         let incomplete = names(&|container, status| match container.role {
-            Role::Main => false,
+            Role::Main | Role::Ephemeral => false,
             Role::Init => !status.ready,
             Role::Sidecar => status.started != Some(true),
         });
-        let unready = names(&|container, status| container.role != Role::Init && !status.ready);
+        let unready = names(&|container, status| matches!(container.role, Role::Sidecar | Role::Main) && !status.ready);
         let initialized = if phase == "Succeeded" {
             Wanted::yes().because("PodCompleted", None)
         } else if incomplete.is_empty() || begun {
@@ -347,7 +353,7 @@ pub fn restore(pod: &core::Pod, known: Vec<(String, u32, RunState)>, now: Timest
     for (container, attempt, state) in known {
         runs.entry(container).or_default().insert(attempt, state);
     }
-    for (container, (spec, _)) in containers.iter_mut().zip(spec::containers(pod)) {
+    for (container, (spec, _)) in containers.iter_mut().zip(spec::all_containers(pod)) {
         let told = spec::known_status(pod, &container.name);
         if let Some(told) = &told {
             container.image_id.clone_from(&told.image_id);
@@ -386,12 +392,12 @@ pub fn restore(pod: &core::Pod, known: Vec<(String, u32, RunState)>, now: Timest
         match state {
             RunState::Exited(exit) => container.end(attempt, exit),
             RunState::Running { started_at } => {
-                container.run(spec, attempt, started_at, now);
+                container.run(&spec, attempt, started_at, now);
                 if let Some(told) = told.filter(|told| told.restart_count == i32::try_from(attempt).unwrap_or(-1)) {
                     container.ready = container.ready || told.ready;
                     if told.started == Some(true) && !container.started {
                         container.started = true;
-                        container.probe_started(spec, now);
+                        container.probe_started(&spec, now);
                     }
                 }
             }

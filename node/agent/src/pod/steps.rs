@@ -65,6 +65,7 @@ impl Machine {
             return self.step_mains_over(now);
         }
         let begun = self.containers.iter().any(|it| it.role == Role::Main && it.attempt.is_some());
+        self.step_ephemeral(now);
         for index in 0..self.containers.len() {
             let Some(container) = self.containers.get(index) else { continue };
             match container.role {
@@ -81,6 +82,16 @@ impl Machine {
                 }
                 Role::Main if over(container) => {}
                 Role::Main => self.start_if_due(now, index),
+                Role::Ephemeral => {}
+            }
+        }
+    }
+
+    fn step_ephemeral(&mut self, now: Timestamp) {
+        for index in 0..self.containers.len() {
+            let new = |it: &Container| it.role == Role::Ephemeral && !matches!(it.state, State::Exited { .. });
+            if self.containers.get(index).is_some_and(new) {
+                self.start_if_due(now, index);
             }
         }
     }
@@ -137,7 +148,8 @@ impl Machine {
     /// The containers that matter have ended: what serves them ends, then the pod.
     fn step_mains_over(&mut self, now: Timestamp) {
         let grace = spec::grace_seconds(&self.pod);
-        if self.stop_sidecars(grace) || self.containers.iter().any(Container::is_live) {
+        let matters = |it: &Container| it.role != Role::Ephemeral && it.is_live();
+        if self.stop_sidecars(grace) || self.containers.iter().any(matters) {
             return;
         }
         self.ending = Some(Ending { since: now, grace });

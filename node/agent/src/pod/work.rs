@@ -65,9 +65,9 @@ pub(super) fn target(
     addresses: &[IpAddr],
 ) -> Result<prober::Target, String> {
     let container = spec::container(pod, index).ok_or("no such container")?;
-    let probe = probes::of(container, kind).ok_or("no such probe")?;
+    let probe = probes::of(&container, kind).ok_or("no such probe")?;
     let address = *addresses.first().ok_or("the pod has no address")?;
-    prober::target(container, probe, address)
+    prober::target(&container, probe, address)
 }
 
 /// Ends one container: its preStop hook, then the runtime, within the grace.
@@ -83,7 +83,7 @@ pub(super) async fn stop(
     let asker = shared.asker(id);
     let hook = hooks::pre_stop(container, addresses.first().copied(), &asker, Duration::from_secs(grace.into()));
     if let Err(problem) = hook.await {
-        let index = spec::containers(pod).position(|(it, _)| it.name == container.name);
+        let index = spec::all_containers(pod).position(|(it, _)| it.name == container.name);
         let reference = spec::reference(pod, index);
         shared.recorder.record_reference(reference, sampan_client::EventKind::Warning, "FailedPreStopHook", problem);
     }

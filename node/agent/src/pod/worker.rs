@@ -1,6 +1,7 @@
 //! Does what the state machines decide. One loop hands facts to machines; everything that waits
 //! (set-up, starts, stops, probes, writes) runs beside it and comes back as a fact.
 
+use std::borrow::Cow;
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, HashSet};
 use std::sync::Arc;
@@ -348,7 +349,7 @@ impl Manager {
                 Fact::Input(Input::Started { index, attempt, result })
             }),
             Action::Stop { index, attempt, grace } => {
-                let Some(container) = spec::container(&pod, index).cloned() else { return };
+                let Some(container) = spec::container(&pod, index).map(Cow::into_owned) else { return };
                 let id = id(&container.name, attempt);
                 self.beside(uid, async move {
                     let exit = stop(&shared, &container, &id, &addresses, grace, &pod).await;
