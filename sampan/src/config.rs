@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use ipnet::{IpNet, Ipv4Net};
+use sampan_agent::Thresholds;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
@@ -41,6 +42,8 @@ struct File {
     node_name: Option<String>,
     max_pods: Option<u32>,
     containerd: Option<PathBuf>,
+    image_gc_high_threshold: Option<u8>,
+    image_gc_low_threshold: Option<u8>,
     server: Option<String>,
 }
 
@@ -48,6 +51,7 @@ impl File {
     /// Key by key, so that an error names the key and what is wanted there.
     fn set(&mut self, key: &str, value: &Value) -> Result<()> {
         const RANGE: &str = "a range such as 10.40.0.0/16";
+        const PERCENT: &str = "a number from 0 to 100";
         match key {
             "dataDir" => self.data_dir = read_value(value, "a path")?,
             "logFormat" => self.log_format = read_value(value, "text or json")?,
@@ -58,10 +62,12 @@ impl File {
             "nodeName" => self.node_name = read_value(value, "a name (one of digits in quotes)")?,
             "containerd" => self.containerd = read_value(value, "a path")?,
             "maxPods" => self.max_pods = read_value(value, "a number from 1 to 30000")?,
+            "imageGcHighThreshold" => self.image_gc_high_threshold = read_value(value, PERCENT)?,
+            "imageGcLowThreshold" => self.image_gc_low_threshold = read_value(value, PERCENT)?,
             "server" => self.server = read_value(value, "a URL such as https://192.0.2.1:6443")?,
             _ => bail!(
                 "no such key; there are dataDir, logFormat, listen, kubeconfig, clusterCidr, serviceCidr, nodeName, \
-                 maxPods, containerd and server"
+                 maxPods, containerd, imageGcHighThreshold, imageGcLowThreshold and server"
             ),
         }
         Ok(())
@@ -84,6 +90,7 @@ pub struct Config {
     pub node_name: String,
     pub max_pods: u32,
     pub containerd: Option<PathBuf>,
+    pub image_gc: Thresholds,
     pub server: Option<String>,
 }
 
@@ -105,6 +112,17 @@ impl Config {
         );
         let max_pods = node.max_pods.or(file.max_pods).unwrap_or(DEFAULT_MAX_PODS);
         ensure!((1..=30_000).contains(&max_pods), "maxPods is {max_pods}: 1 to 30000 can be had");
+        let defaults = Thresholds::default();
+        let image_gc = Thresholds {
+            high: node.image_gc_high_threshold.or(file.image_gc_high_threshold).unwrap_or(defaults.high),
+            low: node.image_gc_low_threshold.or(file.image_gc_low_threshold).unwrap_or(defaults.low),
+        };
+        ensure!(
+            image_gc.low < image_gc.high && image_gc.high <= 100,
+            "imageGcLowThreshold is {} and imageGcHighThreshold {}: the first has to be below the second, and that 100 at most",
+            image_gc.low,
+            image_gc.high
+        );
         let config = Self {
             data_dir: daemon.data_dir.or(file.data_dir).map_or_else(default_data_dir, Ok)?,
             log_format: daemon.log_format.or(file.log_format).unwrap_or_default(),
@@ -115,6 +133,7 @@ impl Config {
             node_name,
             max_pods,
             containerd: node.containerd.or(file.containerd),
+            image_gc,
             server: server.or(file.server),
         };
         config.check_ranges()?;
@@ -283,5 +302,8 @@ mod tests {
             assert!(!error.contains("error:") && !error.contains('\n'), "{error}");
         }
         assert_eq!(with_file("maxPods:\n# nothing\n").unwrap().max_pods, DEFAULT_MAX_PODS);
+        assert_eq!(with_file("imageGcHighThreshold: 90\n").unwrap().image_gc, Thresholds { high: 90, low: 80 });
+        assert!(error("imageGcHighThreshold: 70\n").contains("imageGcLowThreshold is 80"));
+        assert!(error("imageGcHighThreshold: 101\n").contains("100 at most"));
     }
 }

@@ -119,4 +119,62 @@ fn a_private_registry_wants_a_pull_secret() {
     cluster.kubectl(&["create", "secret", "docker-registry", "right", &server, &user, &password]);
     cluster.apply(&pod("right", &image, &json!({ "imagePullSecrets": [{ "name": "right" }] })));
     phase(&cluster, "right", "Succeeded");
+
+    // It is on the node now, and still nobody's who may not pull it.
+    cluster.apply(&pod("freeloader", &image, &json!({ "imagePullPolicy": "IfNotPresent" })));
+    eventually("access is denied again", || {
+        events(&cluster, "freeloader").iter().any(|it| it.1.contains("pull access denied")).then_some(())
+    });
+    assert_eq!(cluster.get(&["pod", "nobody"])["status"]["phase"], "Pending");
+    cluster.apply(&pod("friend", &image, &json!({ "imagePullSecrets": [{ "name": "right" }] })));
+    phase(&cluster, "friend", "Succeeded");
+    eventually("its friend's image was here", || {
+        events(&cluster, "friend").iter().any(|it| it.1.contains("already present on machine")).then_some(())
+    });
+}
+
+/// As other tools write them.
+#[test]
+fn programs_come_in_archives() {
+    let registry = Registry::public();
+    let module = std::fs::read(sample("batch")).unwrap();
+    registry.push_artifact("tools/batch", "v1", &module);
+    registry.push_wasm_image("tools/image", "v1", &module, &["100"]);
+    let cluster = Cluster::up();
+    let dir = tempfile::tempdir().unwrap();
+    for (name, more) in [("batch", vec![]), ("image", vec!["--override-os=wasi", "--override-arch=wasm"])] {
+        let archive = dir.path().join(format!("{name}.tar"));
+        let from = format!("docker://{}/tools/{name}:v1", registry.address);
+        let to = format!("oci-archive:{}", archive.display());
+        let mut skopeo = std::process::Command::new("skopeo");
+        skopeo.args(&more).args(["copy", "--quiet", "--src-tls-verify=false", &from, &to]);
+        assert!(skopeo.status().unwrap().success());
+        cluster.sampan(&["image", "import", archive.to_str().unwrap(), "--as", &format!("localhost/{name}:v1")]);
+        cluster.apply(&pod(name, &format!("localhost/{name}:v1"), &json!({})));
+        phase(&cluster, name, "Succeeded");
+    }
+    assert_eq!(cluster.kubectl(&["logs", "image"]), "25 primes below 100\n");
+
+    // An archive whose parts are not what it says is refused whole.
+    let archive = dir.path().join("batch.tar");
+    let mut bytes = std::fs::read(&archive).unwrap();
+    let at = bytes.windows(4).position(|it| it == b"\0asm").unwrap();
+    bytes[at + 100] ^= 1;
+    std::fs::write(&archive, bytes).unwrap();
+    let refused = cluster.try_sampan(&["image", "import", archive.to_str().unwrap(), "--as", "localhost/lie:v1"]);
+    let refused = refused.refused();
+    assert!(refused.contains("sha256:"), "{refused}");
+    assert!(!cluster.sampan(&["image", "ls"]).contains("lie"));
+}
+
+/// One that takes a connection and never answers.
+#[test]
+fn a_registry_that_is_stuck_does_not_keep_a_pod() {
+    let stuck = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let image = format!("{}/tools/stuck:v1", stuck.local_addr().unwrap());
+    let cluster = Cluster::up();
+    cluster.apply(&pod("stuck", &image, &json!({})));
+    let (held, _) = stuck.accept().unwrap();
+    cluster.kubectl(&["delete", "pod", "stuck", "--timeout=20s"]);
+    drop(held);
 }

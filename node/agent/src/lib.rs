@@ -20,5 +20,6 @@ pub mod runtime;
 mod streams;
 pub mod wasm;
 
+pub use image::collect::Thresholds;
 pub use join::{Certificate, CertificateRequest, Joined, join};
 pub use run::{Config, run};

@@ -20,7 +20,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::api;
-use crate::image::{Images, Puller};
+use crate::image::{Images, Puller, collect};
 use crate::join::Certificate;
 use crate::leftovers;
 use crate::node::{self, Facts, Registration};
@@ -52,6 +52,8 @@ pub struct Config {
     pub certificate: Certificate,
     /// The socket of a containerd to use; `None`: one of our own, if containerd is installed.
     pub containerd: Option<PathBuf>,
+    /// When images that nobody uses are removed.
+    pub image_gc: collect::Thresholds,
     /// Whether pods end with the agent, as those of `sampan up` do.
     pub end_pods: bool,
     /// As in `v1.36.0+sampan`.
@@ -199,6 +201,7 @@ pub async fn run(config: Config, client: Client, shutdown: CancellationToken) ->
     let serving = CancellationToken::new();
     let mut managing = JoinSet::new();
     managing.spawn(Manager::new(shared.clone(), known).run(sources, serving.clone()));
+    tasks.spawn(collect::run(shared.clone(), pods.clone(), config.image_gc, stop.clone()));
     tasks.spawn(api::serve(listener, tls, api::router(shared.clone(), pods), stop.clone()));
     let keeping = registration.clone();
     let kept = stop.clone();

@@ -31,6 +31,7 @@ async fn agent_config(
         dir: data_dir.part("node")?,
         max_pods: config.max_pods,
         containerd: config.containerd.clone(),
+        image_gc: config.image_gc,
         mode,
         listen: SocketAddr::new(listen_address(mode), 0),
         addresses,

@@ -42,7 +42,7 @@ impl IntoResponse for image::Error {
     fn into_response(self) -> Response {
         let (code, reason) = match &self {
             Self::Reference(_) | Self::Digest | Self::Body(_) => (StatusCode::BAD_REQUEST, "BadRequest"),
-            Self::Module(_) => (StatusCode::UNPROCESSABLE_ENTITY, "Invalid"),
+            Self::Module(_) | Self::Archive(_) => (StatusCode::UNPROCESSABLE_ENTITY, "Invalid"),
             Self::TooLarge(_) => (StatusCode::PAYLOAD_TOO_LARGE, "RequestEntityTooLarge"),
             Self::NotFound(_) => (StatusCode::NOT_FOUND, "NotFound"),
             Self::InUse { .. } => (StatusCode::CONFLICT, "Conflict"),
@@ -87,38 +87,52 @@ async fn import(State(api): State<Api>, Query(query): Query<ImageQuery>, body: B
             Err(error) => return image::Error::Body(error.to_string()).into_response(),
         }
     }
-    let archive = head.get(MAGIC) == Some(b"ustar") || COMPRESSED.iter().any(|magic| head.starts_with(magic));
+    let plain = head.get(MAGIC) == Some(b"ustar");
+    let archive = plain || COMPRESSED.iter().any(|magic| head.starts_with(magic));
     let body = futures::stream::once(std::future::ready(Ok(head.freeze()))).chain(body);
     if archive {
-        return import_archive(&api, &name, body).await;
+        return import_archive(&api, &name, body, plain).await;
     }
     match api.shared.images.import(&name, body).await {
-        Ok((reference, image)) => {
-            tracing::info!(image = %reference, digest = image.digest, kind = image.kind, "image imported");
-            (StatusCode::CREATED, Json(wasm(&reference.to_string(), &image))).into_response()
-        }
+        Ok((reference, image)) => imported(&reference, &image),
         Err(error) => error.into_response(),
     }
+}
+
+fn imported(reference: &Reference, image: &image::Image) -> Response {
+    tracing::info!(image = %reference, digest = image.digest, kind = image.kind, "image imported");
+    (StatusCode::CREATED, Json(wasm(&reference.to_string(), image))).into_response()
 }
 
 async fn import_archive(
     api: &Api,
     name: &str,
     body: impl Stream<Item = Result<Bytes, axum::Error>> + Unpin,
+    plain: bool,
 ) -> Response {
     let reference = match Reference::parse(name) {
         Ok(reference) if reference.digest.is_none() => reference,
         Ok(_) => return image::Error::Digest.into_response(),
         Err(error) => return image::Error::Reference(error).into_response(),
     };
-    if let Err(why) = api.shared.oci().available() {
-        let message = format!("this is an archive of a Linux image, and this node runs WebAssembly only: {why}");
-        return status(StatusCode::UNPROCESSABLE_ENTITY, "Invalid", &message);
-    }
     let path = api.shared.paths.images().join(format!(".import-{}", uuid::Uuid::new_v4().simple()));
     let file = Temporary(path);
     if let Err(error) = save(&file, body).await {
         return status(StatusCode::BAD_REQUEST, "BadRequest", &format!("{error:#}"));
+    }
+    let linux_runs = api.shared.oci().available();
+    if plain {
+        match api.shared.images.import_archive(&reference, &file.0).await {
+            Ok(Some(image)) => return imported(&reference, &image),
+            Ok(None) => {}
+            // What is wrong with an archive of a Linux image is told below.
+            Err(image::Error::Archive(_)) if linux_runs.is_ok() => {}
+            Err(error) => return error.into_response(),
+        }
+    }
+    if let Err(why) = linux_runs {
+        let message = format!("this is an archive of a Linux image, and this node runs WebAssembly only: {why}");
+        return status(StatusCode::UNPROCESSABLE_ENTITY, "Invalid", &message);
     }
     match api.shared.oci().import(&file.0, &reference).await {
         Ok(image) => {
@@ -177,7 +191,7 @@ async fn remove(State(api): State<Api>, Query(query): Query<ImageQuery>) -> Resp
         if let Some(pod) = used(&api, same) {
             return image::Error::InUse { image: reference.to_string(), pod }.into_response();
         }
-        return match api.shared.oci().remove_image(&reference).await {
+        return match api.shared.oci().remove_image(&reference.to_string()).await {
             Ok(()) => Json(linux(&reference.to_string(), &image)).into_response(),
             Err(error) => status(StatusCode::INTERNAL_SERVER_ERROR, "InternalError", &format!("{error:#}")),
         };

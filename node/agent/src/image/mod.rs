@@ -1,10 +1,15 @@
 //! The images of this node: bytes by their digest, names in one index file. Whatever moment the
 //! power goes, the index names only blobs that are whole.
 
+mod archive;
+pub mod collect;
 mod credentials;
+mod grants;
+mod program;
 mod pull;
 mod reference;
 mod registry;
+mod source;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -42,6 +47,8 @@ pub enum Error {
     Digest,
     #[error("{0}")]
     Module(String),
+    #[error("{0}")]
+    Archive(String),
     #[error("the file is larger than {} MiB", .0 >> 20)]
     TooLarge(u64),
     #[error("the body ended early: {0}")]
@@ -198,6 +205,10 @@ impl Images {
         }
     }
 
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     /// Where the bytes of an image are.
     pub fn blob(&self, hex: &str) -> PathBuf {
         self.dir.join("blobs/sha256").join(hex)
@@ -215,6 +226,16 @@ impl Images {
         }
         let image = self.store(&reference, body, Origin::default()).await?;
         Ok((reference, image))
+    }
+
+    /// Takes an archive that was brought by hand, if what it holds is WebAssembly.
+    pub async fn import_archive(&self, reference: &Reference, file: &Path) -> Result<Option<Image>, Error> {
+        let told = |error: source::Error| Error::Archive(error.to_string());
+        let Some(found) = archive::resolve(file).await.map_err(told)? else { return Ok(None) };
+        let program::Content::Wasm(program) = &found.content else { return Ok(None) };
+        let bytes = found.program(program).await.map_err(told)?;
+        let origin = Origin { manifest: None, defaults: program.defaults.clone() };
+        self.store(reference, bytes, origin).await.map(Some)
     }
 
     /// Takes bytes under a reference, compiled and kept before the name is given.

@@ -8,7 +8,10 @@ use std::time::Duration;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
-use super::registry::{self, Content, Found};
+use super::grants::Grants;
+use super::program::{Content, Found};
+use super::registry;
+use super::source;
 use super::{Credentials, Image, Images, Keyring, Origin, Reference};
 use crate::oci::Oci;
 use crate::oci::images::Linux;
@@ -46,6 +49,21 @@ pub enum Kind {
 }
 
 impl Held {
+    /// What stays the same whatever its names are.
+    fn id(&self) -> &str {
+        match self {
+            Self::Wasm(image) => &image.digest,
+            Self::Linux(image) => &image.id,
+        }
+    }
+
+    fn is_by_hand(&self) -> bool {
+        match self {
+            Self::Wasm(image) => image.manifest.is_none(),
+            Self::Linux(image) => image.by_hand,
+        }
+    }
+
     fn kind(&self) -> Kind {
         match self {
             Self::Wasm(_) => Kind::Wasm,
@@ -75,6 +93,7 @@ const PARALLEL: usize = 4;
 pub struct Puller {
     images: Arc<Images>,
     oci: Arc<Oci>,
+    grants: Grants,
     slots: Semaphore,
     /// One pull of a reference at a time: who comes second finds it here.
     turns: Mutex<HashMap<Reference, Arc<tokio::sync::Mutex<()>>>>,
@@ -82,7 +101,8 @@ pub struct Puller {
 
 impl Puller {
     pub fn new(images: Arc<Images>, oci: Arc<Oci>) -> Self {
-        Self { images, oci, slots: Semaphore::new(PARALLEL), turns: Mutex::default() }
+        let grants = Grants::open(images.dir());
+        Self { images, oci, grants, slots: Semaphore::new(PARALLEL), turns: Mutex::default() }
     }
 
     /// The image as the policy wants it. `pulling` is called before a registry is asked.
@@ -93,7 +113,7 @@ impl Puller {
         keyring: &Keyring,
         pulling: impl FnOnce() + Send,
     ) -> Result<Pulled, Error> {
-        if let Some(image) = self.present(reference, policy).await {
+        if let Some(image) = self.usable(reference, policy, keyring).await {
             return Ok(Pulled { image, took: None });
         }
         if policy == Policy::Never {
@@ -111,7 +131,7 @@ impl Puller {
         };
         let result = {
             let _turn = turn.lock().await;
-            match self.present(reference, policy).await {
+            match self.usable(reference, policy, keyring).await {
                 Some(image) => Ok(Pulled { image, took: None }),
                 None => {
                     let _slot = self.slots.acquire().await;
@@ -144,16 +164,25 @@ impl Puller {
         })
     }
 
+    /// What is here and may be used with these credentials.
+    async fn usable(&self, reference: &Reference, policy: Policy, keyring: &Keyring) -> Option<Held> {
+        let image = self.present(reference, policy).await?;
+        let allowed = image.is_by_hand() || self.grants.allow(image.id(), reference, keyring);
+        allowed.then_some(image)
+    }
+
+    /// An image is gone from the node.
+    pub fn forget(&self, id: &str) {
+        self.grants.forget(id);
+    }
+
     async fn present(&self, reference: &Reference, policy: Policy) -> Option<Held> {
         // What was imported by hand comes from no registry, and a digest cannot mean anything else.
-        let (by_hand, image) = match self.images.find(reference) {
-            Some(image) => (image.manifest.is_none(), Held::Wasm(image)),
-            None => {
-                let image = self.oci.find(reference).await?;
-                (image.by_hand, Held::Linux(image))
-            }
+        let image = match self.images.find(reference) {
+            Some(image) => Held::Wasm(image),
+            None => Held::Linux(self.oci.find(reference).await?),
         };
-        let settled = by_hand || reference.digest.is_some();
+        let settled = image.is_by_hand() || reference.digest.is_some();
         (policy != Policy::Always || settled).then_some(image)
     }
 
@@ -163,15 +192,24 @@ impl Puller {
         let (found, credentials) = resolve(reference, keyring)
             .await
             .map_err(|error| failed(format!("failed to resolve reference \"{reference}\": {error}")))?;
+        let held = self.bring(reference, &found, credentials.as_ref()).await.map_err(failed)?;
+        self.grants.note(held.id(), reference, credentials.as_ref());
+        Ok(held)
+    }
+
+    async fn bring(
+        &self,
+        reference: &Reference,
+        found: &Found,
+        credentials: Option<&Credentials>,
+    ) -> Result<Held, String> {
         let program = match &found.content {
             Content::Wasm(program) => program,
             Content::Linux => {
                 if let Err(why) = self.oci.available() {
-                    return Err(failed(format!(
-                        "it is for Linux containers, and this node runs WebAssembly only: {why}"
-                    )));
+                    return Err(format!("it is for Linux containers, and this node runs WebAssembly only: {why}"));
                 }
-                return self.oci.pull(reference, credentials.as_ref()).await.map(Held::Linux).map_err(failed);
+                return self.oci.pull(reference, credentials).await.map(Held::Linux);
             }
         };
         if let Some(image) = self.images.find(reference)
@@ -179,19 +217,19 @@ impl Puller {
         {
             return Ok(Held::Wasm(image));
         }
-        let bytes = found.program(program).await.map_err(|error| failed(error.to_string()))?;
+        let bytes = found.program(program).await.map_err(|error| error.to_string())?;
         let origin = Origin { manifest: Some(found.digest.clone()), defaults: program.defaults.clone() };
         let stored = self.images.store(reference, bytes, origin).await;
-        stored.map(Held::Wasm).map_err(|error| failed(error.to_string()))
+        stored.map(Held::Wasm).map_err(|error| error.to_string())
     }
 }
 
 /// Asks with every set of credentials that fits, and as nobody where none does.
-async fn resolve(reference: &Reference, keyring: &Keyring) -> Result<(Found, Option<Credentials>), registry::Error> {
+async fn resolve(reference: &Reference, keyring: &Keyring) -> Result<(Found, Option<Credentials>), source::Error> {
     let mut last = None;
     for credentials in keyring.of(reference) {
         match registry::resolve(reference, Some(&credentials)).await {
-            Err(error @ registry::Error::Denied(_)) => last = Some(error),
+            Err(error @ source::Error::Denied(_)) => last = Some(error),
             result => return result.map(|found| (found, Some(credentials))),
         }
     }

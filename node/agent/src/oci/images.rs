@@ -1,6 +1,6 @@
 //! Images of the machine's own kind, in containerd.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use sampan_oci::{Credentials, Image};
@@ -21,6 +21,16 @@ pub struct Linux {
     pub by_hand: bool,
     /// The user that it runs as where a container says nothing; none where it names one.
     pub user: Option<i64>,
+}
+
+/// An image as garbage collection sees it.
+pub struct Held {
+    pub id: String,
+    /// With tags, and with digests.
+    pub names: Vec<String>,
+    pub size: u64,
+    /// Brought by hand, or containerd's own.
+    pub kept: bool,
 }
 
 fn linux(image: Image) -> Linux {
@@ -85,15 +95,36 @@ impl Oci {
         named
     }
 
+    /// All images, once each.
+    pub async fn held(&self) -> Vec<Held> {
+        let Some(client) = self.running() else { return Vec::new() };
+        let all = client.list_images().await.unwrap_or_default();
+        let held = all.into_iter().map(|image| Held {
+            kept: image.pinned
+                || image.digests.is_empty()
+                || image.tags.iter().any(|tag| tag == sampan_oci::PAUSE_IMAGE),
+            names: image.tags.into_iter().chain(image.digests).collect(),
+            id: image.id,
+            size: image.size,
+        });
+        held.collect()
+    }
+
+    /// Where containerd has its images.
+    pub async fn images_dir(&self) -> Option<PathBuf> {
+        let systems = self.running()?.image_file_systems().await.ok()?;
+        systems.into_iter().next().map(|system| system.mountpoint)
+    }
+
     /// All names of the image that has this one: containerd removes an image with all of them.
     pub async fn names(&self, image: &Linux) -> Vec<String> {
         self.images().await.into_iter().filter(|(_, known)| known.id == image.id).map(|(name, _)| name).collect()
     }
 
-    /// Takes an image away, with all its names.
-    pub async fn remove_image(&self, reference: &Reference) -> anyhow::Result<()> {
+    /// Takes an image away, with all its names; it is given by one of them or by its id.
+    pub async fn remove_image(&self, image: &str) -> anyhow::Result<()> {
         if let Some(client) = self.running() {
-            client.remove_image(&reference.to_string()).await?;
+            client.remove_image(image).await?;
         }
         Ok(())
     }

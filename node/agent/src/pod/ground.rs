@@ -7,6 +7,8 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1 as core;
 
+use tokio_util::sync::CancellationToken;
+
 use super::env::PodObjects;
 use super::shared::{Handler, Shared};
 use super::start::{hostname, keyring};
@@ -24,14 +26,17 @@ pub struct Ground {
 }
 
 /// Gives a pod its ground; asked again it answers as the first time.
-pub async fn prepare(shared: &Arc<Shared>, pod: &core::Pod) -> Result<Ground, String> {
+pub async fn prepare(shared: &Arc<Shared>, pod: &core::Pod, ending: &CancellationToken) -> Result<Ground, String> {
     let (namespace, uid) = (spec::namespace(pod), spec::uid(pod));
     let isolated = paths::isolated_tenant(namespace, uid);
     let handler = shared.handler(pod)?;
     let runtime = match &handler {
         Handler::Linux(name) => Some(name.clone()),
         Handler::Wasm | Handler::Isolated => None,
-        Handler::Any => wants_sandbox(shared, pod).await?.then(String::new),
+        Handler::Any => tokio::select! {
+            wants = wants_sandbox(shared, pod) => wants?.then(String::new),
+            () = ending.cancelled() => return Err("given up: the pod is ending".to_owned()),
+        },
     };
     let _permit = shared.busy.acquire().await;
     if let Some(runtime) = runtime {

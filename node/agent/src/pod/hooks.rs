@@ -30,7 +30,8 @@ pub async fn run(
     if let Some(action) = &handler.http_get {
         let address = address.ok_or("the pod has no address")?;
         let target = Target { action: prober::http(container, action, address)?, timeout };
-        return asker.ask(&target).await;
+        // It is told, not asked: whatever it answers, as with the kubelet.
+        return asker.answer(&target).await.map(drop);
     }
     if let Some(action) = &handler.tcp_socket {
         let address = address.ok_or("the pod has no address")?;

@@ -241,6 +241,11 @@ impl Machine {
         self.set_up == SetUp::Done && self.clean_up == CleanUp::Wanted
     }
 
+    /// Whether nothing is to be started any more.
+    pub fn is_ending(&self) -> bool {
+        self.ending.is_some()
+    }
+
     pub(super) fn is_ended(&self) -> bool {
         self.clean_up == CleanUp::Done || self.was_terminal
     }

@@ -118,11 +118,21 @@ pub struct Asker<'a> {
 impl Asker<'_> {
     /// Asks once; the error is what the kubelet would say.
     pub async fn ask(&self, target: &Target) -> Result<(), String> {
+        match self.answer(target).await? {
+            Some(status) if !(200..400).contains(&status) => {
+                Err(format!("HTTP probe failed with statuscode: {status}"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Asks once; over HTTP the answer is a status, whatever it means.
+    pub async fn answer(&self, target: &Target) -> Result<Option<u16>, String> {
         let limit = target.timeout;
         match &target.action {
             Ask::Tcp { host, port } => {
                 match tokio::time::timeout(limit, connect(host, self.shift.apply(*port))).await {
-                    Ok(Ok(_)) => Ok(()),
+                    Ok(Ok(_)) => Ok(None),
                     Ok(Err(error)) => Err(dial_error(host, *port, &error)),
                     Err(_) => Err(format!("dial tcp {}: i/o timeout", join(host, *port))),
                 }
@@ -132,8 +142,7 @@ impl Asker<'_> {
                 let url = format!("{scheme}://{}{slash}{path}", join(host, *port));
                 let get = get(scheme, host, *port, self.shift, &url, headers);
                 match tokio::time::timeout(limit, get).await {
-                    Ok(Ok(status)) if (200..400).contains(&status) => Ok(()),
-                    Ok(Ok(status)) => Err(format!("HTTP probe failed with statuscode: {status}")),
+                    Ok(Ok(status)) => Ok(Some(status)),
                     Ok(Err(error)) => Err(format!("Get \"{url}\": {error}")),
                     Err(_) => Err(format!(
                         "Get \"{url}\": context deadline exceeded (Client.Timeout exceeded while awaiting headers)"
@@ -144,7 +153,7 @@ impl Asker<'_> {
                 let shown = join(host, *port);
                 let health = health(host, self.shift.apply(*port), service);
                 match tokio::time::timeout(limit, health).await {
-                    Ok(Ok(SERVING)) => Ok(()),
+                    Ok(Ok(SERVING)) => Ok(None),
                     Ok(Ok(status)) => {
                         let word = STATUSES.get(usize::try_from(status).unwrap_or(usize::MAX)).unwrap_or(&"UNKNOWN");
                         Err(format!("service unhealthy (responded with \"{word}\")"))
@@ -164,7 +173,7 @@ impl Asker<'_> {
                     }
                 };
                 match ran {
-                    Ok(ran) if ran.code == 0 => Ok(()),
+                    Ok(ran) if ran.code == 0 => Ok(None),
                     Ok(ran) if ran.output.is_empty() => {
                         Err(format!("command '{}' exited with {}", command.join(" "), ran.code))
                     }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1 as core;
 use sampan_client::EventKind;
+use tokio_util::sync::CancellationToken;
 
 use super::env::{self, PodObjects, Source as _};
 use super::expand::expand;
@@ -28,6 +29,7 @@ pub async fn start(
     attempt: u32,
     addresses: &[IpAddr],
     tenant: &str,
+    ending: &CancellationToken,
 ) -> Result<Started, StartFailure> {
     let container = spec::container(pod, index).ok_or_else(|| StartFailure::Config("no such container".to_owned()))?;
     let services = shared.services(spec::namespace(pod));
@@ -40,7 +42,15 @@ pub async fn start(
         services: &services,
         objects: &source,
     };
-    let (reference, pulled) = obtain(shared, pod, index, &source).await?;
+    let (reference, pulled) = tokio::select! {
+        obtained = obtain(shared, pod, index, &source) => obtained?,
+        // A registry may take for ever: nobody is to wait for it who does not want the image any more.
+        () = ending.cancelled() => {
+            let image = container.image.clone().unwrap_or_default();
+            let message = "the pull was given up: the pod is ending".to_owned();
+            return Err(StartFailure::ImageAbsent { image, message });
+        }
+    };
     // Neither a registry nor a hook may keep others from starting.
     let permit = shared.busy.acquire().await;
     let starting = Starting {

@@ -10,6 +10,8 @@ use k8s_openapi::api::core::v1 as core;
 use kube::api::{Api, DeleteParams, Patch, PatchParams, Preconditions};
 use serde_json::json;
 
+use tokio_util::sync::CancellationToken;
+
 use super::ground::{self, Ground};
 use super::machine::SetUpError;
 use super::probes::{self, ProbeKind};
@@ -26,12 +28,16 @@ const ATTEMPTS: u32 = 3;
 const LEAST_GRACE: u32 = 2;
 
 /// Ground and volumes; also when the volumes are to be written again.
-pub(super) async fn set_up(shared: &Arc<Shared>, pod: &core::Pod) -> Result<(Ground, Option<Timestamp>), SetUpError> {
+pub(super) async fn set_up(
+    shared: &Arc<Shared>,
+    pod: &core::Pod,
+    ending: &CancellationToken,
+) -> Result<(Ground, Option<Timestamp>), SetUpError> {
     let sandbox = |message: String| SetUpError {
         reason: "FailedCreatePodSandBox",
         message: format!("Failed to create pod sandbox: {message}"),
     };
-    let ground = ground::prepare(shared, pod).await.map_err(sandbox)?;
+    let ground = ground::prepare(shared, pod, ending).await.map_err(sandbox)?;
     let _permit = shared.busy.acquire().await;
     let refresh = write_volumes(shared, pod, &ground.addresses, &ground.tenant).await?;
     Ok((ground, refresh))

@@ -48,6 +48,8 @@ struct Worker {
     refreshing: bool,
     refresh_again: bool,
     share: admit::Share,
+    /// Cancelled when nothing is to be started any more.
+    ending: CancellationToken,
 }
 
 /// The channels that a manager reads beside the pods themselves.
@@ -177,6 +179,7 @@ impl Manager {
                 refresh_at: None,
                 refreshing: false,
                 refresh_again: false,
+                ending: CancellationToken::new(),
                 share,
             },
         );
@@ -305,6 +308,9 @@ impl Manager {
     fn input(&mut self, uid: &str, input: Input) {
         let Some(worker) = self.workers.get_mut(uid) else { return };
         let actions = worker.machine.handle(Timestamp::now(), input);
+        if worker.machine.is_ending() {
+            worker.ending.cancel();
+        }
         for action in actions {
             self.act(uid, action);
         }
@@ -330,7 +336,7 @@ impl Manager {
             worker.tenant = shared.tenant(&pod);
         }
         let addresses = worker.machine.addresses().to_vec();
-        let tenant = worker.tenant.clone();
+        let (tenant, ending) = (worker.tenant.clone(), worker.ending.clone());
         let id = |container: &str, attempt| ContainerId {
             tenant: tenant.clone(),
             pod_uid: uid.to_owned(),
@@ -339,13 +345,13 @@ impl Manager {
         };
         match action {
             Action::SetUp => self.beside(uid, async move {
-                match set_up(&shared, &pod).await {
+                match set_up(&shared, &pod, &ending).await {
                     Ok((ground, refresh)) => Fact::Standing(ground, refresh),
                     Err(error) => Fact::Input(Input::SetUp(Err(error))),
                 }
             }),
             Action::Start { index, attempt } => self.beside(uid, async move {
-                let result = start::start(&shared, &pod, index, attempt, &addresses, &tenant).await;
+                let result = start::start(&shared, &pod, index, attempt, &addresses, &tenant, &ending).await;
                 Fact::Input(Input::Started { index, attempt, result })
             }),
             Action::Stop { index, attempt, grace } => {
