@@ -1,5 +1,5 @@
-//! The objects that every cluster has, made when the server starts: namespaces, the Service of the
-//! API itself, and the ConfigMap that says how the cluster is set up.
+//! The objects that every cluster has, made when the server starts: namespaces, RuntimeClasses, the
+//! Service of the API itself, and the ConfigMap that says how the cluster is set up.
 
 use rand::Rng;
 use sampan_api::{Error, Kind, kinds};
@@ -11,6 +11,8 @@ use crate::identity::Identity;
 use crate::registry::{Preconditions, Write, metadata};
 
 const NAMESPACES: &[&str] = &["default", "kube-node-lease", "kube-public", "kube-system"];
+/// What every node has, by the name of its handler.
+const RUNTIME_CLASSES: &[&str] = &["wasm", "wasm-isolated"];
 const MANAGER: &str = "kube-apiserver";
 const KUBERNETES: &str = "kubernetes";
 
@@ -18,6 +20,10 @@ pub async fn make(app: &App) -> Result<(), Error> {
     for name in NAMESPACES {
         let object = json!({"metadata": {"name": name}});
         ensure(app, ("", "namespaces"), "", name, object).await?;
+    }
+    for handler in RUNTIME_CLASSES {
+        let object = json!({"metadata": {"name": handler}, "handler": handler});
+        ensure(app, ("node.k8s.io", "runtimeclasses"), "", handler, object).await?;
     }
     let endpoint = app.config.endpoint();
     let family = if app.config.service_cidr.addr().is_ipv4() { "IPv4" } else { "IPv6" };
