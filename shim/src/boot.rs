@@ -11,8 +11,8 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use nix::libc;
 use prost::Message as _;
+use sampan_process::Identity;
 use sampan_wasm::launch;
-use sampan_wasm::process::Identity;
 use tokio_util::sync::CancellationToken;
 
 use crate::events::Events;

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::error::{Error, Result};
-use crate::process::Identity;
+use sampan_process::Identity;
 
 const ROOT: &str = "/sys/fs/cgroup";
 /// The kernel takes a moment to see that a group is empty.

@@ -14,8 +14,8 @@ use crate::config::{self, Paths};
 use crate::error::{Error, Result};
 use crate::installed::Installed;
 use crate::pause;
-use crate::process::Identity;
 use crate::purge;
+use sampan_process::Identity;
 
 /// How long it may take to serve.
 const START: Duration = Duration::from_secs(60);

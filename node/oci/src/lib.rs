@@ -25,7 +25,6 @@ mod installed;
 mod json;
 pub mod layout;
 mod pause;
-pub mod process;
 mod proto;
 mod purge;
 mod sandbox;

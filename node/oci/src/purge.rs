@@ -10,7 +10,7 @@ use rustix::process::Signal;
 
 use crate::config::Paths;
 use crate::error::{Error, Result};
-use crate::process::Identity;
+use sampan_process::Identity;
 
 /// How long killed processes may take to end.
 const END: Duration = Duration::from_secs(10);

@@ -12,7 +12,7 @@ use crate::daemon::{Daemon, DaemonOptions};
 use crate::error::{Error, Result};
 use crate::installed::{Installed, program};
 use crate::layout::{Layer, Layout};
-use crate::process::Identity;
+use sampan_process::Identity;
 
 pub const BUSYBOX: &str = "localhost/test/busybox:1";
 /// Of the directories of tests; the pid follows.

@@ -56,7 +56,7 @@ async fn an_end_while_containerd_is_away_is_found() {
     let pid = client.container_status(&id).await.unwrap().pid.unwrap();
     node.daemon.identity().signal(rustix::process::Signal::KILL);
     node.daemon.ended().await;
-    let process = sampan_oci::process::Identity::of(pid).unwrap();
+    let process = sampan_process::Identity::of(pid).unwrap();
     process.signal(rustix::process::Signal::KILL);
     assert!(process.gone(LIMIT).await);
     node.restart().await.unwrap();
@@ -103,7 +103,7 @@ async fn nothing_stays_behind_also_after_a_panic() {
     let mut pids = vec![node.daemon.identity()];
     for id in [&first, &second] {
         let pid = client.container_status(id).await.unwrap().pid.unwrap();
-        pids.push(sampan_oci::process::Identity::of(pid).unwrap());
+        pids.push(sampan_process::Identity::of(pid).unwrap());
     }
     let run = client.socket().parent().unwrap().to_owned();
     let (base, group, range) = (node.base().to_owned(), node.cgroup("left"), node.range.to_string());

@@ -17,10 +17,11 @@ use serde::{Deserialize, Serialize};
 use tonic::transport::{Channel, Endpoint};
 
 use crate::cgroup::{self, Cgroup};
-use crate::process::{self, Identity};
+use crate::process;
 use crate::proto::host_client::HostClient;
 use crate::proto::{HostInfo, InfoRequest, PROTOCOL, ShutdownRequest};
 use crate::sandbox;
+use sampan_process::Identity;
 
 pub(crate) const SOCKET: &str = "host.sock";
 pub(crate) const RECORD: &str = "host.json";

@@ -122,6 +122,14 @@ fn profile(seccomp: &core::SeccompProfile) -> Option<Profile> {
     }
 }
 
+fn app_armor(profile: &core::AppArmorProfile) -> Profile {
+    match profile.type_.as_str() {
+        "RuntimeDefault" => Profile::RuntimeDefault,
+        "Localhost" => Profile::Localhost(profile.localhost_profile.clone().unwrap_or_default()),
+        _ => Profile::Unconfined,
+    }
+}
+
 fn groups(pod: &core::PodSecurityContext) -> Vec<i64> {
     let mut groups = pod.supplemental_groups.clone().unwrap_or_default();
     groups.extend(pod.fs_group.filter(|group| !groups.contains(group)));
@@ -325,7 +333,7 @@ fn security(pod: &core::Pod, container: &core::Container, image_user: Option<i64
             None if !privileged => Some(Profile::RuntimeDefault),
             None => None,
         },
-        apparmor: None,
+        apparmor: own.app_armor_profile.as_ref().or(of_pod.app_armor_profile.as_ref()).map(app_armor),
         masked_paths: if unmasked { Vec::new() } else { defaults.masked_paths },
         readonly_paths: if unmasked { Vec::new() } else { defaults.readonly_paths },
     })

@@ -25,10 +25,10 @@ use crate::engine::{self, Ticker};
 use crate::launch::{HostConfig, PODS, RECORD, Ready, Record, SOCKET};
 use crate::logs::{self, Sweeper, write_whole};
 use crate::net::Rules;
-use crate::process::Identity;
 use crate::proto::host_server::{Host as _, HostServer};
 use crate::proto::{ContainerStatus, HostInfo, ModuleKind, PROTOCOL, ShutdownRequest};
 use crate::sandbox;
+use sampan_process::Identity;
 
 use state::Loaded;
 pub use state::check;

@@ -1,10 +1,12 @@
-//! A process, named so that a reused pid is not taken for it.
+//! Processes that outlive who started them: found again, signalled and waited for by pid, without
+//! taking another for them that has got the pid since.
 
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, PidfdFlags, Signal};
 
+/// A process by its pid and when it began.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Identity {
@@ -20,12 +22,16 @@ impl Identity {
         start_time(&stat).map(|start_time| Identity { pid, start_time })
     }
 
+    pub fn own() -> Option<Identity> {
+        Identity::of(i32::try_from(std::process::id()).ok()?)
+    }
+
     pub fn is_alive(&self) -> bool {
         Identity::of(self.pid) == Some(*self)
     }
 
     /// Holds the process; checking after opening leaves no gap for a reused pid.
-    pub(crate) fn open(&self) -> Option<OwnedFd> {
+    fn open(&self) -> Option<OwnedFd> {
         let fd = rustix::process::pidfd_open(Pid::from_raw(self.pid)?, PidfdFlags::empty()).ok()?;
         self.is_alive().then_some(fd)
     }
@@ -53,7 +59,7 @@ impl Identity {
     }
 
     /// The same for those who have no runtime.
-    pub(crate) fn gone_blocking(&self, limit: Duration) -> bool {
+    pub fn gone_blocking(&self, limit: Duration) -> bool {
         let Some(fd) = self.open() else { return true };
         let deadline = Instant::now() + limit;
         loop {
