@@ -3,13 +3,20 @@
 use std::fs;
 use std::path::Path;
 
+/// The processes whose names begin so.
+pub fn named(names: &[&str]) -> Vec<u32> {
+    let name = |pid: u32| fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    all().into_iter().filter(|pid| names.iter().any(|start| name(*pid).starts_with(start))).collect()
+}
+
+fn all() -> Vec<u32> {
+    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
+    entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect()
+}
+
 /// The processes that run this program, under whatever arguments.
 pub fn running(program: &Path) -> Vec<u32> {
-    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
-    entries
-        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-        .filter(|pid| fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| exe == program))
-        .collect()
+    all().into_iter().filter(|pid| fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| exe == program)).collect()
 }
 
 /// Resident memory in KiB; 0 for a process that is gone.

@@ -1,6 +1,7 @@
 //! One file a benchmark.
 
 mod api;
+mod containers;
 mod hello;
 mod plain;
 mod pods;
@@ -101,6 +102,11 @@ const ALL: &[Benchmark] = &[
         names: &["density_kb_per_pod"],
         what: "memory of an idle hello pod among 10,000",
         run: |context| Box::pin(pods::density(context)),
+    },
+    Benchmark {
+        names: &["pod_start_host_ms", "pod_start_shim_ms", "pod_memory_host_kib", "pod_memory_shim_kib"],
+        what: "a pod by the node's Wasm host and by the shim; beside runc and crun",
+        run: |context| Box::pin(containers::run(context)),
     },
     Benchmark {
         names: &["rps_hello"],
