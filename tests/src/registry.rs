@@ -2,9 +2,12 @@
 
 use std::io::{Read as _, Write as _};
 use std::path::Path;
+use std::process::Command;
 use std::time::Instant;
 
 use base64::Engine as _;
+use sampan_oci::layout::Layout;
+use sampan_oci::testing;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
@@ -14,7 +17,7 @@ use crate::{PATIENCE, Process, http};
 pub struct Registry {
     pub address: String,
     process: Process,
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
     authorization: Option<String>,
 }
 
@@ -61,7 +64,7 @@ impl Registry {
         };
         let token = base64::engine::general_purpose::STANDARD.encode(format!("{USER}:{PASSWORD}"));
         let authorization = private.then(|| format!("Basic {token}"));
-        Self { address, process, _dir: dir, authorization }
+        Self { address, process, dir, authorization }
     }
 
     /// Lets it end.
@@ -97,6 +100,39 @@ impl Registry {
         });
         let index = json!({ "schemaVersion": 2, "mediaType": INDEX, "manifests": [entry] });
         self.push_raw(name, tag, INDEX, &index.to_string());
+    }
+
+    /// Pushes a Linux image, its layers as they are.
+    pub fn push_linux(&self, name: &str, tag: &str, image: &Layout) {
+        let dir = tempfile::tempdir().unwrap();
+        let archive = dir.path().join("image.tar");
+        testing::save(image, &archive).unwrap();
+        let mut skopeo = Command::new("skopeo");
+        skopeo.args(["--insecure-policy", "copy", "--quiet", "--dest-tls-verify=false", "--preserve-digests"]);
+        skopeo.arg(format!("oci-archive:{}", archive.display()));
+        let pushed = skopeo.arg(format!("docker://{}/{name}:{tag}", self.address)).output().unwrap();
+        assert!(pushed.status.success(), "{}", String::from_utf8_lossy(&pushed.stderr));
+    }
+
+    /// Changes a byte in every blob that has this in it, behind the registry's back.
+    pub fn corrupt(&self, content: &[u8]) {
+        let mut dirs = vec![self.dir.path().join("data")];
+        let mut found = 0;
+        while let Some(dir) = dirs.pop() {
+            for entry in std::fs::read_dir(dir).unwrap().flatten() {
+                if entry.file_type().unwrap().is_dir() {
+                    dirs.push(entry.path());
+                    continue;
+                }
+                let mut bytes = std::fs::read(entry.path()).unwrap();
+                if let Some(at) = bytes.windows(content.len()).position(|it| it == content) {
+                    bytes[at] ^= 1;
+                    std::fs::write(entry.path(), bytes).unwrap();
+                    found += 1;
+                }
+            }
+        }
+        assert!(found > 0, "no blob has it");
     }
 
     fn push_manifest(&self, name: &str, tag: &str, content: &Value) -> String {

@@ -22,6 +22,8 @@ pub struct Image {
     pub uid: Option<i64>,
     pub username: Option<String>,
     pub pinned: bool,
+    /// As in `linux/amd64`; only of a single image's status.
+    pub platform: Option<String>,
     /// Only of a single image's status.
     pub config: Option<ImageConfig>,
 }
@@ -91,10 +93,15 @@ struct Info {
 
 #[derive(Deserialize)]
 struct Spec {
+    #[serde(default)]
+    os: String,
+    #[serde(default)]
+    architecture: String,
     config: Option<ImageConfig>,
 }
 
-fn image(image: cri::Image, config: Option<ImageConfig>) -> Image {
+fn image(image: cri::Image, spec: Option<Spec>) -> Image {
+    let platform = spec.as_ref().map(|spec| format!("{}/{}", spec.os, spec.architecture));
     Image {
         id: image.id,
         tags: image.repo_tags,
@@ -103,7 +110,8 @@ fn image(image: cri::Image, config: Option<ImageConfig>) -> Image {
         uid: image.uid.map(|v| v.value),
         username: Some(image.username).filter(|name| !name.is_empty()),
         pinned: image.pinned,
-        config,
+        platform: platform.filter(|platform| platform.len() > 1),
+        config: spec.and_then(|spec| spec.config),
     }
 }
 
@@ -123,8 +131,8 @@ impl Containerd {
         let request = cri::ImageStatusRequest { image: spec(reference), verbose: true };
         let answer = call("ImageStatus", SHORT, self.images().image_status(request)).await?;
         let info: Option<Info> = json::info(&answer.info);
-        let config = info.and_then(|i| i.spec?.config);
-        Ok(answer.image.map(|i| image(i, config)))
+        let spec = info.and_then(|i| i.spec);
+        Ok(answer.image.map(|i| image(i, spec)))
     }
 
     /// Pulls it from its registry and gives its id. Takes as long as it takes: drop the future to give up.

@@ -33,6 +33,11 @@ pub(crate) fn architecture() -> &'static str {
     }
 }
 
+/// As in `linux/amd64`: what images for this machine are for.
+pub fn platform() -> String {
+    format!("linux/{}", architecture())
+}
+
 /// Files of a layer. Nothing but names, modes and contents goes in: the same files give the same digest.
 pub struct Layer(tar::Builder<Vec<u8>>);
 

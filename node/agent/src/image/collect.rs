@@ -169,7 +169,7 @@ pub async fn run(shared: Arc<Shared>, pods: Informer<core::Pod>, thresholds: Thr
     let (wasm, linux) = (Wasm { shared: shared.clone(), pods: pods.clone() }, Linux { shared: shared.clone(), pods });
     let stores: Vec<Box<dyn Store>> = vec![Box::new(wasm), Box::new(linux)];
     let mut collector = Collector { thresholds, stores, records: Records::default() };
-    let mut ticks = tokio::time::interval(PERIOD);
+    let mut ticks = tokio::time::interval_at(tokio::time::Instant::now() + PERIOD, PERIOD);
     loop {
         tokio::select! {
             () = shutdown.cancelled() => return,

@@ -21,6 +21,8 @@ pub struct Linux {
     pub by_hand: bool,
     /// The user that it runs as where a container says nothing; none where it names one.
     pub user: Option<i64>,
+    /// What it is for, if that is another machine than this.
+    pub foreign: Option<String>,
 }
 
 /// An image as garbage collection sees it.
@@ -41,6 +43,7 @@ fn linux(image: Image) -> Linux {
             (None, None) => Some(0),
             (uid, _) => uid,
         },
+        foreign: image.platform.filter(|platform| *platform != sampan_oci::layout::platform()),
         id: image.id,
         size: image.size,
     }

@@ -86,6 +86,14 @@ pub async fn start(
                 };
                 return Err(StartFailure::Config(format!("image \"{reference}\" is for Linux containers: {problem}")));
             }
+            if let Some(platform) = &image.foreign {
+                let own = sampan_oci::layout::platform();
+                let message = format!(
+                    "Image \"{reference}\" is for {platform} and this node is {own}: it runs only where the node emulates that"
+                );
+                let object = spec::reference(pod, Some(index));
+                shared.recorder.record_reference(object, EventKind::Warning, "PlatformMismatch", message);
+            }
             let state = starting.linux(&image).await?;
             (image.identity, image.size, state)
         }
