@@ -55,10 +55,13 @@ pub type Subscription<K> = mpsc::UnboundedReceiver<Change<K>>;
 /// The shared caches of a process; each starts with its first use.
 #[derive(Clone)]
 pub struct Informers {
+    /// Who uses them.
+    client: Client,
     inner: Arc<Inner>,
 }
 
 struct Inner {
+    /// Of the watches.
     client: Client,
     shutdown: CancellationToken,
     running: Mutex<HashMap<(TypeId, String), Arc<dyn Any + Send + Sync>>>,
@@ -66,11 +69,19 @@ struct Inner {
 
 impl Informers {
     pub fn new(client: Client, shutdown: CancellationToken) -> Self {
-        Self { inner: Arc::new(Inner { client, shutdown, running: Mutex::default() }) }
+        let inner = Inner { client: client.clone(), shutdown, running: Mutex::default() };
+        Self { client, inner: Arc::new(inner) }
     }
 
+    /// The same caches for somebody who asks and writes under another name: a kind that two parts of a
+    /// process read is decoded and held once.
+    pub fn shared_with(&self, client: Client) -> Self {
+        Self { client, inner: self.inner.clone() }
+    }
+
+    /// Of the user of these caches.
     pub fn client(&self) -> &Client {
-        &self.inner.client
+        &self.client
     }
 
     /// The cache of all objects of a kind.

@@ -226,10 +226,12 @@ impl<'a> Write<'a> {
         fields.insert("uid".to_owned(), uuid::Uuid::new_v4().to_string().into());
         fields.insert("creationTimestamp".to_owned(), self.app.now_text().into());
         let base = meta(&object, "generateName").to_owned();
-        let prepared = object;
+        let mut next = Some(object);
         for attempt in 1..=NAMES {
-            let mut object = prepared.clone();
+            let Some(mut object) = next.take() else { break };
             if generated {
+                // Another name may have to be tried.
+                next = (attempt < NAMES).then(|| object.clone());
                 metadata(&mut object)?.insert("name".to_owned(), naming::generate(&base).into());
             }
             let taken = match self.is_service() {
@@ -248,7 +250,7 @@ impl<'a> Write<'a> {
                 warnings.extend((strategy.warnings)(&object, None));
             }
             match self.insert(&name, object, taken).await {
-                Err(Error::AlreadyExists { .. }) if generated && attempt < NAMES => {}
+                Err(Error::AlreadyExists { .. }) if next.is_some() => {}
                 result => return result,
             }
         }

@@ -92,17 +92,16 @@ impl ControlPlane {
 
     /// Spawns scheduler and controllers, and last what is drained last: the server.
     pub fn spawn(self, parts: &mut Parts) {
-        let client = self.client(Identity::controller_manager());
+        // The controllers may read all that the scheduler reads; each writes under its own name.
+        let informers = Informers::new(self.client(Identity::controller_manager()), self.stop_server.child_token());
+        let scheduler = informers.shared_with(self.client(Identity::scheduler()));
         let controllers = sampan_controllers::Config {
             cluster_cidr: Some(self.ranges.ranges.cluster),
             root_ca: self.server.ca_pem().to_owned(),
             ..Default::default()
         };
-        parts.spawn("controllers", PART_DRAIN, |stop| {
-            sampan_controllers::run(Informers::new(client, stop.clone()), controllers, stop)
-        });
-        let client = self.client(Identity::scheduler());
-        parts.spawn("scheduler", PART_DRAIN, |stop| sampan_scheduler::run(Informers::new(client, stop.clone()), stop));
+        parts.spawn("controllers", PART_DRAIN, |stop| sampan_controllers::run(informers, controllers, stop));
+        parts.spawn("scheduler", PART_DRAIN, |stop| sampan_scheduler::run(scheduler, stop));
         parts.spawn("server", SERVER_DRAIN, |stop| async move {
             stop.cancelled().await;
             self.stop_server.cancel();

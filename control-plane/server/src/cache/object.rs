@@ -1,12 +1,15 @@
 //! One object in the form everybody shares: encoded once, with what selectors need kept beside.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use sampan_api::Kind;
+use sampan_api::kind::SelectableField;
 use sampan_store::{Change, Revision};
-use serde::Deserialize;
-use serde_json::Value;
+use serde::de::{DeserializeSeed, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
+use serde_json::{Map, Value};
 
 /// An object at one revision. The buffer holds a whole watch frame,
 /// `{"type":"ADDED","object":{"kind":…,"apiVersion":…,"metadata":{"resourceVersion":…}}}\n`;
@@ -45,6 +48,94 @@ struct Meta {
     uid: String,
     #[serde(default)]
     labels: BTreeMap<String, String>,
+}
+
+/// Of every object, beside the fields of its kind.
+const IDENTITY: &[&str] = &["metadata.name", "metadata.namespace", "metadata.uid", "metadata.labels"];
+
+/// Reads no more of an object than its identity and the selectable fields: the rest is skipped over.
+fn pick(stored: &[u8], fields: &[SelectableField]) -> serde_json::Result<Value> {
+    let paths: Vec<&str> = IDENTITY.iter().copied().chain(fields.iter().map(|field| field.path)).collect();
+    let mut json = serde_json::Deserializer::from_slice(stored);
+    let value = Pick(&paths).deserialize(&mut json)?;
+    json.end()?;
+    Ok(value)
+}
+
+/// A key of a map, copied only where the text escapes some of it.
+#[derive(Deserialize)]
+struct Key<'a>(#[serde(borrow)] Cow<'a, str>);
+
+/// What is left of a path below a key, if it leads there.
+fn below<'a>(path: &'a str, key: &str) -> Option<&'a str> {
+    match path.strip_prefix(key)? {
+        "" => Some(""),
+        rest => rest.strip_prefix('.'),
+    }
+}
+
+/// What is left of the wanted paths below a map.
+struct Pick<'a>(&'a [&'a str]);
+
+impl<'de> DeserializeSeed<'de> for Pick<'_> {
+    type Value = Value;
+
+    fn deserialize<D: Deserializer<'de>>(self, from: D) -> Result<Value, D::Error> {
+        // What is wanted as a whole ends the paths that lead to it.
+        if self.0.contains(&"") { Value::deserialize(from) } else { from.deserialize_any(self) }
+    }
+}
+
+impl<'de> Visitor<'de> for Pick<'_> {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut from: A) -> Result<Value, A::Error> {
+        let mut picked = Map::new();
+        while let Some(Key(key)) = from.next_key::<Key<'_>>()? {
+            let paths: Vec<&str> = self.0.iter().filter_map(|path| below(path, &key)).collect();
+            if paths.is_empty() {
+                from.next_value::<IgnoredAny>()?;
+            } else {
+                let value = from.next_value_seed(Pick(&paths))?;
+                picked.insert(key.into_owned(), value);
+            }
+        }
+        Ok(Value::Object(picked))
+    }
+
+    // Where a map was thought to be, anything else has nothing to pick.
+    fn visit_unit<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_str<E>(self, value: &str) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut from: A) -> Result<Value, A::Error> {
+        while from.next_element::<IgnoredAny>()?.is_some() {}
+        Ok(Value::Null)
+    }
 }
 
 const FRAME_END: &[u8] = b"}\n";
@@ -113,15 +204,9 @@ impl Object {
         revision: Revision,
     ) -> Result<Self, Malformed> {
         let malformed = |reason: String| Malformed { key: key.to_owned(), reason };
-        let (shape, fields) = if kind.selectable_fields.is_empty() {
-            let shape: Shape = serde_json::from_slice(stored).map_err(|e| malformed(e.to_string()))?;
-            (shape, Box::default())
-        } else {
-            let value: Value = serde_json::from_slice(stored).map_err(|e| malformed(e.to_string()))?;
-            let fields = kind.selectable_fields.iter().map(|field| (field.get)(&value)).collect();
-            let shape = Shape::deserialize(&value).map_err(|e| malformed(e.to_string()))?;
-            (shape, fields)
-        };
+        let value = pick(stored, kind.selectable_fields).map_err(|e| malformed(e.to_string()))?;
+        let fields = kind.selectable_fields.iter().map(|field| (field.get)(&value)).collect();
+        let shape = Shape::deserialize(value).map_err(|e| malformed(e.to_string()))?;
         let metadata = find(stored, METADATA).ok_or_else(|| malformed("it has no metadata".to_owned()))?;
         let version = revision.to_string();
         let head = event_type(change);
@@ -197,5 +282,72 @@ impl Object {
 pub fn set_version(value: &mut Value, revision: Revision) {
     if let Some(metadata) = value.get_mut("metadata").and_then(Value::as_object_mut) {
         metadata.insert("resourceVersion".to_owned(), revision.to_string().into());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use proptest::prelude::*;
+    use sampan_api::kinds;
+    use serde_json::json;
+
+    use super::*;
+
+    /// Anything under the names that fields have, and under others.
+    fn tree(keys: Vec<String>) -> impl Strategy<Value = Value> {
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<i32>().prop_map(Value::from),
+            any::<f32>().prop_filter("JSON has no others", |it| it.is_finite()).prop_map(Value::from),
+            "\\PC{0,6}".prop_map(Value::from),
+        ];
+        leaf.prop_recursive(4, 40, 6, move |inner| {
+            let key = prop_oneof![3 => proptest::sample::select(keys.clone()), 1 => "\\PC{0,6}"];
+            prop_oneof![
+                proptest::collection::vec(inner.clone(), 0..3).prop_map(Value::from),
+                proptest::collection::btree_map(key, inner, 0..6)
+                    .prop_map(|map| Value::Object(map.into_iter().collect())),
+            ]
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_picked_is_all_that_fields_read(
+            kind in 0..kinds::ALL.len(),
+            values in proptest::collection::vec(tree(
+                kinds::ALL.iter().flat_map(|kind| kind.selectable_fields).flat_map(|field| field.path.split('.'))
+                    .chain(["ip", "component"]).map(str::to_owned).collect(),
+            ), 3),
+        ) {
+            let [metadata, spec, status] = values.try_into().unwrap();
+            let mut object = json!({ "reason": spec.clone(), "source": status.clone(), "involvedObject": spec.clone() });
+            object["metadata"] = metadata;
+            object["spec"] = spec;
+            object["status"] = status;
+            let fields = kinds::ALL[kind].selectable_fields;
+            let picked = pick(object.to_string().as_bytes(), fields).unwrap();
+            // As it comes out of its text: a float may have another form there.
+            let object: Value = serde_json::from_str(&object.to_string()).unwrap();
+            for field in fields {
+                prop_assert_eq!((field.get)(&picked), (field.get)(&object), "{}", field.path);
+            }
+            for path in IDENTITY {
+                let pointer = format!("/{}", path.replace('.', "/"));
+                if object["metadata"].is_object() {
+                    prop_assert_eq!(picked.pointer(&pointer), object.pointer(&pointer));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_no_object_is_refused() {
+        for text in ["{", "{\"metadata\":{\"labels\":[1]}}", "7", "{}{}", ""] {
+            let made = Object::new(&kinds::pod::KIND, "k", text.as_bytes(), Change::Created, 1, 1);
+            assert!(made.is_err(), "{text}");
+        }
     }
 }

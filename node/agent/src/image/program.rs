@@ -165,7 +165,7 @@ impl Found {
     pub async fn program(&self, program: &Program) -> Result<BoxStream<'static, io::Result<Bytes>>, Error> {
         let Some(file) = &program.file else {
             let Some(layer) = program.layers.first() else { return Err(Error::Malformed("no layer".to_owned())) };
-            return Ok(self.source.blob(layer).await?);
+            return self.source.blob(layer).await;
         };
         // The uppermost layer that has the file says what it is.
         for layer in program.layers.iter().rev() {
