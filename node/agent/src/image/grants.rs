@@ -32,6 +32,24 @@ struct Record {
 pub struct Grants {
     path: PathBuf,
     record: Mutex<Record>,
+    /// Repositories that are being pulled from: what is there of them and not in the record was not
+    /// brought by hand.
+    pulling: Mutex<Vec<String>>,
+}
+
+/// While this is held a pull has not been noted yet.
+pub struct Pulling<'a> {
+    grants: &'a Grants,
+    repository: &'a str,
+}
+
+impl Drop for Pulling<'_> {
+    fn drop(&mut self) {
+        let mut pulling = self.grants.pulling.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(at) = pulling.iter().position(|it| it == self.repository) {
+            pulling.swap_remove(at);
+        }
+    }
 }
 
 impl Grants {
@@ -48,16 +66,26 @@ impl Grants {
                 Record { salt: uuid::Uuid::new_v4().simple().to_string(), images: BTreeMap::new() }
             }
         };
-        Self { path, record: Mutex::new(record) }
+        Self { path, record: Mutex::new(record), pulling: Mutex::default() }
     }
 
     /// Whether an image that is here may be used by who has these credentials. One that was never
     /// pulled may be by all.
     pub fn allow(&self, id: &str, reference: &Reference, keyring: &Keyring) -> bool {
         let record = self.record.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(image) = record.images.get(id) else { return true };
+        let Some(image) = record.images.get(id) else {
+            let pulling = self.pulling.lock().unwrap_or_else(PoisonError::into_inner);
+            return !pulling.contains(&reference.repository);
+        };
         let Some(grant) = image.get(&reference.repository) else { return false };
         grant.anonymous || keyring.of(reference).iter().any(|it| grant.credentials.contains(&hash(&record.salt, it)))
+    }
+
+    /// A pull begins. An image may be seen by others before it is noted.
+    pub fn begin<'a>(&'a self, reference: &'a Reference) -> Pulling<'a> {
+        let repository = &reference.repository;
+        self.pulling.lock().unwrap_or_else(PoisonError::into_inner).push(repository.clone());
+        Pulling { grants: self, repository }
     }
 
     /// An image was pulled.
@@ -122,6 +150,11 @@ mod tests {
         let other = Reference::parse("registry.example/other:v1").unwrap();
         let (mine, wrong, none) = (keyring("mine"), keyring("wrong"), Keyring::default());
         // Brought by hand.
+        assert!(grants.allow("sha256:1", &secret, &none));
+        // On its way: it is seen before it is known who has brought it.
+        let pulling = grants.begin(&secret);
+        assert!(!grants.allow("sha256:1", &secret, &none) && grants.allow("sha256:1", &other, &none));
+        drop(pulling);
         assert!(grants.allow("sha256:1", &secret, &none));
         grants.note("sha256:1", &secret, mine.of(&secret).first());
         for grants in [&grants, &Grants::open(dir.path())] {

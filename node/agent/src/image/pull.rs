@@ -192,6 +192,7 @@ impl Puller {
         let (found, credentials) = resolve(reference, keyring)
             .await
             .map_err(|error| failed(format!("failed to resolve reference \"{reference}\": {error}")))?;
+        let _pulling = self.grants.begin(reference);
         let held = self.bring(reference, &found, credentials.as_ref()).await.map_err(failed)?;
         self.grants.note(held.id(), reference, credentials.as_ref());
         Ok(held)
