@@ -221,8 +221,9 @@ pub async fn run(config: Config, client: Client, shutdown: CancellationToken) ->
             tracing::warn!("some pods did not end in time");
         }
         let dir = config.dir.clone();
-        if let Ok(Err(error)) = tokio::task::spawn_blocking(move || leftovers::groups(&dir)).await {
-            tracing::warn!(error = format!("{error:#}"), "control groups stay");
+        let left = tokio::task::spawn_blocking(move || leftovers::mounts(&dir).and(leftovers::groups(&dir)));
+        if let Ok(Err(error)) = left.await {
+            tracing::warn!(error = format!("{error:#}"), "control groups or mounts stay");
         }
     }
     stop.cancel();

@@ -542,7 +542,7 @@ impl Machine {
 }
 
 /// How an image came, in the kubelet's words.
-fn pulled(image: &str, size: u64, took: Option<(Duration, Duration)>) -> String {
+pub(super) fn pulled(image: &str, size: u64, took: Option<(Duration, Duration)>) -> String {
     let Some((took, waited)) = took else {
         return format!("Container image \"{image}\" already present on machine and can be accessed by the pod");
     };

@@ -6,10 +6,12 @@
 pub mod admit;
 pub mod backoff;
 pub mod container;
+pub mod empty_dir;
 pub mod env;
 pub mod expand;
 pub mod ground;
 mod hooks;
+pub mod image_volumes;
 pub mod machine;
 pub mod mounts;
 pub mod objects;

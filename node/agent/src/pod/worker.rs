@@ -590,6 +590,10 @@ impl Manager {
             }
             found.insert(tenant);
         }
+        // Nothing is mounted any more of pods that are gone.
+        if let Err(error) = self.shared.oci().hide(|uid| !self.workers.contains_key(uid)).await {
+            tracing::warn!(error = format!("{error:#}"), "files of images stay in containerd");
+        }
         for tenant in found {
             self.watch_idle(tenant);
         }

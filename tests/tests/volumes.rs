@@ -1,0 +1,167 @@
+//! Volumes of pods on a real node, for Linux containers in a real containerd and for WebAssembly.
+
+#![allow(clippy::unwrap_used)]
+
+use std::path::Path;
+
+use sampan_oci::layout::{Layer, Layout};
+use sampan_tests::{Cluster, eventually, runs_linux};
+
+fn pod(name: &str, spec: &str) -> String {
+    format!("apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}}}\nspec:\n{spec}")
+}
+
+fn ready(cluster: &Cluster, names: &[&str]) {
+    let mut arguments = vec!["wait", "--for=condition=Ready", "--timeout=60s"];
+    let pods: Vec<String> = names.iter().map(|name| format!("pod/{name}")).collect();
+    arguments.extend(pods.iter().map(String::as_str));
+    cluster.kubectl(&arguments);
+}
+
+/// What a script in a pod's Linux container says.
+fn says(cluster: &Cluster, pod: &str, script: &str) -> String {
+    cluster.kubectl(&["exec", pod, "-c", "linux", "--", "sh", "-c", script])
+}
+
+/// What a command of the toolbox says in a pod's WebAssembly container.
+fn toolbox(cluster: &Cluster, pod: &str, command: &[&str]) -> String {
+    let mut arguments = vec!["exec", pod, "-c", "wasm", "--", "toolbox"];
+    arguments.extend(command);
+    cluster.kubectl(&arguments)
+}
+
+/// What is mounted below a cluster's data dir for its pods.
+fn mounts(cluster: &Cluster) -> Vec<String> {
+    let tenants = cluster.data_dir().join("node/tenants");
+    let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let points = table.lines().filter_map(|line| line.split(' ').nth(4));
+    points.filter(|point| Path::new(point).starts_with(&tenants)).map(str::to_owned).collect()
+}
+
+const LINUX: &str = "  - name: linux\n    image: localhost/busybox:1\n    command: [sleep, '3600']\n";
+
+#[test]
+fn memory_and_images_for_both_kinds() {
+    if !runs_linux() {
+        return;
+    }
+    let mut cluster = Cluster::up();
+    cluster.import_busybox();
+    cluster.import("toolbox");
+    let layer = |files: &[(&str, &str)]| {
+        let mut layer = Layer::new();
+        files.iter().for_each(|(path, content)| layer.file(path, 0o644, content.as_bytes()).unwrap());
+        layer
+    };
+    let data = Layout::new()
+        .layer(layer(&[("etc/model", "one"), ("same", "below")]))
+        .and_then(|it| it.layer(layer(&[("same", "above"), ("weights/part", "7")])))
+        .unwrap();
+    cluster.import_linux(&data, "localhost/data:1");
+    let volumes = "  volumes:\n  - {name: fast, emptyDir: {medium: Memory, sizeLimit: 8Mi}}\n  \
+                   - {name: data, image: {reference: 'localhost/data:1', pullPolicy: IfNotPresent}}\n  \
+                   - {name: tool, image: {reference: 'localhost/toolbox:v1', pullPolicy: IfNotPresent}}\n";
+    let mount = "    volumeMounts:\n    - {name: fast, mountPath: /fast}\n    - {name: data, mountPath: /data}\n    \
+                 - {name: data, mountPath: /part, subPath: weights}\n    - {name: tool, mountPath: /tool}\n";
+    let wasm = format!("  - name: wasm\n    image: localhost/toolbox:v1\n    args: [sleep]\n{mount}");
+    // The host process of the namespace is there before the second pod's volumes are mounted.
+    cluster.apply(&pod("first", &format!("  containers:\n{wasm}{volumes}")));
+    ready(&cluster, &["first"]);
+    cluster.apply(&pod("mixed", &format!("{volumes}  containers:\n{LINUX}{mount}{wasm}")));
+    cluster.apply(&pod("second", &format!("{volumes}  containers:\n{wasm}")));
+    ready(&cluster, &["mixed", "second"]);
+
+    assert_eq!(says(&cluster, "mixed", "grep -c ' /fast tmpfs ' /proc/mounts; stat -c %a /fast"), "1\n1777\n");
+    let full = says(
+        &cluster,
+        "mixed",
+        "dd if=/dev/zero of=/fast/fill bs=1M count=20 2>&1 || stat -c %s /fast/fill; rm /fast/fill",
+    );
+    assert!(full.contains("No space left") && full.contains("8388608"), "{full}");
+    says(&cluster, "mixed", "echo shared > /fast/file");
+    assert_eq!(toolbox(&cluster, "mixed", &["cat", "/fast/file"]), "shared\n");
+    for pod in ["first", "second"] {
+        toolbox(&cluster, pod, &["write", "/fast/own", pod]);
+        assert_eq!(toolbox(&cluster, pod, &["cat", "/fast/own"]), pod);
+    }
+    // An image's layers as one directory, read only, a part of it, and a module as a file.
+    assert_eq!(
+        says(&cluster, "mixed", "cat /data/etc/model /data/same /part/part; ls /tool"),
+        "oneabove7toolbox.wasm\n"
+    );
+    assert!(says(&cluster, "mixed", "touch /data/x 2>&1; rm /part/part 2>&1; true").matches("Read-only").count() == 2);
+    for pod in ["mixed", "second"] {
+        assert_eq!(toolbox(&cluster, pod, &["cat", "/data/same"]), "above");
+        assert!(!cluster.try_kubectl(&["exec", pod, "-c", "wasm", "--", "toolbox", "write", "/data/same", "x"]).ok);
+    }
+    let used = cluster.try_sampan(&["image", "rm", "localhost/data:1"]).refused();
+    assert!(used.contains("in use"), "{used}");
+
+    // All of it outlives the agent, and goes with its pod.
+    assert_eq!(mounts(&cluster).iter().filter(|at| at.ends_with("/fast")).count(), 3);
+    cluster.kill();
+    cluster.resume();
+    assert_eq!(toolbox(&cluster, "mixed", &["cat", "/fast/file"]), "shared\n");
+    assert_eq!(says(&cluster, "mixed", "cat /fast/file /data/same"), "shared\nabove");
+    cluster.kubectl(&["delete", "pod", "mixed", "--grace-period=1", "--wait"]);
+    eventually("the pod's mounts gone", || (mounts(&cluster).len() == 4).then_some(()));
+    cluster.kill();
+    cluster.down();
+    assert_eq!(mounts(&cluster), Vec::<String>::new());
+    // What a killed cluster was showing is not kept for ever.
+    cluster.resume();
+    cluster.kubectl(&["delete", "pod", "--all", "--grace-period=1", "--wait"]);
+    cluster.sampan(&["image", "rm", "localhost/data:1"]);
+    assert_eq!(cluster.terminate().code, Some(0));
+    assert_eq!(mounts(&cluster), Vec::<String>::new());
+}
+
+#[test]
+fn files_belong_to_who_the_kubelet_gives_them() {
+    if !runs_linux() {
+        return;
+    }
+    let cluster = Cluster::up();
+    cluster.import_busybox();
+    cluster.import("toolbox");
+    cluster.kubectl(&["create", "secret", "generic", "keys", "--from-literal=key=s3cret"]);
+    let volumes = "  volumes:\n  - {name: open, secret: {secretName: keys}}\n  \
+                   - {name: closed, secret: {secretName: keys, defaultMode: 0400}}\n  - {name: work, emptyDir: {}}\n";
+    let mount = "    volumeMounts:\n    - {name: open, mountPath: /open}\n    - {name: closed, mountPath: /closed}\n    \
+                 - {name: work, mountPath: /work}\n";
+    let wasm = format!("  - name: wasm\n    image: localhost/toolbox:v1\n    args: [sleep]\n{mount}");
+    let bare = "    securityContext: {capabilities: {drop: [ALL]}}\n";
+    cluster.apply(&pod("root", &format!("{volumes}  containers:\n{LINUX}{bare}{mount}{wasm}")));
+    cluster.apply(&pod(
+        "user",
+        &format!("  securityContext: {{runAsUser: 1000}}\n{volumes}  containers:\n{LINUX}{mount}"),
+    ));
+    cluster.apply(&pod(
+        "group",
+        &format!("  securityContext: {{runAsUser: 1000, fsGroup: 2000}}\n{volumes}  containers:\n{LINUX}{mount}"),
+    ));
+    ready(&cluster, &["root", "user", "group"]);
+    let token = "/var/run/secrets/kubernetes.io/serviceaccount/token";
+    let of = |pod: &str| {
+        let names = format!("/open/key /closed/key {token} /work");
+        says(
+            &cluster,
+            pod,
+            &format!("stat -Lc %u:%g:%a {names}; cat /open/key; cat /closed/key 2>&1; test -r {token} && echo token"),
+        )
+    };
+    // Root without a capability reads what is root's, and so does the guest beside it.
+    assert_eq!(of("root"), "0:0:644\n0:0:400\n0:0:644\n0:0:777\ns3crets3crettoken\n");
+    assert_eq!(toolbox(&cluster, "root", &["cat", "/closed/key"]), "s3cret");
+    let user = of("user");
+    assert!(user.starts_with("0:0:644\n0:0:400\n1000:0:600\n0:0:777\ns3cretcat:"), "{user}");
+    assert!(user.contains("Permission denied") && user.ends_with("token\n"), "{user}");
+    assert_eq!(of("group"), "0:2000:644\n0:2000:440\n1000:2000:640\n0:2000:2777\ns3crets3crettoken\n");
+    // A change reaches both kinds.
+    let change = r#"{"stringData":{"key":"changed"}}"#;
+    cluster.kubectl(&["patch", "secret", "keys", "-p", change]);
+    eventually("the change", || {
+        let linux = says(&cluster, "root", "cat /closed/key");
+        (linux == "changed" && toolbox(&cluster, "root", &["cat", "/closed/key"]) == "changed").then_some(())
+    });
+}
