@@ -6,6 +6,7 @@ use std::path::Path;
 
 use sampan_oci::layout::{Layer, Layout};
 use sampan_tests::{Cluster, eventually, runs_linux};
+use serde_json::Value;
 
 fn pod(name: &str, spec: &str) -> String {
     format!("apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}}}\nspec:\n{spec}")
@@ -36,6 +37,15 @@ fn mounts(cluster: &Cluster) -> Vec<String> {
     let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
     let points = table.lines().filter_map(|line| line.split(' ').nth(4));
     points.filter(|point| Path::new(point).starts_with(&tenants)).map(str::to_owned).collect()
+}
+
+fn evicted(cluster: &Cluster, name: &str) -> String {
+    eventually(&format!("{name} evicted"), || {
+        let pod = cluster.get(&["pod", name]);
+        let status: &Value = &pod["status"];
+        (status["phase"] == "Failed" && status["reason"] == "Evicted")
+            .then(|| status["message"].as_str().unwrap().to_owned())
+    })
 }
 
 const LINUX: &str = "  - name: linux\n    image: localhost/busybox:1\n    command: [sleep, '3600']\n";
@@ -114,6 +124,47 @@ fn memory_and_images_for_both_kinds() {
     cluster.sampan(&["image", "rm", "localhost/data:1"]);
     assert_eq!(cluster.terminate().code, Some(0));
     assert_eq!(mounts(&cluster), Vec::<String>::new());
+}
+
+#[test]
+fn a_pod_that_takes_too_much_disk_is_evicted() {
+    if !runs_linux() {
+        return;
+    }
+    let cluster = Cluster::up();
+    cluster.import_busybox();
+    cluster.import("toolbox");
+    let fill =
+        |path: &str| format!("    command: [sh, -c, 'dd if=/dev/zero of={path} bs=1M count=9; exec sleep 3600']\n");
+    let linux = "  - name: main\n    image: localhost/busybox:1\n";
+    let limit = "    resources: {limits: {ephemeral-storage: 4Mi}}\n";
+    let mount = "    volumeMounts: [{name: work, mountPath: /work}]\n";
+    let volume = "  volumes: [{name: work, emptyDir: {sizeLimit: 2Mi}}]\n";
+    let free = "  volumes: [{name: work, emptyDir: {}}]\n";
+    cluster.apply(&pod("volume", &format!("{volume}  containers:\n{linux}{}{mount}", fill("/work/file"))));
+    cluster.apply(&pod("layer", &format!("  containers:\n{linux}{}{limit}", fill("/file"))));
+    cluster.apply(&pod("modest", &format!("{free}  containers:\n{linux}{}{mount}", fill("/work/file"))));
+    let guest = "  - {name: wasm, image: 'localhost/toolbox:v1', args: [sleep], \
+                 volumeMounts: [{name: work, mountPath: /work}]}\n";
+    cluster.apply(&pod("guest", &format!("{volume}  containers:\n{guest}")));
+    ready(&cluster, &["guest"]);
+    toolbox(&cluster, "guest", &["fill", "/work/file", "3000000"]);
+    let too_much = "Usage of EmptyDir volume \"work\" exceeds the limit \"2Mi\". ";
+    assert_eq!(evicted(&cluster, "volume"), too_much);
+    assert_eq!(evicted(&cluster, "guest"), too_much);
+    let layer = evicted(&cluster, "layer");
+    assert_eq!(layer, "Pod ephemeral local storage usage exceeds the total limit of containers 4Mi. ");
+    let events = cluster.kubectl(&["get", "events", "--field-selector=reason=Evicted,involvedObject.name=guest"]);
+    assert!(events.contains("Warning") && events.contains(too_much.trim()), "{events}");
+    // Its containers have ended with it.
+    eventually("the container's end", || {
+        let pod = cluster.get(&["pod", "volume"]);
+        let state = &pod["status"]["containerStatuses"][0]["state"];
+        state["terminated"]["exitCode"].as_i64().map(|code| assert_eq!(code, 137, "{state}"))
+    });
+    // The node goes on, and so does who may.
+    ready(&cluster, &["modest"]);
+    assert_eq!(cluster.get(&["pod", "modest"])["status"]["phase"], "Running");
 }
 
 #[test]

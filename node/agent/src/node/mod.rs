@@ -1,5 +1,6 @@
 //! The node as the cluster sees it: its object, its lease, its conditions.
 
+pub mod disk;
 mod facts;
 mod lease;
 mod register;

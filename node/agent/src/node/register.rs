@@ -17,6 +17,7 @@ use kube::runtime::{WatchStreamExt, watcher};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
+use super::disk;
 use super::facts::{self, Facts};
 use crate::image::Images;
 use crate::oci::Which;
@@ -44,12 +45,6 @@ pub struct Registration {
     pub mode: &'static str,
 }
 
-/// A tenth of the disk, as the kubelet has it; but of a large disk that is room enough for a long time.
-fn is_full(total: u64, free: u64) -> bool {
-    const ENOUGH: u64 = 1 << 30;
-    free < (total / 10).min(ENOUGH)
-}
-
 fn condition(kind: &str, status: bool, reason: &str, message: &str) -> (String, bool, String, String) {
     (kind.to_owned(), status, reason.to_owned(), message.to_owned())
 }
@@ -75,8 +70,7 @@ impl Registration {
     fn pressure(&self) -> Vec<(String, bool, String, String)> {
         let (_, memory) = facts::memory();
         let short = memory < 100 << 20;
-        let (total, free) = facts::disk(&self.dir).unwrap_or((1, 1));
-        let full = is_full(total, free);
+        let full = disk::of(&self.dir).is_some_and(|disk| disk.is_full());
         let crowded = facts::processes().is_some_and(|(running, most)| running + 100 > most);
         let words = |pressed: bool, yes: (&'static str, &'static str), no: (&'static str, &'static str)| {
             if pressed { yes } else { no }
@@ -329,18 +323,5 @@ pub async fn wait_for_range(client: &Client, name: &str, shutdown: &Cancellation
             Some(Err(error)) => tracing::warn!(%error, "watch of the node failed; trying again"),
             None => anyhow::bail!("the watch of the node ended"),
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_large_disk_is_not_full_at_nine_tenths() {
-        assert!(!is_full(250 << 30, 20 << 30));
-        assert!(is_full(250 << 30, 1 << 29));
-        assert!(is_full(4 << 30, 1 << 28));
-        assert!(!is_full(4 << 30, 1 << 29));
     }
 }

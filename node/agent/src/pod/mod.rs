@@ -6,8 +6,10 @@
 pub mod admit;
 pub mod backoff;
 pub mod container;
+mod disk_usage;
 pub mod empty_dir;
 pub mod env;
+mod evict;
 pub mod expand;
 pub mod ground;
 mod hooks;

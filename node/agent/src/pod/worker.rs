@@ -18,7 +18,7 @@ use super::machine::{Action, Input, Machine};
 use super::publish::Publishing;
 use super::shared::Shared;
 use super::work::{clean_up, delete, is_urgent, release, remove, set_up, stop, target, write_status, write_volumes};
-use super::{admit, mounts, paths, spec, start};
+use super::{admit, evict, mounts, paths, spec, start};
 use crate::runtime::{ContainerId, RunState, RuntimeEvent, RuntimeEvents};
 
 /// How long a namespace without pods keeps its host.
@@ -71,6 +71,8 @@ pub struct Manager {
     /// What the runtime had at the start, by pod, until its pod is seen.
     known: HashMap<String, Vec<(ContainerId, RunState)>>,
     used: admit::Share,
+    /// One look at pods' use of the disk at a time.
+    measuring: Option<tokio::task::JoinHandle<()>>,
 }
 
 impl Manager {
@@ -92,6 +94,7 @@ impl Manager {
             idle_inbox,
             known: by_pod,
             used: admit::Share::default(),
+            measuring: None,
         }
     }
 
@@ -101,6 +104,8 @@ impl Manager {
             self.pod_changed(change);
         }
         self.orphans().await;
+        let mut looking = tokio::time::interval(evict::LOOK);
+        looking.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             let next = self.next_timer();
             let sleep = async {
@@ -125,6 +130,7 @@ impl Manager {
                 Ok(()) = sources.images.changed() => self.all(|| Input::Retry),
                 Some(tenant) = self.idle_inbox.recv() => self.tenant_idle(&tenant),
                 () = sleep => self.timers_due(),
+                _ = looking.tick() => self.measure(),
             }
         }
     }
@@ -517,6 +523,23 @@ impl Manager {
             }
             self.input(&uid, Input::Timer);
         }
+    }
+
+    /// Sees to it that no pod takes more of the disk than it may.
+    fn measure(&mut self) {
+        if self.measuring.as_ref().is_some_and(|task| !task.is_finished()) {
+            return;
+        }
+        let standing = self.workers.values().filter(|worker| worker.machine.is_set_up());
+        let pods = standing
+            .map(|worker| evict::Candidate { pod: worker.machine.pod().clone(), tenant: worker.tenant.clone() })
+            .collect();
+        let (shared, facts) = (self.shared.clone(), self.facts.clone());
+        self.measuring = Some(tokio::spawn(async move {
+            for (uid, evicted) in evict::look(&shared, pods).await {
+                let _ = facts.send((uid, Fact::Input(Input::Evicted(evicted))));
+            }
+        }));
     }
 
     /// Writes a pod's volumes anew.
