@@ -67,7 +67,20 @@ fn memory_and_images_for_both_kinds() {
         .layer(layer(&[("etc/model", "one"), ("same", "below")]))
         .and_then(|it| it.layer(layer(&[("same", "above"), ("weights/part", "7")])))
         .unwrap();
+    let late = "  volumes: [{name: data, image: {reference: 'localhost/data:1'}}]\n";
+    let mounted = "    volumeMounts: [{name: data, mountPath: /data}]\n";
+    cluster.apply(&pod("late", &format!("{late}  containers:\n{LINUX}{mounted}")));
+    eventually("the image missed", || {
+        let waiting = cluster.get(&["pod", "late"])["status"]["containerStatuses"][0]["state"]["waiting"].take();
+        (waiting["reason"] == "ErrImagePull" || waiting["reason"] == "ImagePullBackOff")
+            .then(|| assert!(waiting["message"].as_str().unwrap().contains("localhost/data:1"), "{waiting}"))
+    });
     cluster.import_linux(&data, "localhost/data:1");
+    ready(&cluster, &["late"]);
+    assert_eq!(says(&cluster, "late", "cat /data/same"), "above");
+    let events = cluster.kubectl(&["get", "events", "--field-selector=reason=Pulled,involvedObject.name=late"]);
+    assert!(events.contains("localhost/data:1"), "{events}");
+    cluster.kubectl(&["delete", "pod", "late", "--grace-period=1", "--wait"]);
     let volumes = "  volumes:\n  - {name: fast, emptyDir: {medium: Memory, sizeLimit: 8Mi}}\n  \
                    - {name: data, image: {reference: 'localhost/data:1', pullPolicy: IfNotPresent}}\n  \
                    - {name: tool, image: {reference: 'localhost/toolbox:v1', pullPolicy: IfNotPresent}}\n";
@@ -165,6 +178,36 @@ fn a_pod_that_takes_too_much_disk_is_evicted() {
     // The node goes on, and so does who may.
     ready(&cluster, &["modest"]);
     assert_eq!(cluster.get(&["pod", "modest"])["status"]["phase"], "Running");
+}
+
+/// A guest without any limit takes all there is, the store's room included.
+#[test]
+fn a_full_disk_is_relieved() {
+    if !rustix::process::geteuid().is_root() {
+        println!("skipped: not root");
+        return;
+    }
+    let mut cluster = Cluster::up_on_disk(256 << 20);
+    cluster.import("toolbox");
+    let guest = "  containers: [{name: wasm, image: 'localhost/toolbox:v1', args: [sleep], \
+                 volumeMounts: [{name: work, mountPath: /work}]}]\n  volumes: [{name: work, emptyDir: {}}]\n";
+    cluster.apply(&pod("calm", guest));
+    cluster.apply(&pod("glutton", guest));
+    ready(&cluster, &["calm", "glutton"]);
+    toolbox(&cluster, "calm", &["fill", "/work/file", "1000000"]);
+    let filled =
+        cluster.try_kubectl(&["exec", "glutton", "-c", "wasm", "--", "toolbox", "fill", "/work/file", "999999999"]);
+    assert!(!filled.ok, "there is not that much room");
+    let message = evicted(&cluster, "glutton");
+    assert!(message.starts_with("The node was low on resource: ephemeral-storage. Threshold quantity: "), "{message}");
+    let conditions = cluster.get(&["pod", "glutton"])["status"]["conditions"].take();
+    let told = |it: &Value| it["type"] == "DisruptionTarget" && it["reason"] == "TerminationByKubelet";
+    assert!(conditions.as_array().unwrap().iter().any(told), "{conditions}");
+    // Node and control plane go on, and whoever was modest.
+    cluster.kubectl(&["create", "configmap", "after"]);
+    assert_eq!(cluster.get(&["pod", "calm"])["status"]["phase"], "Running");
+    toolbox(&cluster, "calm", &["fill", "/work/file", "2000000"]);
+    assert_eq!(cluster.terminate().code, Some(0));
 }
 
 #[test]

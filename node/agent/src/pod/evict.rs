@@ -4,10 +4,13 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 use super::machine::Evicted;
 use super::shared::Shared;
@@ -16,8 +19,12 @@ use super::{disk_usage, empty_dir, paths, resources, spec};
 use crate::node::disk;
 use crate::runtime::ContainerId;
 
-/// How often use is looked at, as often as the kubelet does.
-pub const LOOK: Duration = Duration::from_secs(10);
+/// How often use is looked at, as often as the kubelet does; and whether the disk is full, which it may be
+/// in a moment, and which costs one system call.
+const LOOK: Duration = Duration::from_secs(10);
+pub const GLANCE: Duration = Duration::from_secs(1);
+/// What a pod that was evicted has to give back before another one is.
+const RELIEF: Duration = Duration::from_secs(30);
 const STORAGE: &str = "ephemeral-storage";
 /// From here on a priority is one of the system's.
 const SYSTEM_CRITICAL: i32 = 2_000_000_000;
@@ -147,9 +154,57 @@ pub struct Candidate {
     pub tenant: String,
 }
 
-/// The pods that have to go, by uid, and why.
-pub async fn look(shared: &Shared, pods: Vec<Candidate>) -> Vec<(String, Evicted)> {
-    let disk = disk::of(&shared.paths.dir).filter(disk::Disk::is_full);
+/// When pods' use is looked at: one look at a time.
+#[derive(Default)]
+pub struct Looks {
+    last: Option<(JoinHandle<()>, Instant)>,
+    /// Who was evicted for a full disk, and when.
+    relief: Arc<Mutex<Option<(String, Instant)>>>,
+}
+
+impl Looks {
+    /// To be called every [`GLANCE`]. Looks at the pods that are `standing` if that is due, and tells
+    /// which of them have to go.
+    pub fn glance(
+        &mut self,
+        shared: &Arc<Shared>,
+        standing: impl FnOnce() -> Vec<Candidate>,
+        is_there: impl Fn(&str) -> bool,
+        tell: impl Fn(String, Evicted) + Send + 'static,
+    ) {
+        let awaited = {
+            let mut relief = self.relief.lock().unwrap_or_else(PoisonError::into_inner);
+            relief.take_if(|(uid, since)| since.elapsed() >= RELIEF || !is_there(uid));
+            relief.is_some()
+        };
+        let disk = full(shared).filter(|_| !awaited);
+        let due = |(task, begun): &(JoinHandle<()>, Instant)| {
+            task.is_finished() && (disk.is_some() || begun.elapsed() >= LOOK)
+        };
+        if !self.last.as_ref().is_none_or(due) {
+            return;
+        }
+        let (pods, shared, relief) = (standing(), shared.clone(), self.relief.clone());
+        let task = tokio::spawn(async move {
+            for (uid, evicted) in look(&shared, pods, disk).await {
+                if disk.is_some() {
+                    // Also one that took more than it may gives room back.
+                    *relief.lock().unwrap_or_else(PoisonError::into_inner) = Some((uid.clone(), Instant::now()));
+                }
+                tell(uid, evicted);
+            }
+        });
+        self.last = Some((task, Instant::now()));
+    }
+}
+
+/// The node's disk, if it is full.
+fn full(shared: &Shared) -> Option<disk::Disk> {
+    disk::of(&shared.paths.dir).filter(disk::Disk::is_full)
+}
+
+/// The pods that have to go, by uid, and why. `disk`: one that is full.
+async fn look(shared: &Shared, pods: Vec<Candidate>, disk: Option<disk::Disk>) -> Vec<(String, Evicted)> {
     let pods: Vec<(Candidate, Limits)> = pods
         .into_iter()
         .filter(|candidate| !is_critical(&candidate.pod))
@@ -229,8 +284,6 @@ fn pressed(pod: &core::Pod, used: &Used, disk: disk::Disk) -> Evicted {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use std::sync::Arc;
-
     use serde_json::json;
 
     use super::*;

@@ -451,9 +451,11 @@ impl Machine {
 
     /// A start came to nothing: says so, and when it is tried again.
     fn block(&mut self, now: Timestamp, index: usize, failure: StartFailure) {
+        let mut absent = None;
         let (reason, message) = match failure {
             StartFailure::ImageAbsent { image, message } => {
                 self.warn(Some(index), "Failed", format!("Failed to pull image \"{image}\": {message}"));
+                absent = Some(image);
                 ("ErrImagePull", message)
             }
             StartFailure::ImageNever { image } => {
@@ -481,7 +483,7 @@ impl Machine {
             Some((until, _)) if reason != "CreateContainerConfigError" => until,
             _ => now.saturating_add(CONFIG_RETRY).unwrap_or(now),
         };
-        container.state = State::Blocked { reason, message, since: now, retry };
+        container.state = State::Blocked { reason, message, image: absent, since: now, retry };
     }
 
     fn take_changed(&mut self, now: Timestamp, name: &str, attempt: u32, state: RunState) {

@@ -71,8 +71,7 @@ pub struct Manager {
     /// What the runtime had at the start, by pod, until its pod is seen.
     known: HashMap<String, Vec<(ContainerId, RunState)>>,
     used: admit::Share,
-    /// One look at pods' use of the disk at a time.
-    measuring: Option<tokio::task::JoinHandle<()>>,
+    looks: evict::Looks,
 }
 
 impl Manager {
@@ -94,7 +93,7 @@ impl Manager {
             idle_inbox,
             known: by_pod,
             used: admit::Share::default(),
-            measuring: None,
+            looks: evict::Looks::default(),
         }
     }
 
@@ -104,7 +103,7 @@ impl Manager {
             self.pod_changed(change);
         }
         self.orphans().await;
-        let mut looking = tokio::time::interval(evict::LOOK);
+        let mut looking = tokio::time::interval(evict::GLANCE);
         looking.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             let next = self.next_timer();
@@ -130,7 +129,7 @@ impl Manager {
                 Ok(()) = sources.images.changed() => self.all(|| Input::Retry),
                 Some(tenant) = self.idle_inbox.recv() => self.tenant_idle(&tenant),
                 () = sleep => self.timers_due(),
-                _ = looking.tick() => self.measure(),
+                _ = looking.tick() => self.glance(),
             }
         }
     }
@@ -526,20 +525,16 @@ impl Manager {
     }
 
     /// Sees to it that no pod takes more of the disk than it may.
-    fn measure(&mut self) {
-        if self.measuring.as_ref().is_some_and(|task| !task.is_finished()) {
-            return;
-        }
-        let standing = self.workers.values().filter(|worker| worker.machine.is_set_up());
-        let pods = standing
-            .map(|worker| evict::Candidate { pod: worker.machine.pod().clone(), tenant: worker.tenant.clone() })
-            .collect();
-        let (shared, facts) = (self.shared.clone(), self.facts.clone());
-        self.measuring = Some(tokio::spawn(async move {
-            for (uid, evicted) in evict::look(&shared, pods).await {
-                let _ = facts.send((uid, Fact::Input(Input::Evicted(evicted))));
-            }
-        }));
+    fn glance(&mut self) {
+        let (workers, facts) = (&self.workers, self.facts.clone());
+        let standing = || {
+            let standing = workers.values().filter(|worker| worker.machine.is_set_up());
+            standing.map(|it| evict::Candidate { pod: it.machine.pod().clone(), tenant: it.tenant.clone() }).collect()
+        };
+        let is_there = |uid: &str| workers.get(uid).is_some_and(|worker| !worker.machine.is_ended());
+        self.looks.glance(&self.shared, standing, is_there, move |uid, evicted| {
+            let _ = facts.send((uid, Fact::Input(Input::Evicted(evicted))));
+        });
     }
 
     /// Writes a pod's volumes anew.

@@ -185,6 +185,18 @@ fn an_image_that_is_not_there() {
 }
 
 #[test]
+fn an_image_of_a_volume_that_is_not_there() {
+    let mut world = World::new(one("Always"));
+    let absent = StartFailure::ImageAbsent { image: "localhost/data:1".into(), message: "not on node".into() };
+    world.failures.push(("app".into(), absent));
+    let mut world = world.begin();
+    world.wait(3);
+    let (reason, message) = world.waiting("app");
+    assert_eq!(reason, "ImagePullBackOff");
+    assert_eq!(message, "Back-off pulling image \"localhost/data:1\": ErrImagePull: not on node");
+}
+
+#[test]
 fn never_pulled() {
     let mut world = World::new(one("Always"));
     world.failures.push(("app".into(), StartFailure::ImageNever { image: "a".into() }));
