@@ -203,6 +203,17 @@ fn a_full_disk_is_relieved() {
     let conditions = cluster.get(&["pod", "glutton"])["status"]["conditions"].take();
     let told = |it: &Value| it["type"] == "DisruptionTarget" && it["reason"] == "TerminationByKubelet";
     assert!(conditions.as_array().unwrap().iter().any(told), "{conditions}");
+    // More pods are not taken for now.
+    eventually("the node's condition", || {
+        let node = cluster.get(&["nodes"])["items"][0].take();
+        let pressed = |it: &Value| it["type"] == "DiskPressure" && it["status"] == "True";
+        let tainted = |it: &Value| it["key"] == "node.kubernetes.io/disk-pressure";
+        let (conditions, taints) = (node["status"]["conditions"].as_array()?, node["spec"]["taints"].as_array()?);
+        (conditions.iter().any(pressed) && taints.iter().any(tainted)).then_some(())
+    });
+    let node = cluster.get(&["nodes"])["items"][0]["metadata"]["name"].as_str().unwrap().to_owned();
+    cluster.apply(&pod("late", &format!("  nodeName: {node}\n{guest}")));
+    assert_eq!(evicted(&cluster, "late"), "Pod was rejected: The node had condition: [DiskPressure]. ");
     // Node and control plane go on, and whoever was modest.
     cluster.kubectl(&["create", "configmap", "after"]);
     assert_eq!(cluster.get(&["pod", "calm"])["status"]["phase"], "Running");

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,7 +16,7 @@ use kube::runtime::{WatchStreamExt, watcher};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
-use super::disk;
+use super::disk::Pressure;
 use super::facts::{self, Facts};
 use crate::image::Images;
 use crate::oci::Which;
@@ -37,7 +36,7 @@ pub struct Registration {
     /// Where the node's own API listens.
     pub port: u16,
     pub facts: Facts,
-    pub dir: PathBuf,
+    pub disk: Arc<Pressure>,
     pub images: Arc<Images>,
     pub containerd: Which,
     /// What stands between a guest and the machine, and what is missing, in words.
@@ -70,7 +69,8 @@ impl Registration {
     fn pressure(&self) -> Vec<(String, bool, String, String)> {
         let (_, memory) = facts::memory();
         let short = memory < 100 << 20;
-        let full = disk::of(&self.dir).is_some_and(|disk| disk.is_full());
+        self.disk.look();
+        let full = self.disk.is_felt();
         let crowded = facts::processes().is_some_and(|(running, most)| running + 100 > most);
         let words = |pressed: bool, yes: (&'static str, &'static str), no: (&'static str, &'static str)| {
             if pressed { yes } else { no }
@@ -202,7 +202,7 @@ impl Registration {
             Ok(node) => node.status.and_then(|status| status.conditions).unwrap_or_default(),
             Err(_) => Vec::new(),
         };
-        let mut images = self.images.changes();
+        let (mut images, mut pressure) = (self.images.changes(), self.disk.changes());
         let mut written: Option<(Value, tokio::time::Instant)> = None;
         loop {
             let current = comparable(&self.status(Ok(()), &known));
@@ -220,6 +220,7 @@ impl Registration {
             tokio::select! {
                 () = shutdown.cancelled() => return,
                 Ok(()) = images.changed() => {}
+                Ok(()) = pressure.changed() => {}
                 () = tokio::time::sleep(wait) => {}
             }
         }

@@ -135,8 +135,8 @@ mod tests {
         };
         let limit = json!({ "memory": "64Mi" });
         assert_eq!(size(json!(null), &[json!({})]), 1024);
-        assert_eq!(size(json!("16Mi"), &[limit.clone()]), 16);
-        assert_eq!(size(json!("100Mi"), &[limit.clone()]), 64);
+        assert_eq!(size(json!("16Mi"), std::slice::from_ref(&limit)), 16);
+        assert_eq!(size(json!("100Mi"), std::slice::from_ref(&limit)), 64);
         assert_eq!(size(json!(null), &[limit.clone(), limit.clone()]), 128);
         // One that has no limit may use what there is.
         assert_eq!(size(json!("2Gi"), &[limit, json!({})]), 1024);

@@ -16,7 +16,7 @@ use super::machine::Evicted;
 use super::shared::Shared;
 use super::spec::PodRef;
 use super::{disk_usage, empty_dir, paths, resources, spec};
-use crate::node::disk;
+use crate::node::disk::Disk;
 use crate::runtime::ContainerId;
 
 /// How often use is looked at, as often as the kubelet does; and whether the disk is full, which it may be
@@ -144,7 +144,8 @@ fn is_mounted(dir: &Path, uid: &str, volume: &str) -> bool {
     empty_dir::is_mount(&dir.join(paths::volume(uid, volume))).unwrap_or(true)
 }
 
-fn is_critical(pod: &core::Pod) -> bool {
+/// Whether a pod is the system's own, without which the node may be worth nothing.
+pub fn is_critical(pod: &core::Pod) -> bool {
     pod.spec.as_ref().and_then(|spec| spec.priority).is_some_and(|priority| priority >= SYSTEM_CRITICAL)
 }
 
@@ -177,7 +178,7 @@ impl Looks {
             relief.take_if(|(uid, since)| since.elapsed() >= RELIEF || !is_there(uid));
             relief.is_some()
         };
-        let disk = full(shared).filter(|_| !awaited);
+        let disk = shared.disk.look().filter(|_| !awaited);
         let due = |(task, begun): &(JoinHandle<()>, Instant)| {
             task.is_finished() && (disk.is_some() || begun.elapsed() >= LOOK)
         };
@@ -198,13 +199,8 @@ impl Looks {
     }
 }
 
-/// The node's disk, if it is full.
-fn full(shared: &Shared) -> Option<disk::Disk> {
-    disk::of(&shared.paths.dir).filter(disk::Disk::is_full)
-}
-
 /// The pods that have to go, by uid, and why. `disk`: one that is full.
-async fn look(shared: &Shared, pods: Vec<Candidate>, disk: Option<disk::Disk>) -> Vec<(String, Evicted)> {
+async fn look(shared: &Shared, pods: Vec<Candidate>, disk: Option<Disk>) -> Vec<(String, Evicted)> {
     let pods: Vec<(Candidate, Limits)> = pods
         .into_iter()
         .filter(|candidate| !is_critical(&candidate.pod))
@@ -237,7 +233,7 @@ async fn look(shared: &Shared, pods: Vec<Candidate>, disk: Option<disk::Disk>) -
     measured.await.unwrap_or_default()
 }
 
-fn choose(pods: &[(Candidate, Limits)], used: &[Used], disk: Option<disk::Disk>) -> Vec<(String, Evicted)> {
+fn choose(pods: &[(Candidate, Limits)], used: &[Used], disk: Option<Disk>) -> Vec<(String, Evicted)> {
     let uid = |candidate: &Candidate| spec::uid(&candidate.pod).to_owned();
     let over: Vec<_> = pods
         .iter()
@@ -259,7 +255,7 @@ fn choose(pods: &[(Candidate, Limits)], used: &[Used], disk: Option<disk::Disk>)
     worst.map(|((candidate, _), used)| (uid(candidate), pressed(&candidate.pod, used, disk))).into_iter().collect()
 }
 
-fn pressed(pod: &core::Pod, used: &Used, disk: disk::Disk) -> Evicted {
+fn pressed(pod: &core::Pod, used: &Used, disk: Disk) -> Evicted {
     let told = |bytes: u64| resources::bytes_like(bytes, &Quantity("1Ki".to_owned()));
     let mut message = format!(
         "The node was low on resource: {STORAGE}. Threshold quantity: {}, available: {}. ",
@@ -384,7 +380,7 @@ mod tests {
             candidate("small", 0, "0"),
         ];
         let takes = [used(7 << 20), used(9 << 20), used(3 << 20), used(1 << 20)];
-        let full = disk::Disk { total: 100 << 20, free: 1 << 20 };
+        let full = Disk { total: 100 << 20, free: 1 << 20 };
         let chosen = choose(&pods, &takes, Some(full));
         let [(uid, evicted)] = chosen.as_slice() else { panic!("{chosen:?}") };
         assert_eq!(uid, "greedy");

@@ -35,7 +35,8 @@ impl Machine {
         let pod = self.pod.clone();
         let generation = pod.metadata.generation;
         if let (Some((reason, message)), true) = (&self.failed, self.containers.iter().all(|it| it.attempt.is_none())) {
-            let rejected = self.is_ended() && !matches!(reason.as_str(), "DeadlineExceeded" | "Evicted");
+            // One that was taken ends for a reason first.
+            let rejected = self.is_ended() && self.ending.is_none();
             return core::PodStatus {
                 phase: Some("Failed".to_owned()),
                 reason: Some(reason.clone()),

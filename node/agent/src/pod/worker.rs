@@ -165,7 +165,7 @@ impl Manager {
             share = admit::Share::of(&pod);
             // What was taken once stays.
             if !begun && !spec::is_deleted(&pod) {
-                refusal = admit::check(&share, &self.used, &self.shared)
+                refusal = admit::check(&pod, &share, &self.used, &self.shared)
                     .or_else(|| admit::app_armor(&pod, admit::has_app_armor));
             }
         }
