@@ -7,9 +7,11 @@ use std::process::Command;
 const PROTOS: &[&str] = &[
     "proto/content.proto",
     "proto/cri.proto",
+    "proto/diff.proto",
     "proto/events.proto",
     "proto/images.proto",
     "proto/leases.proto",
+    "proto/snapshots.proto",
     "proto/task_events.proto",
     "proto/types.proto",
     "proto/version.proto",

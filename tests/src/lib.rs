@@ -82,6 +82,7 @@ pub struct Cluster {
     process: Option<Process>,
     arguments: Vec<String>,
     command: &'static str,
+    own_disk: bool,
 }
 
 impl Cluster {
@@ -104,9 +105,26 @@ impl Cluster {
 
     /// With further arguments.
     pub fn start(command: &'static str, arguments: &[&str]) -> Self {
+        let mut cluster = Self::new(command, arguments);
+        cluster.resume();
+        cluster
+    }
+
+    fn new(command: &'static str, arguments: &[&str]) -> Self {
         let dir = tempfile::Builder::new().prefix("sampan-test-").tempdir().unwrap();
         let arguments = arguments.iter().map(ToString::to_string).collect();
-        let mut cluster = Self { dir, process: None, arguments, command };
+        Self { dir, process: None, arguments, command, own_disk: false }
+    }
+
+    /// `sampan up` with a disk of its own, of so many bytes; only root can have that.
+    pub fn up_on_disk(bytes: u64) -> Self {
+        let mut cluster = Self::new("up", &[]);
+        let data = cluster.data_dir();
+        std::fs::create_dir(&data).unwrap();
+        let options = std::ffi::CString::new(format!("size={bytes},mode=700")).unwrap();
+        let flags = rustix::mount::MountFlags::empty();
+        rustix::mount::mount("tmpfs", &data, "tmpfs", flags, options.as_c_str()).unwrap();
+        cluster.own_disk = true;
         cluster.resume();
         cluster
     }
@@ -262,6 +280,9 @@ impl Drop for Cluster {
         }
         // Whatever a killed one left.
         let _ = run(&sampan(), &["down", "--data-dir", self.data_dir().to_str().unwrap()]);
+        if self.own_disk {
+            let _ = rustix::mount::unmount(self.data_dir(), rustix::mount::UnmountFlags::DETACH);
+        }
     }
 }
 

@@ -56,6 +56,19 @@ fn an_ordinary_user_has_a_cluster_too() {
     let guestbook = format!("{}:8081", address("guestbook"));
     let page = eventually("the page", || http_get(&guestbook, "/").ok().filter(|(status, _)| *status == 200)).1;
     assert!(page.contains("Sign before you sail."), "{page}");
+    // A volume in memory cannot be mounted: it is on the disk, and that is said.
+    let manifest = dir.path().join("memory.yaml");
+    let memory = "apiVersion: v1\nkind: Pod\nmetadata: {name: memory}\nspec:\n  \
+                  volumes: [{name: fast, emptyDir: {medium: Memory}}]\n  containers: [{name: a, \
+                  image: 'localhost/hello:v1', volumeMounts: [{name: fast, mountPath: /fast}]}]\n";
+    std::fs::write(&manifest, memory).unwrap();
+    client(&["apply", "-f", manifest.to_str().unwrap()]);
+    eventually("the pod and the event", || {
+        let events = client(&["get", "events"]);
+        let told = events.lines().filter(|line| line.contains("EmptyDirOnDisk")).count();
+        assert!(told <= 1, "{events}");
+        (told == 1 && client(&["get", "pod", "memory"]).contains("Running")).then_some(())
+    });
     assert!(client(&["status"]).contains("GuestsConfined"), "the node says that limits are weaker");
     let finished = process.terminate();
     assert!(finished.ok, "{}", finished.err);

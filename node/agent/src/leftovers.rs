@@ -25,9 +25,14 @@ pub fn note(node: &Path, cluster_id: &str, name: &str) -> anyhow::Result<()> {
     std::fs::write(&path, format!("/sampan-{cluster_id}\n{name}_\n")).with_context(|| path.display().to_string())
 }
 
+/// Takes away what is mounted for pods that have ended. Blocks.
+pub fn mounts(node: &Path) -> anyhow::Result<()> {
+    Ok(sampan_oci::unmount_below(&node.join("tenants"))?)
+}
+
 /// Takes everything away but images. Blocks.
 pub fn clean(node: &Path) -> anyhow::Result<Removed> {
-    sampan_oci::unmount_below(&node.join("tenants"))?;
+    mounts(node)?;
     let containerd = node.join(oci::DIR);
     let containers = if containerd.exists() { Daemon::clean(&containerd)? } else { 0 };
     Ok(Removed { containers, groups: groups(node)? })

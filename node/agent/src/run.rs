@@ -23,7 +23,7 @@ use crate::api;
 use crate::image::{Images, Puller, collect};
 use crate::join::Certificate;
 use crate::leftovers;
-use crate::node::{self, Facts, Registration};
+use crate::node::{self, Facts, Pressure, Registration};
 use crate::oci::{self, Oci, Which};
 use crate::pod::objects::Objects;
 use crate::pod::paths::Paths;
@@ -92,13 +92,14 @@ pub async fn run(config: Config, client: Client, shutdown: CancellationToken) ->
         Facts::read(&config.dir, config.max_pods, &config.version, &format!("sampan-wasm://{}", config.version));
     let allocatable = facts.allocatable.clone();
     let containerd = Which::find(config.containerd.as_deref(), &config.dir.join(oci::DIR), privileged);
+    let disk = Arc::new(Pressure::of(&config.dir));
     let registration = Arc::new(Registration {
         client: client.clone(),
         name: config.node_name.clone(),
         addresses: config.addresses.clone(),
         port: listener.local_addr()?.port(),
         facts,
-        dir: config.dir.clone(),
+        disk: disk.clone(),
         images: images.clone(),
         containerd: containerd.clone(),
         limits: confinement(privileged),
@@ -183,6 +184,7 @@ pub async fn run(config: Config, client: Client, shutdown: CancellationToken) ->
         runtime_classes,
         recorder: EventRecorder::new(client.clone(), "kubelet", Some(&config.node_name)),
         paths,
+        disk,
         host: config.addresses.clone(),
         allocatable,
         cluster_domain: cluster.domain,
@@ -221,8 +223,9 @@ pub async fn run(config: Config, client: Client, shutdown: CancellationToken) ->
             tracing::warn!("some pods did not end in time");
         }
         let dir = config.dir.clone();
-        if let Ok(Err(error)) = tokio::task::spawn_blocking(move || leftovers::groups(&dir)).await {
-            tracing::warn!(error = format!("{error:#}"), "control groups stay");
+        let left = tokio::task::spawn_blocking(move || leftovers::mounts(&dir).and(leftovers::groups(&dir)));
+        if let Ok(Err(error)) = left.await {
+            tracing::warn!(error = format!("{error:#}"), "control groups or mounts stay");
         }
     }
     stop.cancel();

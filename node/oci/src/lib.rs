@@ -24,6 +24,7 @@ mod import;
 mod installed;
 mod json;
 pub mod layout;
+mod lease;
 mod pause;
 mod proto;
 mod purge;
@@ -33,6 +34,7 @@ mod settings;
 mod stats;
 mod status;
 pub mod testing;
+mod view;
 
 pub use client::{Condition, Containerd, Version};
 pub use container::{ContainerConfig, Device, Hugepages, Mount, Propagation, Resources};
@@ -49,3 +51,4 @@ pub use security::{Capabilities, IpcMode, Namespaces, NetworkMode, PidMode, Prof
 pub use settings::{Handler, Settings};
 pub use stats::ContainerStats;
 pub use status::{Container, ContainerFilter, ContainerState, ContainerStatus};
+pub use view::{View, ViewMount, mount_view};

@@ -22,6 +22,8 @@ pub struct Settings {
     /// By name.
     pub handlers: BTreeMap<String, Handler>,
     pub default_handler: String,
+    /// What keeps images' files.
+    pub snapshotter: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -54,6 +56,8 @@ struct Cni {
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Runtimes {
+    #[serde(default)]
+    snapshotter: String,
     #[serde(default)]
     default_runtime_name: String,
     #[serde(default)]
@@ -100,11 +104,12 @@ fn parse(info: &BTreeMap<String, String>) -> Result<Settings> {
         cni_conf_dir = Some(cni.conf_dir).filter(told);
         cni_plugins = std::iter::once(cni.bin_dir).filter(told).chain(cni.bin_dirs).collect();
     }
-    let (mut handlers, mut default_handler) = (BTreeMap::new(), String::new());
+    let (mut handlers, mut default_handler, mut snapshotter) = (BTreeMap::new(), String::new(), None);
     if let Some(containerd) = config.containerd {
         let handler = |runtime: Runtime| Handler { systemd_cgroup: runtime.options.is_some_and(|o| o.systemd_cgroup) };
         handlers = containerd.runtimes.into_iter().map(|(name, runtime)| (name, handler(runtime))).collect();
         default_handler = containerd.default_runtime_name;
+        snapshotter = Some(containerd.snapshotter).filter(|name| !name.is_empty());
     }
     // The answer is a text of JSON; "OK" when all is well.
     let cni = info.get("lastCNILoadStatus").and_then(|text| serde_json::from_str::<String>(text).ok());
@@ -115,6 +120,7 @@ fn parse(info: &BTreeMap<String, String>) -> Result<Settings> {
         cni_error: cni.filter(|status| status != "OK"),
         handlers,
         default_handler,
+        snapshotter,
     })
 }
 
@@ -130,10 +136,11 @@ mod tests {
     #[test]
     fn versions_tell_it_in_their_ways() {
         let old = r#"{"sandboxImage":"pause:3","cni":{"binDir":"/b","confDir":"/c"},"containerd":{
-            "defaultRuntimeName":"runc","runtimes":{"runc":{"options":{"SystemdCgroup":true}},"x":{"options":null}}}}"#;
+            "snapshotter":"native","defaultRuntimeName":"runc","runtimes":{"runc":{"options":{"SystemdCgroup":true}},"x":{"options":null}}}}"#;
         let settings = parse(&info(old, "\"OK\"")).unwrap();
         assert_eq!((settings.sandbox_image.as_deref(), settings.cni_error), (Some("pause:3"), None));
         assert_eq!((settings.cni_conf_dir, settings.cni_plugins), (Some("/c".into()), vec!["/b".into()]));
+        assert_eq!(settings.snapshotter.as_deref(), Some("native"));
         assert!(settings.handlers["runc"].systemd_cgroup && !settings.handlers["x"].systemd_cgroup);
         let new = r#"{"cni":{"binDir":"","binDirs":["/a","/b"]}}"#;
         let settings = parse(&info(new, "\"cni config load failed\"")).unwrap();

@@ -1,11 +1,12 @@
 //! A handful of commands for trying `kubectl exec` and `attach`: a program for WASI preview 1.
 
+use std::fs::File;
 use std::io::{self, BufRead as _, IsTerminal as _, Read as _, Write as _};
 use std::process::ExitCode;
 use std::time::Duration;
 
-const USAGE: &str = "usage: toolbox [sleep [SECONDS] | echo WORD... | complain WORD... | cat | upper | count | \
-    bytes NUMBER | env | tty | eat | exit CODE]";
+const USAGE: &str = "usage: toolbox [sleep [SECONDS] | echo WORD... | complain WORD... | cat [FILE] | upper | count | \
+    write FILE WORD... | fill FILE BYTES | bytes NUMBER | env | tty | eat | exit CODE]";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -33,6 +34,9 @@ fn run(arguments: &[&str]) -> io::Result<u8> {
         ["echo", words @ ..] => writeln!(output, "{}", words.join(" "))?,
         ["complain", words @ ..] => eprintln!("{}", words.join(" ")),
         ["cat"] => drop(io::copy(&mut input, &mut output)?),
+        ["cat", file] => drop(io::copy(&mut File::open(file)?, &mut output)?),
+        ["write", file, words @ ..] => std::fs::write(file, words.join(" "))?,
+        ["fill", file, bytes] => drop(io::copy(&mut io::repeat(b'.').take(number(bytes)?), &mut File::create(file)?)?),
         // A line at a time, as one would talk to it.
         ["upper"] => {
             for line in input.lines() {

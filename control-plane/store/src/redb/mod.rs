@@ -7,6 +7,7 @@ mod compact;
 mod errors;
 mod open;
 mod options;
+mod patience;
 mod read;
 mod tables;
 mod watch;

@@ -15,6 +15,7 @@ use redb::{BackendError, Builder, Database, ReadableDatabase, StorageBackend, Ta
 use tracing::info;
 
 use super::errors::{Fault, Faulty, io_error, open_error};
+use super::patience::Patient;
 use super::tables::{FORMAT, INDEX, LOG, META, META_FORMAT, State};
 use crate::{Error, Result};
 
@@ -35,7 +36,7 @@ pub(super) fn open_file(path: &Path, cache_bytes: usize) -> Result<(Database, St
         inspect(&file, &name)?;
     }
     let backend = FileBackend::new(file).map_err(|e| open_error(&name, e))?;
-    open_backend(backend, cache_bytes, &name)
+    open_backend(Patient::new(backend), cache_bytes, &name)
 }
 
 /// Makes an empty store beside `path` and gives it its name once it is whole, so that a power loss

@@ -202,12 +202,9 @@ async fn remove(State(api): State<Api>, Query(query): Query<ImageQuery>) -> Resp
     }
 }
 
-/// The pod that has a container with such an image.
+/// The pod that has a container or a volume with such an image.
 fn used(api: &Api, matches: impl Fn(&str) -> bool) -> Option<String> {
-    let uses = |pod: &core::Pod| {
-        !spec::is_terminal(pod)
-            && spec::all_containers(pod).any(|(container, _)| matches(container.image.as_deref().unwrap_or_default()))
-    };
+    let uses = |pod: &core::Pod| !spec::is_terminal(pod) && spec::images(pod).any(|image| matches(&image));
     let pod = api.pods.list().into_iter().find(|pod| uses(pod))?;
     Some(format!("{}/{}", spec::namespace(&pod), spec::name(&pod)))
 }

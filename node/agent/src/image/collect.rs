@@ -193,16 +193,14 @@ pub async fn run(shared: Arc<Shared>, pods: Informer<core::Pod>, thresholds: Thr
     }
 }
 
-/// Whether a pod has a container whose image, as asked for or as it was told, matches.
+/// Whether a pod has a container or a volume whose image, as asked for or as it was told, matches.
 fn uses(pod: &core::Pod, matches: impl Fn(&str) -> bool) -> bool {
     let status = pod.status.as_ref();
     let told = status.into_iter().flat_map(|status| {
         [&status.init_container_statuses, &status.container_statuses, &status.ephemeral_container_statuses]
     });
     let mut told = told.flatten().flatten().map(|container| container.image_id.as_str());
-    !spec::is_terminal(pod)
-        && (told.any(&matches)
-            || spec::all_containers(pod).any(|(container, _)| matches(container.image.as_deref().unwrap_or_default())))
+    !spec::is_terminal(pod) && (told.any(&matches) || spec::images(pod).any(|image| matches(&image)))
 }
 
 struct Wasm {

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,6 +16,7 @@ use kube::runtime::{WatchStreamExt, watcher};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
+use super::disk::Pressure;
 use super::facts::{self, Facts};
 use crate::image::Images;
 use crate::oci::Which;
@@ -36,18 +36,12 @@ pub struct Registration {
     /// Where the node's own API listens.
     pub port: u16,
     pub facts: Facts,
-    pub dir: PathBuf,
+    pub disk: Arc<Pressure>,
     pub images: Arc<Images>,
     pub containerd: Which,
     /// What stands between a guest and the machine, and what is missing, in words.
     pub limits: Result<String, String>,
     pub mode: &'static str,
-}
-
-/// A tenth of the disk, as the kubelet has it; but of a large disk that is room enough for a long time.
-fn is_full(total: u64, free: u64) -> bool {
-    const ENOUGH: u64 = 1 << 30;
-    free < (total / 10).min(ENOUGH)
 }
 
 fn condition(kind: &str, status: bool, reason: &str, message: &str) -> (String, bool, String, String) {
@@ -75,8 +69,8 @@ impl Registration {
     fn pressure(&self) -> Vec<(String, bool, String, String)> {
         let (_, memory) = facts::memory();
         let short = memory < 100 << 20;
-        let (total, free) = facts::disk(&self.dir).unwrap_or((1, 1));
-        let full = is_full(total, free);
+        self.disk.look();
+        let full = self.disk.is_felt();
         let crowded = facts::processes().is_some_and(|(running, most)| running + 100 > most);
         let words = |pressed: bool, yes: (&'static str, &'static str), no: (&'static str, &'static str)| {
             if pressed { yes } else { no }
@@ -208,7 +202,7 @@ impl Registration {
             Ok(node) => node.status.and_then(|status| status.conditions).unwrap_or_default(),
             Err(_) => Vec::new(),
         };
-        let mut images = self.images.changes();
+        let (mut images, mut pressure) = (self.images.changes(), self.disk.changes());
         let mut written: Option<(Value, tokio::time::Instant)> = None;
         loop {
             let current = comparable(&self.status(Ok(()), &known));
@@ -226,6 +220,7 @@ impl Registration {
             tokio::select! {
                 () = shutdown.cancelled() => return,
                 Ok(()) = images.changed() => {}
+                Ok(()) = pressure.changed() => {}
                 () = tokio::time::sleep(wait) => {}
             }
         }
@@ -329,18 +324,5 @@ pub async fn wait_for_range(client: &Client, name: &str, shutdown: &Cancellation
             Some(Err(error)) => tracing::warn!(%error, "watch of the node failed; trying again"),
             None => anyhow::bail!("the watch of the node ended"),
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_large_disk_is_not_full_at_nine_tenths() {
-        assert!(!is_full(250 << 30, 20 << 30));
-        assert!(is_full(250 << 30, 1 << 29));
-        assert!(is_full(4 << 30, 1 << 28));
-        assert!(!is_full(4 << 30, 1 << 29));
     }
 }

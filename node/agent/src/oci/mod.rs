@@ -5,6 +5,7 @@ pub mod images;
 mod runtime;
 mod sandbox;
 pub mod spec;
+mod views;
 mod watch;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -162,10 +163,13 @@ impl Oci {
         }
     }
 
+    fn node(&self) -> String {
+        format!("{}.{}", self.settings.cluster_id, self.settings.node_name)
+    }
+
     /// What everything of this node is labelled with: a containerd may be shared.
     fn label(&self) -> BTreeMap<String, String> {
-        let node = format!("{}.{}", self.settings.cluster_id, self.settings.node_name);
-        BTreeMap::from([(spec::NODE.to_owned(), node)])
+        BTreeMap::from([(spec::NODE.to_owned(), self.node())])
     }
 
     /// containerd, if it is in use.

@@ -154,6 +154,14 @@ impl Oci {
         last.get(cut..).map(str::to_owned).filter(|text| !text.is_empty())
     }
 
+    /// Bytes that containers which run have written beside their images and volumes.
+    pub async fn written(&self) -> Vec<(ContainerId, u64)> {
+        let Some(client) = self.running() else { return Vec::new() };
+        let Ok(stats) = client.list_stats(None).await else { return Vec::new() };
+        let known = self.known();
+        stats.into_iter().filter_map(|it| Some((known.names.get(&it.id)?.clone(), it.writable_bytes?))).collect()
+    }
+
     /// What containerd calls a container, as a pod's status has it.
     pub fn name(&self, id: &ContainerId) -> Option<String> {
         self.id(id).map(|name| format!("containerd://{name}"))

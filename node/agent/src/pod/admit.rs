@@ -3,9 +3,8 @@
 
 use k8s_openapi::api::core::v1 as core;
 
-use super::resources;
 use super::shared::Shared;
-use super::spec;
+use super::{evict, resources, spec};
 
 /// What pods take of a node, in billionths where it is a quantity.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -57,8 +56,11 @@ pub fn has_app_armor() -> bool {
 const MILLI: i128 = 1_000_000;
 const UNIT: i128 = 1_000_000_000;
 
-/// Reason and message when there is no room.
-pub fn check(wanted: &Share, used: &Share, shared: &Shared) -> Option<(String, String)> {
+/// Reason and message when there is no room for a pod, or should be none.
+pub fn check(pod: &core::Pod, wanted: &Share, used: &Share, shared: &Shared) -> Option<(String, String)> {
+    if shared.disk.is_felt() && !evict::is_critical(pod) {
+        return Some(("Evicted".to_owned(), "The node had condition: [DiskPressure]. ".to_owned()));
+    }
     let capacity = |name: &str| shared.allocatable.get(name).and_then(resources::nanos).unwrap_or(i128::MAX / 2);
     let pods = |count: usize| i128::try_from(count).unwrap_or(i128::MAX / 2);
     [

@@ -26,6 +26,8 @@ pub enum State {
     Blocked {
         reason: &'static str,
         message: String,
+        /// The one that did not come: the container's own, or a volume's.
+        image: Option<String>,
         since: Timestamp,
         retry: Timestamp,
     },

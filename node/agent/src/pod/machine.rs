@@ -25,6 +25,8 @@ pub enum Input {
         reason: String,
         message: String,
     },
+    /// It takes too much of the node's disk.
+    Evicted(Evicted),
     SetUp(Result<Vec<IpAddr>, SetUpError>),
     /// What its containers shared has ended: it is to be set up anew.
     GroundLost,
@@ -53,6 +55,13 @@ pub enum Input {
     Retry,
     CleanedUp,
     Timer,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Evicted {
+    pub message: String,
+    /// For the node's sake, not for a limit of its own.
+    pub by_node: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -161,6 +170,8 @@ pub struct Machine {
     pub(super) start_time: Timestamp,
     /// `reason` and `message` of the whole pod, with phase Failed.
     pub(super) failed: Option<(String, String)>,
+    /// Why the node ends it for others' sake.
+    pub(super) disrupted: Option<String>,
     pub(super) conditions: Vec<core::PodCondition>,
     pub(super) ending: Option<Ending>,
     pub(super) set_up: SetUp,
@@ -180,6 +191,8 @@ const SET_UP_RETRY: SignedDuration = SignedDuration::from_millis(500);
 const SET_UP_RETRY_MAX: SignedDuration = SignedDuration::from_secs(122);
 /// How long the cause of a failed start is shown before its back-off is.
 pub(super) const SHOW_FAILURE: SignedDuration = SignedDuration::from_secs(2);
+/// What the kubelet gives a pod that it evicts.
+const EVICTION_GRACE: u32 = 1;
 const CONFIG_RETRY: SignedDuration = SignedDuration::from_secs(10);
 /// What sidecars get at least, after the containers they serve.
 pub(super) const SIDECAR_GRACE: u32 = 2;
@@ -201,6 +214,7 @@ impl Machine {
                 .collect(),
             start_time,
             failed: None,
+            disrupted: None,
             conditions: status.and_then(|status| status.conditions.clone()).unwrap_or_default(),
             ending: None,
             set_up: SetUp::Wanted,
@@ -310,6 +324,7 @@ impl Machine {
                 self.failed = Some((reason, message));
                 self.clean_up = CleanUp::Done;
             }
+            Input::Evicted(evicted) => self.take_evicted(now, evicted),
             Input::SetUp(result) => self.take_set_up(now, result),
             Input::GroundLost => {
                 if self.set_up == SetUp::Done {
@@ -359,6 +374,19 @@ impl Machine {
                 self.stop(index, spec::grace_seconds(&pod), Some(message));
             }
         }
+    }
+
+    /// One that ends by itself has given back what it can; one that is being deleted is hurried.
+    fn take_evicted(&mut self, now: Timestamp, evicted: Evicted) {
+        let ends = self.ending.is_some() && !self.removed && !spec::is_deleted(&self.pod);
+        if ends || self.is_ended() || self.failed.is_some() {
+            return;
+        }
+        self.warn(None, "Evicted", evicted.message.clone());
+        let grace = EVICTION_GRACE.min(self.ending.as_ref().map_or(u32::MAX, |ending| ending.grace));
+        self.ending = Some(Ending { since: now, grace });
+        self.disrupted = evicted.by_node.then(|| evicted.message.clone());
+        self.failed = Some(("Evicted".to_owned(), evicted.message));
     }
 
     fn take_set_up(&mut self, now: Timestamp, result: Result<Vec<IpAddr>, SetUpError>) {
@@ -423,9 +451,11 @@ impl Machine {
 
     /// A start came to nothing: says so, and when it is tried again.
     fn block(&mut self, now: Timestamp, index: usize, failure: StartFailure) {
+        let mut absent = None;
         let (reason, message) = match failure {
             StartFailure::ImageAbsent { image, message } => {
                 self.warn(Some(index), "Failed", format!("Failed to pull image \"{image}\": {message}"));
+                absent = Some(image);
                 ("ErrImagePull", message)
             }
             StartFailure::ImageNever { image } => {
@@ -453,7 +483,7 @@ impl Machine {
             Some((until, _)) if reason != "CreateContainerConfigError" => until,
             _ => now.saturating_add(CONFIG_RETRY).unwrap_or(now),
         };
-        container.state = State::Blocked { reason, message, since: now, retry };
+        container.state = State::Blocked { reason, message, image: absent, since: now, retry };
     }
 
     fn take_changed(&mut self, now: Timestamp, name: &str, attempt: u32, state: RunState) {
@@ -542,7 +572,7 @@ impl Machine {
 }
 
 /// How an image came, in the kubelet's words.
-fn pulled(image: &str, size: u64, took: Option<(Duration, Duration)>) -> String {
+pub(super) fn pulled(image: &str, size: u64, took: Option<(Duration, Duration)>) -> String {
     let Some((took, waited)) = took else {
         return format!("Container image \"{image}\" already present on machine and can be accessed by the pod");
     };

@@ -6,10 +6,14 @@
 pub mod admit;
 pub mod backoff;
 pub mod container;
+mod disk_usage;
+pub mod empty_dir;
 pub mod env;
+mod evict;
 pub mod expand;
 pub mod ground;
 mod hooks;
+pub mod image_volumes;
 pub mod machine;
 pub mod mounts;
 pub mod objects;

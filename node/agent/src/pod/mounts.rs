@@ -37,8 +37,10 @@ struct Place {
     found: Found,
 }
 
-/// What a container mounts where; `tenant` is the directory that volumes are below.
+/// What a container mounts where; `tenant` is the directory that volumes are below. `guest`: it is
+/// WebAssembly.
 fn places(
+    guest: bool,
     pod: &core::Pod,
     container: &core::Container,
     env: &BTreeMap<String, String>,
@@ -57,7 +59,10 @@ fn places(
         let writable = volume.empty_dir.is_some() || volume.host_path.is_some();
         let source = match &volume.host_path {
             Some(host) => PathBuf::from(&host.path),
-            None => paths::volume(uid, &mount.name),
+            // What only Linux users may read has a copy for the host process.
+            None => Some(paths::guest_volume(uid, &mount.name))
+                .filter(|copy| guest && tenant.join(copy).is_dir())
+                .unwrap_or_else(|| paths::volume(uid, &mount.name)),
         };
         let sub = match (&mount.sub_path, &mount.sub_path_expr) {
             (Some(path), _) if !path.is_empty() => Some(path.clone()),
@@ -119,7 +124,7 @@ pub fn resolve(
 ) -> Result<Vec<Mount>, String> {
     let mut mounts: Vec<Mount> = Vec::new();
     let mut files: BTreeMap<String, Vec<(String, fs::File)>> = BTreeMap::new();
-    for Place { target, host, read_only, found, .. } in places(pod, container, env, tenant)? {
+    for Place { target, host, read_only, found, .. } in places(true, pod, container, env, tenant)? {
         if host {
             return Err(format!("volumeMounts ({target}): {}", super::refuse::HOST_PATH));
         }
@@ -170,7 +175,7 @@ pub fn bind(
     let dir = tenant.join(paths::files(spec::uid(pod), &container.name, attempt));
     remove(&dir).map_err(|error| format!("{}: {error}", dir.display()))?;
     let mut mounts = Vec::new();
-    for (number, place) in places(pod, container, env, tenant)?.into_iter().enumerate() {
+    for (number, place) in places(false, pod, container, env, tenant)?.into_iter().enumerate() {
         let bound = |file: fs::File, is_dir: bool| -> std::io::Result<PathBuf> {
             let target = dir.join(number.to_string());
             fs::create_dir_all(if is_dir { &target } else { &dir })?;
@@ -252,7 +257,7 @@ mod tests {
             &settings,
             &BTreeMap::from([(
                 "app.toml".to_owned(),
-                super::super::writer::File { content: b"x=1".to_vec(), mode: 0o644 },
+                super::super::writer::File { content: b"x=1".to_vec(), mode: 0o644, user: None },
             )]),
             None,
         )

@@ -5,6 +5,7 @@
 //! tenants/TENANT/host.sock, host.json, host.log
 //!         pods/UID/containers/NAME/0.log, 0.exit, 0.message   the host's own to write
 //!                  volumes/NAME                               so too for an emptyDir
+//!                  volumes/.guests/NAME                       copies for the host, where Linux is beside it
 //!                  files/NAME/0                               copies of single files
 //! ```
 //!
@@ -70,6 +71,11 @@ pub fn pod(uid: &str) -> PathBuf {
 
 pub fn volume(uid: &str, volume: &str) -> PathBuf {
     volumes(uid).join(volume)
+}
+
+/// A copy of a volume for WebAssembly beside Linux containers. No volume has a dot in its name.
+pub fn guest_volume(uid: &str, volume: &str) -> PathBuf {
+    volumes(uid).join(".guests").join(volume)
 }
 
 pub fn volumes(uid: &str) -> PathBuf {

@@ -30,11 +30,18 @@ pub fn volume(volume: &core::Volume, sandboxed: bool) -> Option<String> {
     if volume.host_path.is_some() {
         return (!sandboxed).then(|| HOST_PATH.to_owned());
     }
+    let medium = volume.empty_dir.as_ref().and_then(|source| source.medium.as_deref()).unwrap_or_default();
+    if !matches!(medium, "" | "Memory") {
+        return Some(format!(
+            "emptyDir.medium \"{medium}\": this node gives pods no huge pages; use \"Memory\", or leave it out"
+        ));
+    }
     let known = volume.empty_dir.is_some()
         || volume.config_map.is_some()
         || volume.secret.is_some()
         || volume.downward_api.is_some()
-        || volume.projected.is_some();
+        || volume.projected.is_some()
+        || volume.image.is_some();
     if known {
         return None;
     }
@@ -45,7 +52,7 @@ pub fn volume(volume: &core::Volume, sandboxed: bool) -> Option<String> {
         .and_then(|fields| fields.keys().find(|key| *key != "name"))
         .map_or("no source", String::as_str);
     Some(format!(
-        "{source}: this node has no such volumes; it has emptyDir, configMap, secret, downwardAPI and projected, and hostPath for Linux containers"
+        "{source}: this node has no such volumes; it has emptyDir, configMap, secret, downwardAPI, projected and image, and hostPath for Linux containers"
     ))
 }
 

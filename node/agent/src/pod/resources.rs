@@ -94,23 +94,57 @@ pub fn enforced(container: &core::Container) -> (u64, u32) {
 /// What a pod asks of a node in `name`, in billionths: its containers together, or the largest
 /// moment of its init containers, whichever is more.
 pub fn requested(pod: &core::Pod, name: &str) -> i128 {
+    let overhead = pod.spec.as_ref().and_then(|spec| entry(spec.overhead.as_ref(), name)).unwrap_or(0);
+    together(pod, |container| entry(requests(container), name).unwrap_or(0)) + overhead
+}
+
+/// What a pod may use of `name`, in billionths, by the limits of those of its containers that have one.
+pub fn limited(pod: &core::Pod, name: &str) -> i128 {
+    let all = together(pod, |container| entry(limits(container), name).unwrap_or(0));
+    let overhead = pod.spec.as_ref().and_then(|spec| entry(spec.overhead.as_ref(), name)).unwrap_or(0);
+    if all > 0 { all + overhead } else { 0 }
+}
+
+fn together(pod: &core::Pod, of: impl Fn(&core::Container) -> i128) -> i128 {
     let mut mains = 0;
     let mut sidecars = 0;
     let mut peak = 0;
     for (container, role) in spec::containers(pod) {
-        let asked = entry(requests(container), name).unwrap_or(0);
+        let share = of(container);
         match role {
-            Role::Main => mains += asked,
+            Role::Main => mains += share,
             Role::Sidecar => {
-                sidecars += asked;
+                sidecars += share;
                 peak = peak.max(sidecars);
             }
-            Role::Init => peak = peak.max(sidecars + asked),
+            Role::Init => peak = peak.max(sidecars + share),
             Role::Ephemeral => {}
         }
     }
-    let overhead = pod.spec.as_ref().and_then(|spec| entry(spec.overhead.as_ref(), name)).unwrap_or(0);
-    (mains + sidecars).max(peak) + overhead
+    (mains + sidecars).max(peak)
+}
+
+/// Bytes in the canonical form of a quantity that was written with `like`'s kind of suffix.
+pub fn bytes_like(bytes: u64, like: &Quantity) -> String {
+    let decimal = || shortened(bytes, 1000, &["", "k", "M", "G", "T", "P", "E"]);
+    if bytes >= 1024 && like.0.trim_end().ends_with('i') {
+        shortened(bytes, 1024, &["", "Ki", "Mi", "Gi", "Ti", "Pi", "Ei"])
+    } else {
+        decimal()
+    }
+}
+
+fn shortened(mut number: u64, base: u64, suffixes: &[&str]) -> String {
+    let mut suffixes = suffixes.iter().peekable();
+    let mut suffix = suffixes.next().copied().unwrap_or_default();
+    while number > 0
+        && number.is_multiple_of(base)
+        && let Some(next) = suffixes.next()
+    {
+        number /= base;
+        suffix = next;
+    }
+    format!("{number}{suffix}")
 }
 
 /// Guaranteed, Burstable or BestEffort.
@@ -211,6 +245,20 @@ mod tests {
         let pod =
             pod(serde_json::json!({ "initContainers": [sidecar, asks("i", "4")], "containers": [asks("a", "2")] }));
         assert_eq!(requested(&pod, "cpu"), 5 * NANO);
+    }
+
+    #[test]
+    fn quantities_are_told_in_their_shortest_form() {
+        for (bytes, like, expected) in [
+            (2 << 20, "1Mi", "2Mi"),
+            (1536 << 10, "1Mi", "1536Ki"),
+            (1000, "1Ki", "1k"),
+            (1 << 20, "1M", "1048576"),
+            (3_000_000, "1M", "3M"),
+            (0, "0", "0"),
+        ] {
+            assert_eq!(bytes_like(bytes, &quantity(like)), expected);
+        }
     }
 
     #[test]

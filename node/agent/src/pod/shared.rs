@@ -19,6 +19,7 @@ use super::paths::{self, Paths};
 use super::prober::{Asker, PortShift};
 use super::spec;
 use crate::image::{Images, Puller};
+use crate::node::Pressure;
 use crate::oci::Oci;
 use crate::runtime::{ContainerId, Runtimes};
 
@@ -61,6 +62,7 @@ pub struct Shared {
     pub runtime_classes: Informer<RuntimeClass>,
     pub recorder: EventRecorder,
     pub paths: Paths,
+    pub disk: Arc<Pressure>,
     /// The node's addresses.
     pub host: Vec<IpAddr>,
     pub allocatable: BTreeMap<String, Quantity>,

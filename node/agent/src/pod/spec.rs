@@ -65,6 +65,18 @@ pub fn container(pod: &core::Pod, index: usize) -> Option<Cow<'_, core::Containe
     all_containers(pod).nth(index).map(|(container, _)| container)
 }
 
+/// What a pod has images as volumes for.
+pub fn image_volumes(pod: &core::Pod) -> impl Iterator<Item = (&str, &core::ImageVolumeSource)> {
+    let volumes = pod.spec.as_ref().and_then(|spec| spec.volumes.as_deref()).unwrap_or_default();
+    volumes.iter().filter_map(|volume| Some((volume.name.as_str(), volume.image.as_ref()?)))
+}
+
+/// The images that a pod names, for its containers and its volumes.
+pub fn images(pod: &core::Pod) -> impl Iterator<Item = String> {
+    let of_containers = all_containers(pod).filter_map(|(container, _)| container.into_owned().image);
+    of_containers.chain(image_volumes(pod).filter_map(|(_, volume)| volume.reference.clone()))
+}
+
 fn ephemeral(pod: &core::Pod) -> &[core::EphemeralContainer] {
     pod.spec.as_ref().and_then(|spec| spec.ephemeral_containers.as_deref()).unwrap_or_default()
 }

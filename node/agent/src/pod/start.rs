@@ -15,7 +15,7 @@ use super::expand::expand;
 use super::machine::{StartFailure, Started};
 use super::objects::Kind;
 use super::shared::{Handler, Shared};
-use super::{hooks, mounts, paths, refuse, resources, spec};
+use super::{hooks, image_volumes, mounts, paths, refuse, resources, spec};
 use crate::image::{Defaults, Held, Image, Keyring, Policy, PullError, Pulled, Reference};
 use crate::oci::images::Linux;
 use crate::oci::spec as oci;
@@ -42,8 +42,12 @@ pub async fn start(
         services: &services,
         objects: &source,
     };
+    let bring = async {
+        image_volumes::prepare(shared, pod, &container, &source, tenant).await?;
+        obtain(shared, pod, index, &source).await
+    };
     let (reference, pulled) = tokio::select! {
-        obtained = obtain(shared, pod, index, &source) => obtained?,
+        brought = bring => brought?,
         // A registry may take for ever: nobody is to wait for it who does not want the image any more.
         () = ending.cancelled() => {
             let image = container.image.clone().unwrap_or_default();

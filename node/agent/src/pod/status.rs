@@ -35,7 +35,8 @@ impl Machine {
         let pod = self.pod.clone();
         let generation = pod.metadata.generation;
         if let (Some((reason, message)), true) = (&self.failed, self.containers.iter().all(|it| it.attempt.is_none())) {
-            let rejected = self.is_ended() && reason != "DeadlineExceeded";
+            // One that was taken ends for a reason first.
+            let rejected = self.is_ended() && self.ending.is_none();
             return core::PodStatus {
                 phase: Some("Failed".to_owned()),
                 reason: Some(reason.clone()),
@@ -259,6 +260,9 @@ impl Machine {
         let ready = if containers_ready.status { self.gates() } else { containers_ready.clone() };
         let sandbox =
             if self.is_set_up() { Wanted::yes() } else { Wanted { status: false, reason: None, message: None } };
+        let disrupted = self.disrupted.clone();
+        let disrupted =
+            disrupted.map(|message| ("DisruptionTarget", Wanted::yes().because("TerminationByKubelet", Some(message))));
         [
             ("PodReadyToStartContainers", sandbox),
             ("Initialized", initialized),
@@ -267,6 +271,7 @@ impl Machine {
             ("PodScheduled", Wanted::yes()),
         ]
         .into_iter()
+        .chain(disrupted)
         .map(|(kind, wanted)| self.condition(kind, wanted, now))
         .collect()
     }

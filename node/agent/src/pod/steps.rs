@@ -104,16 +104,15 @@ impl Machine {
         match container.state.clone() {
             State::Starting { .. } | State::Running { .. } => return,
             State::New => {}
-            State::Blocked { retry, since, reason, message } => {
+            State::Blocked { retry, since, reason, message, image } => {
                 if retry > now {
                     let shown = since.saturating_add(SHOW_FAILURE).unwrap_or(retry);
                     if reason == "ErrImagePull" && shown <= now {
-                        let image =
-                            spec::container(&self.pod, index).and_then(|it| it.image.clone()).unwrap_or_default();
-                        let told = format!("Back-off pulling image \"{image}\"");
+                        let told = format!("Back-off pulling image \"{}\"", image.clone().unwrap_or_default());
                         container.state = State::Blocked {
                             reason: "ImagePullBackOff",
                             message: format!("{told}: ErrImagePull: {message}"),
+                            image,
                             since,
                             retry,
                         };

@@ -2,8 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec};
@@ -11,17 +9,20 @@ use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use kube::Client;
 use kube::api::{Api, PostParams};
+use sampan_client::{EventKind, EventRecorder};
 
+use super::empty_dir::{self, Made};
 use super::env::{self, PodObjects, Source};
 use super::machine::SetUpError;
 use super::objects::Kind;
-use super::paths::Paths;
+use super::paths::{self, Paths};
 use super::writer::{self, File, Payload};
 use super::{refuse, resources, spec};
 
 /// Where volumes get their content.
 pub struct Context<'a> {
     pub client: &'a Client,
+    pub recorder: &'a EventRecorder,
     pub paths: &'a Paths,
     pub tenant: &'a str,
     pub source: PodObjects<'a>,
@@ -42,10 +43,8 @@ pub async fn write(context: &Context<'_>, pod: &core::Pod) -> Result<Option<Time
     let volumes = pod.spec.as_ref().and_then(|spec| spec.volumes.as_deref()).unwrap_or_default();
     let security = pod.spec.as_ref().and_then(|spec| spec.security_context.as_ref());
     let group = security.and_then(|context| context.fs_group).and_then(|group| u32::try_from(group).ok());
-    let owner = match (context.owner, group.filter(|_| context.sandboxed)) {
-        (owner, Some(group)) => Some((owner.map_or(0, |(user, _)| user), group)),
-        (owner, None) => owner,
-    };
+    // Linux containers find what the kubelet would give them: root's.
+    let owner = if context.sandboxed { group.map(|group| (0, group)) } else { context.owner };
     for volume in volumes {
         let failed = |message: String| SetUpError {
             reason: "FailedMount",
@@ -59,9 +58,21 @@ pub async fn write(context: &Context<'_>, pod: &core::Pod) -> Result<Option<Time
             blocking(move || check_host_path(&host)).await.map_err(failed)?;
             continue;
         }
-        if volume.empty_dir.is_some() {
-            // With medium Memory too: what the guest cannot tell apart needs no mount.
-            blocking(move || make_empty(&dir, owner)).await.map_err(failed)?;
+        if let Some(source) = &volume.empty_dir {
+            let memory = empty_dir::in_memory(source).then(|| empty_dir::memory(pod, source, context.allocatable));
+            let made = blocking(move || empty_dir::make(&dir, memory, owner)).await.map_err(failed)?;
+            if made == Made::OnDisk {
+                let message = format!(
+                    "volume \"{}\" with medium Memory is a directory on the node's disk: the node is not root, and mounts nothing",
+                    volume.name
+                );
+                let reference = spec::reference(pod, None);
+                context.recorder.record_reference(reference, EventKind::Warning, "EmptyDirOnDisk", message);
+            }
+            continue;
+        }
+        if volume.image.is_some() {
+            // Comes with the first container that mounts it: what is wrong with it is the container's to tell.
             continue;
         }
         let mut token_ends = None;
@@ -74,9 +85,32 @@ pub async fn write(context: &Context<'_>, pod: &core::Pod) -> Result<Option<Time
             (Some(known), Some(new)) => Some(known.min(new)),
             (known, new) => known.or(new),
         };
-        blocking(move || writer::write(&dir, &payload, owner)).await.map_err(failed)?;
+        let guests = context.owner.filter(|_| context.sandboxed);
+        let copy = context.paths.tenant(context.tenant).join(paths::guest_volume(spec::uid(pod), &volume.name));
+        let written = blocking(move || {
+            writer::write(&dir, &payload, owner)?;
+            let hidden = payload.values().any(|file| file.mode & 0o004 == 0);
+            if let Some(host) = guests.filter(|_| hidden || copy.is_dir()) {
+                payload.values_mut().for_each(|file| file.user = None);
+                writer::write(&copy, &payload, Some(host))?;
+            }
+            Ok(())
+        });
+        written.await.map_err(failed)?;
     }
     Ok(refresh)
+}
+
+/// The user that all containers of a pod run as, if they say so.
+fn common_user(pod: &core::Pod) -> Option<u32> {
+    let of_pod = pod.spec.as_ref().and_then(|spec| spec.security_context.as_ref()).and_then(|it| it.run_as_user);
+    let user = |container: &core::Container| {
+        let own = container.security_context.as_ref().and_then(|context| context.run_as_user);
+        own.or(of_pod).and_then(|user| u32::try_from(user).ok())
+    };
+    let mut users = spec::containers(pod).map(|(container, _)| user(container));
+    let first = users.next()??;
+    users.all(|user| user == Some(first)).then_some(first)
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> std::io::Result<T> + Send + 'static) -> Result<T, String> {
@@ -84,24 +118,6 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> std::io::Result<T> +
         Ok(result) => result.map_err(|error| error.to_string()),
         Err(error) => Err(error.to_string()),
     }
-}
-
-fn make_empty(dir: &PathBuf, owner: Option<(u32, u32)>) -> std::io::Result<()> {
-    if let Some(parent) = dir.parent() {
-        std::fs::create_dir_all(parent)?;
-    }
-    match std::fs::create_dir(dir) {
-        // What a container has made of it since is the pod's own.
-        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => return Ok(()),
-        made => made?,
-    }
-    std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o777))?;
-    if let Some((user, group)) = owner {
-        std::os::unix::fs::chown(dir, Some(user), Some(group))?;
-        // What is made in it is the group's too, after the change of owner, which would take that away.
-        std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o2777))?;
-    }
-    Ok(())
 }
 
 /// Whether what is at a path of the node is what the volume's `type` says; made where it says so.
@@ -184,7 +200,7 @@ async fn content(
 
 fn put(payload: &mut Payload, path: &str, content: Vec<u8>, mode: i32) {
     let mode = u32::try_from(mode).unwrap_or(0o644) & 0o777;
-    payload.insert(path.to_owned(), File { content, mode });
+    payload.insert(path.to_owned(), File { content, mode, user: None });
 }
 
 async fn object(
@@ -285,5 +301,36 @@ async fn token(
     let renew = now.saturating_add(renew).unwrap_or(Timestamp::MAX);
     *ends = Some(ends.map_or(renew, |known| known.min(renew)));
     put(payload, &source.path, token.into_bytes(), mode);
+    let group = pod.spec.as_ref().and_then(|spec| spec.security_context.as_ref()).and_then(|it| it.fs_group);
+    let user = common_user(pod);
+    if let Some(file) =
+        payload.get_mut(&source.path).filter(|_| context.sandboxed && (user.is_some() || group.is_some()))
+    {
+        // It is for nobody but who is to have it.
+        (file.mode, file.user) = (0o600, user);
+    }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_token_is_for_who_runs() {
+        let user = |spec: serde_json::Value| common_user(&serde_json::from_value(json!({ "spec": spec })).unwrap());
+        let own = |user: u32| json!({ "name": "a", "securityContext": { "runAsUser": user } });
+        assert_eq!(user(json!({ "containers": [own(7), own(7)] })), Some(7));
+        assert_eq!(user(json!({ "containers": [own(7), own(8)] })), None);
+        assert_eq!(user(json!({ "containers": [own(7), { "name": "a" }] })), None);
+        let of_pod = json!({ "runAsUser": 9 });
+        assert_eq!(user(json!({ "securityContext": of_pod, "containers": [{ "name": "a" }] })), Some(9));
+        assert_eq!(
+            user(json!({ "securityContext": of_pod, "initContainers": [own(0)], "containers": [own(9)] })),
+            None
+        );
+    }
 }

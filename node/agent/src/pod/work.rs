@@ -52,6 +52,7 @@ pub(super) async fn write_volumes(
     let namespace = spec::namespace(pod);
     let context = volumes::Context {
         client: &shared.client,
+        recorder: &shared.recorder,
         paths: &shared.paths,
         tenant,
         source: super::env::PodObjects { objects: &shared.objects, namespace, uid: spec::uid(pod) },
@@ -156,6 +157,10 @@ pub(super) async fn clean_up(shared: &Arc<Shared>, pod: &core::Pod, tenant: &str
     let volumes = shared.paths.tenant(tenant).join(paths::volumes(uid));
     if let Ok(Err(error)) = tokio::task::spawn_blocking(move || mounts::remove(&volumes)).await {
         tracing::warn!(pod = uid, %error, "volumes stay");
+    } else if spec::image_volumes(pod).next().is_some()
+        && let Err(error) = shared.oci().hide(|of| of == uid).await
+    {
+        tracing::warn!(pod = uid, error = format!("{error:#}"), "files of images stay in containerd");
     }
 }
 

@@ -18,7 +18,7 @@ use super::machine::{Action, Input, Machine};
 use super::publish::Publishing;
 use super::shared::Shared;
 use super::work::{clean_up, delete, is_urgent, release, remove, set_up, stop, target, write_status, write_volumes};
-use super::{admit, mounts, paths, spec, start};
+use super::{admit, evict, mounts, paths, spec, start};
 use crate::runtime::{ContainerId, RunState, RuntimeEvent, RuntimeEvents};
 
 /// How long a namespace without pods keeps its host.
@@ -71,6 +71,7 @@ pub struct Manager {
     /// What the runtime had at the start, by pod, until its pod is seen.
     known: HashMap<String, Vec<(ContainerId, RunState)>>,
     used: admit::Share,
+    looks: evict::Looks,
 }
 
 impl Manager {
@@ -92,6 +93,7 @@ impl Manager {
             idle_inbox,
             known: by_pod,
             used: admit::Share::default(),
+            looks: evict::Looks::default(),
         }
     }
 
@@ -101,6 +103,8 @@ impl Manager {
             self.pod_changed(change);
         }
         self.orphans().await;
+        let mut looking = tokio::time::interval(evict::GLANCE);
+        looking.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             let next = self.next_timer();
             let sleep = async {
@@ -125,6 +129,7 @@ impl Manager {
                 Ok(()) = sources.images.changed() => self.all(|| Input::Retry),
                 Some(tenant) = self.idle_inbox.recv() => self.tenant_idle(&tenant),
                 () = sleep => self.timers_due(),
+                _ = looking.tick() => self.glance(),
             }
         }
     }
@@ -160,7 +165,7 @@ impl Manager {
             share = admit::Share::of(&pod);
             // What was taken once stays.
             if !begun && !spec::is_deleted(&pod) {
-                refusal = admit::check(&share, &self.used, &self.shared)
+                refusal = admit::check(&pod, &share, &self.used, &self.shared)
                     .or_else(|| admit::app_armor(&pod, admit::has_app_armor));
             }
         }
@@ -519,6 +524,19 @@ impl Manager {
         }
     }
 
+    /// Sees to it that no pod takes more of the disk than it may.
+    fn glance(&mut self) {
+        let (workers, facts) = (&self.workers, self.facts.clone());
+        let standing = || {
+            let standing = workers.values().filter(|worker| worker.machine.is_set_up());
+            standing.map(|it| evict::Candidate { pod: it.machine.pod().clone(), tenant: it.tenant.clone() }).collect()
+        };
+        let is_there = |uid: &str| workers.get(uid).is_some_and(|worker| !worker.machine.is_ended());
+        self.looks.glance(&self.shared, standing, is_there, move |uid, evicted| {
+            let _ = facts.send((uid, Fact::Input(Input::Evicted(evicted))));
+        });
+    }
+
     /// Writes a pod's volumes anew.
     fn refresh(&mut self, uid: &str) {
         let Some(worker) = self.workers.get_mut(uid) else { return };
@@ -589,6 +607,10 @@ impl Manager {
                 }
             }
             found.insert(tenant);
+        }
+        // Nothing is mounted any more of pods that are gone.
+        if let Err(error) = self.shared.oci().hide(|uid| !self.workers.contains_key(uid)).await {
+            tracing::warn!(error = format!("{error:#}"), "files of images stay in containerd");
         }
         for tenant in found {
             self.watch_idle(tenant);

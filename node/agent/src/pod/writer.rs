@@ -13,6 +13,8 @@ use std::path::{Component, Path, PathBuf};
 pub struct File {
     pub content: Vec<u8>,
     pub mode: u32,
+    /// Whose it is, if not whose its volume is.
+    pub user: Option<u32>,
 }
 
 /// Path within the volume to file.
@@ -30,7 +32,7 @@ pub fn write(dir: &Path, payload: &Payload, owner: Option<(u32, u32)>) -> io::Re
     }
     fs::create_dir_all(dir)?;
     let current = fs::read_link(dir.join(DATA)).ok();
-    if current.is_some() && current_payload(&dir.join(DATA))? == *payload {
+    if current.is_some() && current_payload(&dir.join(DATA))? == shown(payload) {
         return Ok(false);
     }
     let version = new_version(dir)?;
@@ -41,8 +43,8 @@ pub fn write(dir: &Path, payload: &Payload, owner: Option<(u32, u32)>) -> io::Re
         }
         fs::write(&target, &file.content)?;
         fs::set_permissions(&target, fs::Permissions::from_mode(file.mode & 0o777))?;
-        if let Some((user, group)) = owner {
-            lchown(&target, Some(user), Some(group))?;
+        if owner.is_some() || file.user.is_some() {
+            lchown(&target, file.user.or(owner.map(|(user, _)| user)), owner.map(|(_, group)| group))?;
         }
     }
     let new = dir.join(DATA_NEW);
@@ -110,9 +112,16 @@ fn show(dir: &Path, payload: &Payload) -> io::Result<()> {
     Ok(())
 }
 
+/// What a reader sees of a payload: content and mode by path. Owners stay what they were.
+type Shown = BTreeMap<String, (Vec<u8>, u32)>;
+
+fn shown(payload: &Payload) -> Shown {
+    payload.iter().map(|(path, file)| (path.clone(), (file.content.clone(), file.mode & 0o777))).collect()
+}
+
 /// What a version holds.
-fn current_payload(dir: &Path) -> io::Result<Payload> {
-    fn walk(dir: &Path, prefix: &str, out: &mut Payload) -> io::Result<()> {
+fn current_payload(dir: &Path) -> io::Result<Shown> {
+    fn walk(dir: &Path, prefix: &str, out: &mut Shown) -> io::Result<()> {
         for entry in fs::read_dir(dir)? {
             let entry = entry?;
             let path = format!("{prefix}{}", entry.file_name().to_string_lossy());
@@ -121,15 +130,15 @@ fn current_payload(dir: &Path) -> io::Result<Payload> {
                 walk(&entry.path(), &format!("{path}/"), out)?;
             } else {
                 let content = fs::read(entry.path())?;
-                out.insert(path, File { content, mode: meta.permissions().mode() & 0o777 });
+                out.insert(path, (content, meta.permissions().mode() & 0o777));
             }
         }
         Ok(())
     }
-    let mut out = Payload::new();
+    let mut out = Shown::new();
     match walk(dir, "", &mut out) {
         // A link whose version is gone: write it anew.
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Payload::new()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Shown::new()),
         Err(error) => Err(error),
         Ok(()) => Ok(out),
     }
@@ -143,7 +152,7 @@ mod tests {
     use super::*;
 
     fn file(content: &str) -> File {
-        File { content: content.as_bytes().to_vec(), mode: 0o644 }
+        File { content: content.as_bytes().to_vec(), mode: 0o644, user: None }
     }
 
     fn payload(files: &[(&str, &str)]) -> Payload {

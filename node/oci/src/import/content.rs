@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::io::Read as _;
 use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
 
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -15,25 +14,22 @@ use tonic::{Code, Status};
 use super::archive::Part;
 use super::check::{Blob, Plan};
 use super::reference::Name;
-use crate::client::{Containerd, SHORT, call, leased, namespaced};
+use crate::client::{Containerd, SHORT, call, leased};
 use crate::error::{Error, Result};
+use crate::lease::Lease;
 use crate::proto::containerd::services::content::v1 as content;
 use crate::proto::containerd::services::images::v1 as images;
-use crate::proto::containerd::services::leases::v1 as leases;
 use crate::proto::containerd::types::Descriptor;
 use content::content_client::ContentClient;
 use images::images_client::ImagesClient;
-use leases::leases_client::LeasesClient;
 
 const CHUNK: usize = 1 << 20;
-/// After this nobody needs a lease of ours: whoever took it has died.
-const LEASE: Duration = Duration::from_secs(24 * 3600);
 
 type Labels = BTreeMap<String, String>;
 
 /// Writes blobs, then names. Until the names hold the blobs a lease does.
 pub(super) async fn write(client: &Containerd, plan: Plan, name: &Name) -> Result<()> {
-    let lease = Lease::take(client).await?;
+    let lease = Lease::take(client, "import").await?;
     let written = write_leased(client, plan, name, &lease.header).await;
     // Also after a failure: half an image is garbage.
     lease.give_back().await;
@@ -201,35 +197,4 @@ impl Upload {
             labels: Labels::new(),
         }
     }
-}
-
-struct Lease {
-    client: LeasesClient<Channel>,
-    id: String,
-    header: MetadataValue<Ascii>,
-}
-
-impl Lease {
-    async fn take(client: &Containerd) -> Result<Lease> {
-        let mut client = LeasesClient::new(client.channel());
-        let id = format!("sampan-import-{}", uuid::Uuid::new_v4());
-        let header = id.parse().map_err(|_| Error::Answer { call: "Leases.Create", missing: "valid id" })?;
-        let expire = rfc3339(SystemTime::now() + LEASE);
-        let labels = Labels::from([("containerd.io/gc.expire".into(), expire)]);
-        let request = namespaced(leases::CreateRequest { id: id.clone(), labels });
-        call("Leases.Create", SHORT, client.create(request)).await?;
-        Ok(Lease { client, id, header })
-    }
-
-    async fn give_back(mut self) {
-        let request = namespaced(leases::DeleteRequest { id: self.id.clone(), sync: false });
-        if let Err(error) = call("Leases.Delete", SHORT, self.client.delete(request)).await {
-            tracing::warn!(lease = self.id, %error, "a lease stays until it expires");
-        }
-    }
-}
-
-fn rfc3339(time: SystemTime) -> String {
-    // Such a time has this form when it is printed.
-    prost_types::Timestamp::from(time).to_string()
 }

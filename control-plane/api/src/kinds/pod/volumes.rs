@@ -216,7 +216,10 @@ fn one(name: &str, source: &Field<'_>, volume: &Field<'_>, pod: &str, errors: &m
         "csi" => csi(source, errors),
         "ephemeral" => ephemeral(source, volume, pod, errors),
         "image" => {
-            required(source, &["reference"], errors);
+            // In a template somebody may fill it in later.
+            if !pod.is_empty() {
+                required(source, &["reference"], errors);
+            }
             let policy = source.child("pullPolicy");
             let supported = ["Always", "IfNotPresent", "Never"];
             if policy.is_empty() {
@@ -531,5 +534,28 @@ fn ephemeral(source: &Field<'_>, volume: &Field<'_>, pod: &str, errors: &mut Fie
             let detail = format!("PVC name {}: {message}", crate::validation::field::quote(&claim));
             errors.invalid(&name, detail);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_template_may_leave_an_image_open() {
+        let messages = |pod: &str, image: serde_json::Value| {
+            let value = json!({ "volumes": [{ "name": "v", "image": image }] });
+            let mut errors = FieldErrors::default();
+            volumes(&Field::root(&value).child("volumes"), pod, &mut errors);
+            errors.0.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+        };
+        let open = json!({ "pullPolicy": "IfNotPresent" });
+        assert_eq!(messages("", open.clone()), "");
+        assert_eq!(messages("p", open), "volumes[0].image.reference: Required value");
+        assert_eq!(messages("p", json!({ "reference": "a", "pullPolicy": "Never" })), "");
+        let often = messages("", json!({ "reference": "a", "pullPolicy": "Often" }));
+        assert!(often.contains("supported values: \"Always\", \"IfNotPresent\", \"Never\""), "{often}");
     }
 }

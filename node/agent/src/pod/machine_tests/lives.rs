@@ -185,6 +185,18 @@ fn an_image_that_is_not_there() {
 }
 
 #[test]
+fn an_image_of_a_volume_that_is_not_there() {
+    let mut world = World::new(one("Always"));
+    let absent = StartFailure::ImageAbsent { image: "localhost/data:1".into(), message: "not on node".into() };
+    world.failures.push(("app".into(), absent));
+    let mut world = world.begin();
+    world.wait(3);
+    let (reason, message) = world.waiting("app");
+    assert_eq!(reason, "ImagePullBackOff");
+    assert_eq!(message, "Back-off pulling image \"localhost/data:1\": ErrImagePull: not on node");
+}
+
+#[test]
 fn never_pulled() {
     let mut world = World::new(one("Always"));
     world.failures.push(("app".into(), StartFailure::ImageNever { image: "a".into() }));
@@ -246,6 +258,38 @@ fn a_deadline() {
     assert_eq!(status.message.as_deref(), Some("Pod was active on the node longer than the specified deadline"));
     assert_eq!(world.stops.len(), 1);
     assert_eq!(world.machine.next_timer(), None);
+}
+
+#[test]
+fn evicted() {
+    let evicted = |by_node| Input::Evicted(Evicted { message: "Too much. ".into(), by_node });
+    for by_node in [false, true] {
+        let mut world = World::new(one("Always")).begin();
+        world.input(evicted(by_node));
+        // Said again while it ends, it changes nothing.
+        world.input(evicted(!by_node));
+        let status = world.status();
+        assert_eq!(status.phase.as_deref(), Some("Failed"));
+        assert_eq!((status.reason.as_deref(), status.message.as_deref()), (Some("Evicted"), Some("Too much. ")));
+        assert_eq!(world.stops, [("app".to_owned(), 0, 1)]);
+        assert_eq!(world.events.iter().filter(|(reason, _)| reason == "Evicted").count(), 1);
+        let conditions = status.conditions.unwrap();
+        let disrupted = conditions.iter().find(|it| it.type_ == "DisruptionTarget");
+        assert_eq!(disrupted.is_some(), by_node);
+        assert!(disrupted.is_none_or(|it| it.reason.as_deref() == Some("TerminationByKubelet")));
+        assert_eq!(world.machine.next_timer(), None, "it is not started again");
+    }
+    // One whose containers cannot start was not refused either.
+    let mut world = World::new(one("Always"));
+    world.failures.push(("app".into(), StartFailure::Config("no".into())));
+    let mut world = world.begin();
+    world.input(evicted(false));
+    assert_eq!(world.status().message.as_deref(), Some("Too much. "));
+    // One that has ended stays as it ended.
+    let mut world = World::new(one("Never")).begin();
+    world.ends("app", 0);
+    world.input(evicted(false));
+    assert_eq!(world.phase(), "Succeeded");
 }
 
 #[test]

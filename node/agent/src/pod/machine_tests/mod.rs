@@ -13,7 +13,7 @@ use k8s_openapi::api::core::v1 as core;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-use super::machine::{Action, Input, Machine, SetUpError, StartFailure, Started};
+use super::machine::{Action, Evicted, Input, Machine, SetUpError, StartFailure, Started};
 use super::probes::ProbeKind;
 use super::status::time;
 use crate::runtime::{Exit, RunState};
