@@ -9,6 +9,7 @@ mod http;
 mod linux;
 mod process;
 pub mod registry;
+mod segment;
 mod terminal;
 
 use std::path::{Path, PathBuf};
@@ -19,6 +20,7 @@ use serde_json::Value;
 pub use http::{http_get, http_post, tcp_echo};
 pub use linux::runs_linux;
 pub use process::{Finished, Process, run, run_with_input};
+pub use segment::{Fabric, Machine, OUTSIDE, Place, makes_machines};
 pub use terminal::Terminal;
 
 /// How long anything may take before a test gives up.
@@ -83,6 +85,7 @@ pub struct Cluster {
     arguments: Vec<String>,
     command: &'static str,
     own_disk: bool,
+    place: Place,
 }
 
 impl Cluster {
@@ -103,22 +106,32 @@ impl Cluster {
         Self::start("server", &["--cluster-cidr", &range(0), "--service-cidr", &range(1)])
     }
 
+    /// `sampan server` on a machine, ready. Its clients run there too.
+    pub fn server_on(machine: &Machine) -> Self {
+        let listen = format!("{}:0", machine.address);
+        Self::start_in(machine.place.clone(), "server", &["--listen", &listen])
+    }
+
     /// With further arguments.
     pub fn start(command: &'static str, arguments: &[&str]) -> Self {
-        let mut cluster = Self::new(command, arguments);
+        Self::start_in(Place::default(), command, &[&["--listen", "127.0.0.1:0"], arguments].concat())
+    }
+
+    fn start_in(place: Place, command: &'static str, arguments: &[&str]) -> Self {
+        let mut cluster = Self::new(place, command, arguments);
         cluster.resume();
         cluster
     }
 
-    fn new(command: &'static str, arguments: &[&str]) -> Self {
+    fn new(place: Place, command: &'static str, arguments: &[&str]) -> Self {
         let dir = tempfile::Builder::new().prefix("sampan-test-").tempdir().unwrap();
         let arguments = arguments.iter().map(ToString::to_string).collect();
-        Self { dir, process: None, arguments, command, own_disk: false }
+        Self { dir, process: None, arguments, command, own_disk: false, place }
     }
 
     /// `sampan up` with a disk of its own, of so many bytes; only root can have that.
     pub fn up_on_disk(bytes: u64) -> Self {
-        let mut cluster = Self::new("up", &[]);
+        let mut cluster = Self::new(Place::default(), "up", &["--listen", "127.0.0.1:0"]);
         let data = cluster.data_dir();
         std::fs::create_dir(&data).unwrap();
         let options = std::ffi::CString::new(format!("size={bytes},mode=700")).unwrap();
@@ -132,9 +145,9 @@ impl Cluster {
     /// Starts it again on the same data dir.
     pub fn resume(&mut self) {
         let data = self.data_dir();
-        let mut arguments = vec![self.command, "--data-dir", data.to_str().unwrap(), "--listen", "127.0.0.1:0"];
+        let mut arguments = vec![self.command, "--data-dir", data.to_str().unwrap()];
         arguments.extend(self.arguments.iter().map(String::as_str));
-        let mut process = Process::spawn(&sampan(), &arguments, &[]);
+        let mut process = Process::spawn_in(&self.place, &sampan(), &arguments, &[]);
         process.wait_for_line("ready");
         self.process = Some(process);
     }
@@ -170,7 +183,7 @@ impl Cluster {
 
     /// What `sampan down` says, after the cluster has ended.
     pub fn down(&self) -> String {
-        let finished = run(&sampan(), &["down", "--data-dir", self.data_dir().to_str().unwrap()]);
+        let finished = self.place.run(&sampan(), &["down", "--data-dir", self.data_dir().to_str().unwrap()]);
         assert!(finished.ok, "{}", finished.err);
         finished.out
     }
@@ -183,12 +196,12 @@ impl Cluster {
     }
 
     pub fn try_kubectl(&self, arguments: &[&str]) -> Finished {
-        run(Path::new("kubectl"), &with_kubeconfig(&self.kubeconfig(), arguments))
+        self.place.run(Path::new("kubectl"), &with_kubeconfig(&self.kubeconfig(), arguments))
     }
 
     /// kubectl with a manifest on its standard input.
     pub fn kubectl_with(&self, manifest: &str, arguments: &[&str]) -> Finished {
-        run_with_input(Path::new("kubectl"), &with_kubeconfig(&self.kubeconfig(), arguments), manifest)
+        self.place.run_with_input(Path::new("kubectl"), &with_kubeconfig(&self.kubeconfig(), arguments), manifest)
     }
 
     /// Applies a manifest, which has to work.
@@ -215,7 +228,7 @@ impl Cluster {
         let kubeconfig = self.kubeconfig();
         let mut all = arguments.to_vec();
         all.extend(["--kubeconfig", kubeconfig.to_str().unwrap()]);
-        run(&sampan(), &all)
+        self.place.run(&sampan(), &all)
     }
 
     /// Imports a sample workload under the name of its manifest.
@@ -279,7 +292,7 @@ impl Drop for Cluster {
             process.terminate();
         }
         // Whatever a killed one left.
-        let _ = run(&sampan(), &["down", "--data-dir", self.data_dir().to_str().unwrap()]);
+        let _ = self.place.run(&sampan(), &["down", "--data-dir", self.data_dir().to_str().unwrap()]);
         if self.own_disk {
             let _ = rustix::mount::unmount(self.data_dir(), rustix::mount::UnmountFlags::DETACH);
         }
@@ -290,12 +303,24 @@ impl Drop for Cluster {
 pub struct Node {
     dir: tempfile::TempDir,
     process: Option<Process>,
+    place: Place,
     pub name: String,
 }
 
 impl Node {
     /// Joins with a new token, ready.
     pub fn join(cluster: &Cluster, name: &str) -> Self {
+        let mut node = Self::join_from(Place::default(), cluster, name);
+        node.ready();
+        node
+    }
+
+    /// Begins to join from a machine; [`Self::ready`] waits for it.
+    pub fn join_on(machine: &Machine, cluster: &Cluster, name: &str) -> Self {
+        Self::join_from(machine.place.clone(), cluster, name)
+    }
+
+    fn join_from(place: Place, cluster: &Cluster, name: &str) -> Self {
         let dir = tempfile::Builder::new().prefix("sampan-test-").tempdir().unwrap();
         let token = cluster.sampan(&["token", "create"]);
         let data = dir.path().join("data");
@@ -311,15 +336,34 @@ impl Node {
             "--node-name",
             name,
         ];
-        let mut process = Process::spawn(&sampan(), &arguments, &[]);
-        process.wait_for_line("ready");
-        Self { dir, process: Some(process), name: name.to_owned() }
+        let process = Process::spawn_in(&place, &sampan(), &arguments, &[]);
+        Self { dir, process: Some(process), place, name: name.to_owned() }
+    }
+
+    pub fn ready(&mut self) {
+        self.process.as_mut().unwrap().wait_for_line("ready");
+    }
+
+    pub fn data_dir(&self) -> PathBuf {
+        self.dir.path().join("data")
+    }
+
+    /// SIGKILL to the program; what it started lives on.
+    pub fn kill(&mut self) {
+        self.process.take().unwrap().kill();
+    }
+
+    /// What `sampan down` says, after the node has ended.
+    pub fn down(&self) -> String {
+        let finished = self.place.run(&sampan(), &["down", "--data-dir", self.data_dir().to_str().unwrap()]);
+        assert!(finished.ok, "{}", finished.err);
+        finished.out
     }
 
     /// SIGKILL, and everything of the node gone as when a machine loses power.
     pub fn lose_power(&mut self) {
-        self.process.take().unwrap().kill();
-        let _ = run(&sampan(), &["down", "--data-dir", self.dir.path().join("data").to_str().unwrap()]);
+        self.kill();
+        self.down();
     }
 }
 
@@ -331,6 +375,6 @@ impl Drop for Node {
             }
             process.terminate();
         }
-        let _ = run(&sampan(), &["down", "--data-dir", self.dir.path().join("data").to_str().unwrap()]);
+        let _ = self.place.run(&sampan(), &["down", "--data-dir", self.data_dir().to_str().unwrap()]);
     }
 }

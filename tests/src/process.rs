@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::PATIENCE;
+use crate::{PATIENCE, Place};
 
 /// How a program ended, and what it wrote.
 #[derive(Debug)]
@@ -65,7 +65,12 @@ pub struct Process {
 
 impl Process {
     pub fn spawn(program: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> Self {
-        let mut child = Command::new(program)
+        Self::spawn_in(&Place::default(), program, arguments, environment)
+    }
+
+    pub fn spawn_in(place: &Place, program: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> Self {
+        let (program, arguments) = place.command(program, arguments);
+        let mut child = Command::new(&program)
             .args(arguments)
             .envs(environment.iter().copied())
             .stdin(Stdio::null())

@@ -16,10 +16,12 @@ mod namespace;
 mod netlink;
 mod network;
 mod nodes;
+mod overlay;
 mod records;
 mod routes;
 mod services;
 mod tenants;
+mod ways;
 
 pub use error::{Error, Result};
 pub use mode::{Mode, detect_mode};

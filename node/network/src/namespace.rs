@@ -94,3 +94,8 @@ pub(crate) fn set(name: &str, value: &str) -> Result<()> {
     }
     fs::write(&path, value).map_err(Error::file("write", &path))
 }
+
+/// Of a link; a kernel without IPv6 has nothing to turn off.
+pub(crate) fn no_ipv6(link: &str) {
+    let _ = set(&format!("net/ipv6/conf/{link}/disable_ipv6"), "1");
+}

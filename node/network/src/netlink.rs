@@ -8,12 +8,15 @@ use ipnet::Ipv4Net;
 use nix::errno::Errno;
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::address::AddressAttribute;
-use rtnetlink::packet_route::link::{InfoData, InfoVeth, LinkAttribute, LinkHeader};
+use rtnetlink::packet_route::link::{InfoData, InfoVeth, LinkAttribute, LinkFlags, LinkHeader, LinkMessage};
+use rtnetlink::packet_route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
+};
 use rtnetlink::packet_route::route::{
     RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
 use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
-use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
+use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, LinkVxlan, RouteMessageBuilder};
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinHandle;
 
@@ -56,6 +59,42 @@ pub(crate) struct Found {
 pub(crate) struct Link {
     pub(crate) index: u32,
     pub(crate) mac: Vec<u8>,
+    pub(crate) mtu: u32,
+    /// Whether neighbours are asked for there, as on Ethernet; not through a tunnel.
+    segment: bool,
+}
+
+/// How packets for an address leave the machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct WayOut {
+    /// Straight to a neighbour on a segment that this machine is on too.
+    pub(crate) on_segment: bool,
+    pub(crate) mtu: u32,
+}
+
+/// The far end of a tunnel: a link address behind a node's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Tunnel {
+    pub(crate) node: Ipv4Addr,
+    pub(crate) mac: Mac,
+    pub(crate) vni: u32,
+}
+
+/// A name for a link of ours: at most 15 characters, a letter for its kind and the cluster's first.
+pub(crate) fn name(kind: char, cluster_id: &str, digest: &[u8]) -> String {
+    let cluster: String = cluster_id.chars().filter(char::is_ascii_alphanumeric).take(8).collect();
+    let hex: String = digest.iter().take(3).map(|byte| format!("{byte:02x}")).collect();
+    format!("{kind}{cluster}{hex}")
+}
+
+/// A locally administered unicast address out of a digest.
+pub(crate) fn mac(digest: &[u8], from: usize) -> Mac {
+    let mut mac: Mac = [0; 6];
+    for (place, byte) in mac.iter_mut().zip(digest.iter().skip(from)) {
+        *place = *byte;
+    }
+    mac[0] = (mac[0] & 0xfc) | 0x02;
+    mac
 }
 
 /// A connection to the kernel, in the network namespace of the thread that opened it.
@@ -115,13 +154,7 @@ impl Netlink {
     pub(crate) async fn link(&self, name: &str) -> Result<Option<Link>> {
         let mut links = self.handle.link().get().match_name(name).execute();
         match links.try_next().await {
-            Ok(Some(message)) => {
-                let mac = message.attributes.iter().find_map(|attribute| match attribute {
-                    LinkAttribute::Address(mac) => Some(mac.clone()),
-                    _ => None,
-                });
-                Ok(Some(Link { index: message.header.index, mac: mac.unwrap_or_default() }))
-            }
+            Ok(Some(message)) => Ok(Some(found_link(&message))),
             Ok(None) => Ok(None),
             Err(error) if errno(&error) == Some(Errno::ENODEV) => Ok(None),
             Err(error) => Err(failed(format!("look for the link {name}"))(error)),
@@ -155,6 +188,41 @@ impl Netlink {
         self.handle.link().add(message).execute().await.map_err(failed(format!("make the link {name}")))
     }
 
+    /// A device that puts frames into UDP and sends each where [`Self::add_tunnel`] says.
+    pub(crate) async fn add_vxlan(&self, name: &str, mac: Mac, vni: u32, port: u16, mtu: u32) -> Result<()> {
+        let message = LinkVxlan::new(name, vni).port(port).learning(false).address(mac.to_vec()).mtu(mtu).build();
+        self.handle.link().add(message).execute().await.map_err(failed(format!("make the VXLAN device {name}")))
+    }
+
+    pub(crate) async fn set_mtu(&self, index: u32, mtu: u32) -> Result<()> {
+        let message = LinkUnspec::new_with_index(index).mtu(mtu).build();
+        self.handle.link().set(message).execute().await.map_err(failed(format!("set a link's MTU to {mtu}")))
+    }
+
+    /// Frames for `tunnel.mac` go into packets to `tunnel.node`.
+    pub(crate) async fn add_tunnel(&self, index: u32, tunnel: &Tunnel) -> Result<()> {
+        let mut request = self
+            .handle
+            .neighbours()
+            .add_bridge(index, &tunnel.mac)
+            .flags(NeighbourFlags::Own)
+            .destination(tunnel.node.into())
+            .replace();
+        request.message_mut().attributes.push(NeighbourAttribute::Vni(tunnel.vni));
+        request.execute().await.map_err(failed(format!("set the tunnel to {}", tunnel.node)))
+    }
+
+    pub(crate) async fn delete_tunnel(&self, index: u32, tunnel: &Tunnel) -> Result<bool> {
+        let mut message = NeighbourMessage::default();
+        message.header.family = AddressFamily::Bridge;
+        message.header.ifindex = index;
+        message.header.state = NeighbourState::Permanent;
+        message.header.flags = NeighbourFlags::Own;
+        message.attributes.push(NeighbourAttribute::LinkLayerAddress(tunnel.mac.to_vec()));
+        let request = self.handle.neighbours().del(message);
+        or_gone(request.execute().await).map_err(failed(format!("remove the tunnel to {}", tunnel.node)))
+    }
+
     pub(crate) async fn delete_link(&self, index: u32) -> Result<bool> {
         or_gone(self.handle.link().del(index).execute().await).map_err(failed("remove a link"))
     }
@@ -166,6 +234,13 @@ impl Netlink {
             LinkUnspec::new_with_index(index).set_header(LinkHeader { index, ..Default::default() }).up().build();
         self.handle.link().set(message).execute().await.map_err(failed(format!("set the link {name} up")))?;
         Ok(index)
+    }
+
+    #[cfg(test)]
+    pub(crate) async fn down(&self, name: &str) -> Result<()> {
+        let index = self.index(name).await?;
+        let message = LinkUnspec::new_with_index(index).down().build();
+        self.handle.link().set(message).execute().await.map_err(failed(format!("set the link {name} down")))
     }
 
     pub(crate) async fn add_address(&self, index: u32, address: Ipv4Addr) -> Result<()> {
@@ -190,6 +265,54 @@ impl Netlink {
             .execute()
             .await
             .map_err(failed(format!("set the neighbour {address}")))
+    }
+
+    pub(crate) async fn delete_neighbour(&self, index: u32, address: Ipv4Addr) -> Result<bool> {
+        let mut message = NeighbourMessage::default();
+        message.header.family = AddressFamily::Inet;
+        message.header.ifindex = index;
+        message.attributes.push(NeighbourAttribute::Destination(NeighbourAddress::Inet(address)));
+        let request = self.handle.neighbours().del(message);
+        or_gone(request.execute().await).map_err(failed(format!("remove the neighbour {address}")))
+    }
+
+    /// How packets for `address` leave the machine; `None` where nothing leads there.
+    pub(crate) async fn way_out(&self, address: Ipv4Addr) -> Result<Option<WayOut>> {
+        let doing = || format!("look up the way to {address}");
+        let question = RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(address, 32).build();
+        let answer = self.handle.route().get(question).execute().try_next().await;
+        let message = match answer {
+            Ok(Some(message)) if message.header.kind == RouteType::Unicast => message,
+            Ok(_) => return Ok(None),
+            // No route, or one that says no.
+            Err(error)
+                if matches!(
+                    errno(&error),
+                    Some(Errno::ENETUNREACH | Errno::EHOSTUNREACH | Errno::EACCES | Errno::EINVAL)
+                ) =>
+            {
+                return Ok(None);
+            }
+            Err(error) => return Err(failed(doing())(error)),
+        };
+        let mut out = None;
+        let mut neighbour = true;
+        for attribute in &message.attributes {
+            match attribute {
+                RouteAttribute::Oif(index) => out = Some(*index),
+                RouteAttribute::Gateway(_) | RouteAttribute::Via(_) => neighbour = false,
+                _ => {}
+            }
+        }
+        let Some(out) = out else { return Ok(None) };
+        let mut links = self.handle.link().get().match_index(out).execute();
+        match links.try_next().await {
+            Ok(link) => Ok(link
+                .map(|link| found_link(&link))
+                .map(|link| WayOut { on_segment: neighbour && link.segment, mtu: link.mtu })),
+            Err(error) if errno(&error) == Some(Errno::ENODEV) => Ok(None),
+            Err(error) => Err(failed(doing())(error)),
+        }
     }
 
     /// The machine's own addresses.
@@ -249,6 +372,24 @@ impl Netlink {
             .map_err(failed(format!("route {destination}")))
     }
 
+    /// A route through a tunnel that [`Self::add_tunnel`] set, for what comes from `source` if it may choose.
+    pub(crate) async fn add_route_through(
+        &self,
+        destination: Ipv4Net,
+        link: u32,
+        source: Ipv4Addr,
+        metric: u32,
+    ) -> Result<()> {
+        let message = through(destination, link, metric).pref_source(source).build();
+        let request = self.handle.route().add(message).replace();
+        request.execute().await.map_err(failed(format!("route {destination}")))
+    }
+
+    pub(crate) async fn delete_route_through(&self, destination: Ipv4Net, link: u32, metric: u32) -> Result<bool> {
+        let request = self.handle.route().del(through(destination, link, metric).build());
+        or_gone(request.execute().await).map_err(failed(format!("remove the route to {destination}")))
+    }
+
     pub(crate) async fn delete_route_over(&self, destination: Ipv4Net, link: u32, neighbour: Ipv4Addr) -> Result<bool> {
         let request = self.handle.route().del(over(destination, link, neighbour, TABLE_MAIN).build());
         or_gone(request.execute().await).map_err(failed(format!("remove the route to {destination}")))
@@ -292,6 +433,29 @@ fn over(destination: Ipv4Net, link: u32, neighbour: Ipv4Addr, table: u32) -> Rou
         .onlink()
         .protocol(RouteProtocol::Other(PROTOCOL))
         .table_id(table)
+}
+
+/// The neighbour at the far end goes by the first address of its range, which no pod has.
+fn through(destination: Ipv4Net, link: u32, metric: u32) -> RouteMessageBuilder<Ipv4Addr> {
+    over(destination, link, destination.network(), TABLE_MAIN).priority(metric)
+}
+
+fn found_link(message: &LinkMessage) -> Link {
+    let flags = message.header.flags;
+    let mut link = Link {
+        index: message.header.index,
+        mac: Vec::new(),
+        mtu: 0,
+        segment: flags.contains(LinkFlags::Broadcast) && !flags.contains(LinkFlags::Noarp),
+    };
+    for attribute in &message.attributes {
+        match attribute {
+            LinkAttribute::Address(mac) => link.mac.clone_from(mac),
+            LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
+            _ => {}
+        }
+    }
+    link
 }
 
 fn route_message(route: &Route) -> Result<RouteMessage> {

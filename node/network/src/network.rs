@@ -14,8 +14,9 @@ use crate::dns::{self, forward};
 use crate::error::{Error, Result};
 use crate::mode::Mode;
 use crate::namespace;
-use crate::netlink::{Netlink, Route};
+use crate::netlink::Netlink;
 use crate::nodes::Nodes;
+use crate::overlay::Overlay;
 use crate::records::{Owner, Records, addresses_file};
 use crate::routes::{self, Metric, Ranges};
 use crate::services::Services;
@@ -24,6 +25,7 @@ use crate::services::conntrack;
 use crate::services::nft::{self, Settings, Table};
 use crate::services::proxy::{Plan, Proxy, SharedAddresses, Tell};
 use crate::tenants::{self, Tenants};
+use crate::ways::{Peer, Ways};
 
 /// What a node's network is made of.
 #[derive(Clone, Debug)]
@@ -263,11 +265,11 @@ impl Network {
             let _ = tokio::time::timeout(NODES_KNOWN, known.cancelled()).await;
             services.run(shutdown).await;
         });
+        let overlay = Overlay::new(&config.cluster_id, &config.node_name, v4.pod, metric.value());
         let nodes = Nodes {
             network: network.clone(),
             name: config.node_name,
-            cluster: v4.cluster,
-            metric,
+            ways: Ways { cluster_id: config.cluster_id, cluster: v4.cluster, metric, overlay },
             shared,
             known: nodes_known,
         };
@@ -361,15 +363,13 @@ impl Network {
             .collect()
     }
 
-    /// Makes the routes to other nodes what they should be, given the machine's own addresses;
-    /// false if some could not be made.
-    pub(crate) async fn sync_ways(&self, wanted: impl FnOnce(&[Ipv4Addr]) -> BTreeMap<Ipv4Net, Route>) -> Result<bool> {
+    /// Makes the ways to other nodes what they should be. Tells the ranges that have none, and why.
+    pub(crate) async fn sync_ways(&self, ways: &Ways, peers: &[Peer]) -> Result<BTreeMap<Ipv4Net, String>> {
         let mut state = self.inner.state.lock().await;
         let State { records, tenants: Some((root, _)), .. } = &mut *state else {
-            return Ok(true);
+            return Ok(BTreeMap::new());
         };
-        let wanted = wanted(&root.addresses().await?);
-        routes::sync(root, records, &wanted).await
+        ways.sync(root, records, peers).await
     }
 
     /// The tenants whose network namespace is there.

@@ -3,13 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
+use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::files;
 use crate::mode::Mode;
 use crate::namespace;
-use crate::netlink::{Mac, Netlink, Route};
+use crate::netlink::{Mac, Netlink, Route, Tunnel};
 use crate::services::nft;
 
 const VERSION: u64 = 1;
@@ -20,6 +21,14 @@ pub(crate) struct TenantRecord {
     pub(crate) link: String,
     pub(crate) mac: Mac,
     pub(crate) peer_mac: Mac,
+}
+
+/// The device of the tunnels to other nodes, and which there are.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct OverlayRecord {
+    pub(crate) link: String,
+    pub(crate) mac: Mac,
+    pub(crate) tunnels: BTreeMap<Ipv4Net, Tunnel>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -34,6 +43,8 @@ struct Content {
     routes: BTreeSet<Route>,
     tenants: BTreeMap<String, TenantRecord>,
     tables: BTreeSet<String>,
+    #[serde(default)]
+    overlay: Option<OverlayRecord>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -93,6 +104,7 @@ impl Records {
             routes: BTreeSet::new(),
             tenants: BTreeMap::new(),
             tables: BTreeSet::new(),
+            overlay: None,
         };
         let records = Self { dir: dir.to_owned(), content };
         records.save()?;
@@ -151,6 +163,18 @@ impl Records {
         Ok(())
     }
 
+    pub(crate) fn overlay(&self) -> Option<&OverlayRecord> {
+        self.content.overlay.as_ref()
+    }
+
+    pub(crate) fn set_overlay(&mut self, overlay: Option<OverlayRecord>) -> Result<()> {
+        if self.content.overlay != overlay {
+            self.content.overlay = overlay;
+            self.save()?;
+        }
+        Ok(())
+    }
+
     pub(crate) fn tables(&self) -> &BTreeSet<String> {
         &self.content.tables
     }
@@ -163,9 +187,9 @@ impl Content {
 }
 
 /// Removes the link that a record tells of, if it is still that one.
-pub(crate) async fn remove_link(netlink: &Netlink, record: &TenantRecord) -> Result<bool> {
-    match netlink.link(&record.link).await? {
-        Some(link) if link.mac == record.mac => netlink.delete_link(link.index).await,
+pub(crate) async fn remove_link(netlink: &Netlink, name: &str, mac: Mac) -> Result<bool> {
+    match netlink.link(name).await? {
+        Some(link) if link.mac == mac => netlink.delete_link(link.index).await,
         _ => Ok(false),
     }
 }
@@ -187,7 +211,11 @@ pub async fn clean(dir: &Path) -> Result<Removed> {
                 removed.tables += usize::from(nft::delete_table(table).await?);
             }
             for record in content.tenants.values() {
-                removed.links += usize::from(remove_link(&netlink, record).await?);
+                removed.links += usize::from(remove_link(&netlink, &record.link, record.mac).await?);
+            }
+            if let Some(overlay) = &content.overlay {
+                // Its routes and tunnels go with it.
+                removed.links += usize::from(remove_link(&netlink, &overlay.link, overlay.mac).await?);
             }
             for route in &content.routes {
                 removed.routes += usize::from(netlink.delete_route(route).await?);

@@ -1,11 +1,6 @@
-//! Guards, so that no packet for a Service or a pod leaves the machine by the default route, and
-//! the ways to the pods of other nodes.
-
-use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr};
+//! Guards, so that no packet for a Service or a pod leaves the machine by the default route.
 
 use ipnet::Ipv4Net;
-use k8s_openapi::api::core::v1::Node;
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
@@ -24,6 +19,10 @@ impl Metric {
             u32::from(u16::from_be_bytes([first, second])) >> 2
         };
         Self(0xf000_0000 | bits(cluster_id) << 14 | bits(node_name))
+    }
+
+    pub(crate) fn value(self) -> u32 {
+        self.0
     }
 
     fn same_cluster(self, metric: u32) -> bool {
@@ -85,62 +84,6 @@ pub(crate) async fn guard(netlink: &Netlink, records: &mut Records, ranges: &Ran
     Ok(())
 }
 
-/// Where another node's pods are.
-pub(crate) fn way_to(node: &Node) -> Option<(Ipv4Net, Ipv4Addr)> {
-    let range = node.spec.as_ref()?.pod_cidr.as_ref()?.parse().ok()?;
-    let address = internal_addresses(node).find_map(|address| match address {
-        IpAddr::V4(address) => Some(address),
-        IpAddr::V6(_) => None,
-    })?;
-    Some((range, address))
-}
-
-pub(crate) fn internal_addresses(node: &Node) -> impl Iterator<Item = IpAddr> {
-    node.status
-        .iter()
-        .flat_map(|status| status.addresses.iter().flatten())
-        .filter(|address| address.type_ == "InternalIP")
-        .filter_map(|address| address.address.parse().ok())
-}
-
-/// The routes that should be there for the other nodes; one whose address is the machine's own
-/// has its pods right here.
-pub(crate) fn wanted(
-    nodes: impl Iterator<Item = (Ipv4Net, Ipv4Addr)>,
-    own: &[Ipv4Addr],
-    cluster: Ipv4Net,
-    metric: Metric,
-) -> BTreeMap<Ipv4Net, Route> {
-    nodes
-        .filter(|(range, address)| cluster.contains(range) && !own.contains(address) && !address.is_loopback())
-        .map(|(destination, address)| {
-            // Two nodes of this cluster on one machine each keep a route of their own.
-            (destination, Route { destination, way: Way::Gateway(address), metric: metric.0 })
-        })
-        .collect()
-}
-
-/// Makes the routes to other nodes what they should be. One that the kernel refuses is left out:
-/// told, and the answer is false.
-pub(crate) async fn sync(netlink: &Netlink, records: &mut Records, wanted: &BTreeMap<Ipv4Net, Route>) -> Result<bool> {
-    let there: Vec<Route> =
-        records.routes().iter().filter(|route| matches!(route.way, Way::Gateway(_))).cloned().collect();
-    for route in there.iter().filter(|route| wanted.get(&route.destination) != Some(route)) {
-        netlink.delete_route(route).await?;
-        records.remove_route(route)?;
-    }
-    let mut all = true;
-    for route in wanted.values() {
-        records.add_route(route)?;
-        if let Err(error) = netlink.add_route(route).await {
-            tracing::warn!(%error, destination = %route.destination, "no way to the pods of another node: are the nodes on one segment?");
-            records.remove_route(route)?;
-            all = false;
-        }
-    }
-    Ok(all)
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -184,18 +127,5 @@ mod tests {
         let pod = found("10.244.4.2/32", 0, false, false);
         assert_eq!(clash(&[pod.clone(), found("10.244.0.0/16", peer, true, false)]), None);
         assert!(clash(&[pod, found("10.244.0.0/16", other, true, false)]).is_some());
-    }
-
-    #[test]
-    fn routes_only_to_other_machines() {
-        let metric = Metric::new("0a0b0c0d", "one");
-        let nodes = [
-            (net("10.244.1.0/24"), Ipv4Addr::new(192, 0, 2, 1)),
-            (net("10.244.2.0/24"), Ipv4Addr::new(192, 0, 2, 2)),
-            (net("10.244.3.0/24"), Ipv4Addr::LOCALHOST),
-            (net("0.0.0.0/0"), Ipv4Addr::new(192, 0, 2, 3)),
-        ];
-        let wanted = wanted(nodes.into_iter(), &[Ipv4Addr::new(192, 0, 2, 1)], net("10.244.0.0/16"), metric);
-        assert_eq!(wanted.keys().copied().collect::<Vec<_>>(), [net("10.244.2.0/24")]);
     }
 }

@@ -59,21 +59,10 @@ pub(crate) fn valid_name(name: &str) -> bool {
         && name.bytes().all(|it| it.is_ascii_lowercase() || it.is_ascii_digit() || it == b'-')
 }
 
-/// A name for the machine's end of a link: at most 15 characters, the cluster's first.
+/// A name for the machine's end of a link, and the addresses of both ends.
 fn link_name(cluster_id: &str, node: &str, tenant: &str, attempt: u32) -> (String, Mac, Mac) {
     let digest = Sha256::digest(format!("{cluster_id}/{node}/{tenant}/{attempt}"));
-    let hex: String = digest.iter().take(3).map(|byte| format!("{byte:02x}")).collect();
-    let cluster: String = cluster_id.chars().filter(char::is_ascii_alphanumeric).take(8).collect();
-    let mac = |from: usize| {
-        let mut mac: Mac = [0; 6];
-        for (place, byte) in mac.iter_mut().zip(digest.iter().skip(from)) {
-            *place = *byte;
-        }
-        // Locally administered, unicast.
-        mac[0] = (mac[0] & 0xfc) | 0x02;
-        mac
-    };
-    (format!("s{cluster}{hex}"), mac(8), mac(16))
+    (netlink::name('s', cluster_id, &digest), netlink::mac(&digest, 8), netlink::mac(&digest, 16))
 }
 
 impl Tenants {
@@ -165,13 +154,13 @@ impl Tenants {
         ] {
             namespace::set(&format!("net/ipv4/conf/{}/{setting}", record.link), value)?;
         }
-        no_ipv6(&record.link);
+        namespace::no_ipv6(&record.link);
         let link = root.up(&record.link).await?;
         root.add_address(link, GATEWAY).await?;
         root.add_neighbour(link, INSIDE, record.peer_mac).await?;
 
         namespace::inside(self.namespace(name), || {
-            no_ipv6(LINK_INSIDE);
+            namespace::no_ipv6(LINK_INSIDE);
             namespace::set("net/ipv4/conf/eth0/rp_filter", "0")?;
             namespace::set("net/ipv4/conf/eth0/accept_redirects", "0")
         })
@@ -219,15 +208,10 @@ impl Tenants {
         let Some(record) = records.tenants().get(name).cloned() else {
             return Ok(());
         };
-        records::remove_link(root, &record).await?;
+        records::remove_link(root, &record.link, record.mac).await?;
         namespace::remove(&self.namespace(name))?;
         records.remove_tenant(name)
     }
-}
-
-/// A kernel without IPv6 has nothing to turn off.
-fn no_ipv6(link: &str) {
-    let _ = namespace::set(&format!("net/ipv6/conf/{link}/disable_ipv6"), "1");
 }
 
 impl Tenant {

@@ -188,51 +188,6 @@ fn two_nodes_live_on_one_machine() {
 }
 
 #[test]
-fn ways_to_nodes_on_other_machines() {
-    in_fresh_network(|| async {
-        let dir = tempfile::tempdir().unwrap();
-        let api = FakeApi::new();
-        // A segment with nobody else on it.
-        let netlink = Netlink::here().unwrap();
-        netlink.add_veth("seg0", [2, 0, 0, 0, 1, 1], "seg1", [2, 0, 0, 0, 1, 2], None).await.unwrap();
-        for link in ["seg0", "seg1"] {
-            netlink.up(link).await.unwrap();
-        }
-        let segment = netlink.link("seg0").await.unwrap().unwrap().index;
-        netlink.add_subnet(segment, "192.0.2.1/24".parse().unwrap()).await.unwrap();
-        let node = |name: &str, range: &str, address: &str| {
-            api.put(
-                "nodes",
-                json!({ "metadata": { "name": name }, "spec": { "podCIDR": range },
-                "status": { "addresses": [{ "type": "InternalIP", "address": address }] } }),
-            );
-        };
-        node("node-0", "10.244.0.0/24", "192.0.2.1");
-        node("near", "10.244.5.0/24", "192.0.2.5");
-        node("far", "10.244.6.0/24", "198.51.100.6");
-        let _here = start(&api, config(dir.path(), "node-0"), false).await;
-        let there = || async {
-            let mut ranges: Vec<String> = Netlink::here()
-                .unwrap()
-                .routes()
-                .await
-                .unwrap()
-                .iter()
-                .filter(|route| route.ours && route.destination.prefix_len() == 24)
-                .map(|route| route.destination.to_string())
-                .collect();
-            ranges.sort();
-            ranges
-        };
-        until("a way to the near one", || async { there().await == ["10.244.5.0/24"] }).await;
-        node("near", "10.244.7.0/24", "192.0.2.5");
-        until("its new range", || async { there().await == ["10.244.7.0/24"] }).await;
-        api.delete("nodes", "near");
-        until("no way", || async { there().await.is_empty() }).await;
-    });
-}
-
-#[test]
 fn ranges_in_use_are_refused() {
     in_fresh_network(|| async {
         let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());

@@ -5,6 +5,7 @@
 mod loopback;
 mod machine;
 mod services;
+mod ways;
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream, UdpSocket};

@@ -23,6 +23,8 @@ use rules::{Chain, Map, Place, Rules, element, rules};
 
 /// Set on a packet whose source is to become the machine's own.
 const MASQUERADE: u32 = 0x1000_0000;
+/// All but that mark: what a packet is put into on its way to another node inherits it, and is not meant.
+const KEEP: u32 = !MASQUERADE;
 
 /// For so many endpoints a port there are chains from the beginning.
 const ENDPOINTS: usize = 32;
@@ -241,7 +243,7 @@ impl Table {
   chain postrouting {{
     type nat hook postrouting priority srcnat;
     oifname lo return
-    meta mark and {MASQUERADE:#x} != 0 masquerade
+    meta mark and {MASQUERADE:#x} != 0 meta mark set meta mark and {KEEP:#x} masquerade
     ct status dnat ip saddr . ip daddr @hairpin masquerade
     ip saddr {service_cidr} masquerade
     ip saddr {pod_cidr} ip daddr != {cluster_cidr} masquerade
