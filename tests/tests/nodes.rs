@@ -262,21 +262,36 @@ fn machines_with_a_router_between() {
         let back = fleet.machines[machine].place.inside(|| tcp_echo(&authority, &bytes));
         assert!(back.unwrap() == bytes, "from machine {machine} to {address}");
     }
+    // A port of a machine's own, for a Linux pod and for somebody outside.
+    fleet.cluster.apply(
+        &linux("c")
+            .replace("linux-c", "port-c")
+            .replace("app: linux", "app: port")
+            .replace("    command:", "    ports: [{containerPort: 8080, hostPort: 8088}]\n    command:"),
+    );
+    fleet.cluster.kubectl(&["wait", "--for=condition=Ready", "pod/port-c", "--timeout=60s"]);
+    let port = format!("{}:8088", fleet.machines[2].address);
+    let (status, said) = fleet.fabric.outside().inside(|| http_get(&port, "/entries")).unwrap();
+    assert_eq!((status, speaker(&said).as_deref()), (200, Some("port-c")));
+
     let (leaked, tunnelled) = fleet.fabric.seen();
     assert_eq!(leaked, 0, "the router sees nodes' addresses only");
     assert!(tunnelled > 1000, "{tunnelled} packets in tunnels");
 
-    // A node that is taken away leaves neither its device nor a way to it.
+    // A node that is taken away leaves nothing on its machine and no way to it.
     let devices = |fleet: &Fleet, machine: usize| {
         let listed = fleet.machines[machine].place.run("ip".as_ref(), &["-o", "link", "show", "type", "vxlan"]);
         listed.out.lines().count()
     };
     assert_eq!([0, 1, 2].map(|machine| devices(&fleet, machine)), [1, 1, 1]);
+    let rules = |fleet: &Fleet| fleet.machines[2].place.run("iptables-save".as_ref(), &[]).out;
+    assert!(rules(&fleet).contains("8088"), "{}", rules(&fleet));
     let mut last = fleet.nodes.pop().unwrap();
     last.kill();
     let removed = last.down();
     assert!(removed.contains("interface"), "{removed}");
     assert_eq!(devices(&fleet, 2), 0);
+    assert!(!rules(&fleet).contains("8088") && !rules(&fleet).contains("sampan"), "{}", rules(&fleet));
     fleet.cluster.kubectl(&["delete", "node", "c"]);
     eventually("no tunnel to nobody", || (devices(&fleet, 0) + devices(&fleet, 1) == 0).then_some(()));
 }

@@ -13,17 +13,25 @@ use anyhow::{Context as _, bail, ensure};
 use bytes::Bytes;
 use http::{Request, StatusCode, Uri};
 use http_body_util::{BodyExt, Full, Limited};
-use hyper_util::rt::TokioIo;
+use hyper_util::client::legacy::{self, connect::HttpConnector};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use kube::client::ConfigExt as _;
+use kube::client::retry::RetryPolicy;
 use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use sha2::{Digest, Sha256};
 use tokio::net::TcpStream;
+use tower::retry::RetryLayer;
+use tower::{BoxError, ServiceBuilder};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 const LARGEST: usize = 1 << 20;
 const PATIENCE: Duration = Duration::from_secs(15);
+/// After so long without a sign of the server a connection is given up: a watch on one that was cut
+/// would wait for ever.
+const SILENCE: Duration = Duration::from_secs(30);
 /// A certificate with less left than this is asked for anew, where a token is given.
 const RENEW_DAYS: i64 = 30;
 
@@ -142,7 +150,22 @@ impl Joined {
         config.read_timeout = None;
         config.auth_info.client_certificate_data = Some(encode(&self.certificate.cert_pem));
         config.auth_info.client_key_data = Some(encode(&self.certificate.key_pem).into());
-        Ok(kube::Client::try_from(config)?)
+        // Another may be there already, which is as good.
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let mut http = HttpConnector::new();
+        http.enforce_http(false);
+        http.set_nodelay(true);
+        http.set_connect_timeout(Some(PATIENCE));
+        http.set_keepalive(Some(SILENCE / 2));
+        http.set_keepalive_interval(Some(SILENCE / 6));
+        http.set_tcp_user_timeout(Some(SILENCE));
+        let https = config.rustls_https_connector_with_connector(http)?;
+        let service = ServiceBuilder::new()
+            .layer(config.base_uri_layer())
+            .layer(RetryLayer::new(RetryPolicy::server_retry()))
+            .map_err(BoxError::from)
+            .service(legacy::Client::builder(TokioExecutor::new()).build(https));
+        Ok(kube::Client::new(service, config.default_namespace))
     }
 }
 

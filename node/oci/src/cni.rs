@@ -13,7 +13,7 @@ use crate::installed::{Installed, executable};
 /// What every plugin since CNI 0.9 and containerd 1.6 read.
 const VERSION: &str = "0.4.0";
 const VERSIONS: &[&str] = &["0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
-const FILE: &str = "10-sampan.conflist";
+pub(crate) const FILE: &str = "10-sampan.conflist";
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Network {

@@ -144,8 +144,7 @@ impl Daemon {
     }
 
     /// Ends the containerd of a directory and all its containers, whether it can be driven or not, and
-    /// removes everything of it from the machine but rules of host ports, which only removing their
-    /// sandboxes does. Blocks, for seconds where much is left.
+    /// removes everything of it from the machine. Blocks, for seconds where much is left.
     pub fn purge(dir: &Path) -> Result<()> {
         purge::purge(&Paths::of(dir)?, recorded(&Paths::of(dir)?))
     }

@@ -26,6 +26,7 @@ mod json;
 pub mod layout;
 mod lease;
 mod pause;
+mod ports;
 mod proto;
 mod purge;
 mod sandbox;

@@ -10,6 +10,7 @@ use rustix::process::Signal;
 
 use crate::config::Paths;
 use crate::error::{Error, Result};
+use crate::ports;
 use sampan_process::Identity;
 
 /// How long killed processes may take to end.
@@ -38,6 +39,7 @@ pub(crate) fn clean(paths: &Paths, recorded: Option<Identity>) -> Result<usize> 
     }
     unmount_below(&paths.dir)?;
     remove(&paths.run)?;
+    ports::take_back(paths)?;
     Ok(bundles.len())
 }
 

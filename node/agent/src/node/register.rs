@@ -25,6 +25,7 @@ use crate::pod::shared;
 /// How often a status that did not change is written, and how often pressure is looked at.
 const EVERY: Duration = Duration::from_secs(300);
 const LOOK: Duration = Duration::from_secs(10);
+const RETRY: Duration = Duration::from_secs(2);
 /// Images that a status lists, as many as the kubelet's.
 const MOST_IMAGES: usize = 50;
 
@@ -196,27 +197,37 @@ impl Registration {
         Ok(comparable(&status))
     }
 
-    /// Keeps the status until shutdown: on a change, and every five minutes.
+    /// Keeps the status until shutdown: on a change of ours or of what the cluster says (that the node is
+    /// lost, after it was cut off), and every five minutes.
     pub async fn keep(&self, shutdown: CancellationToken) {
-        let mut known = match Api::<core::Node>::all(self.client.clone()).get(&self.name).await {
-            Ok(node) => node.status.and_then(|status| status.conditions).unwrap_or_default(),
-            Err(_) => Vec::new(),
-        };
+        let nodes: Api<core::Node> = Api::all(self.client.clone());
         let (mut images, mut pressure) = (self.images.changes(), self.disk.changes());
         let mut written: Option<(Value, tokio::time::Instant)> = None;
         loop {
-            let current = comparable(&self.status(Ok(()), &known));
-            let due = written.as_ref().is_none_or(|(last, at)| *last != current || at.elapsed() >= EVERY);
-            if due {
-                match self.write(Ok(()), &mut known).await {
-                    Ok(value) => written = Some((value, tokio::time::Instant::now())),
-                    Err(error) => {
-                        tracing::warn!(%error, "node status not written; trying again");
-                        written = None;
-                    }
+            let wrote = async {
+                let told = nodes.get(&self.name).await?.status.and_then(|status| status.conditions).unwrap_or_default();
+                let current = self.status(Ok(()), &told);
+                let agreed = agrees(&told, current.conditions.as_deref().unwrap_or_default());
+                let current = comparable(&current);
+                let due = written.as_ref().is_none_or(|(last, at)| *last != current || at.elapsed() >= EVERY);
+                if due || !agreed {
+                    let value = self.write(Ok(()), &mut told.clone()).await?;
+                    written = Some((value, tokio::time::Instant::now()));
                 }
-            }
-            let wait = if written.is_some() { LOOK } else { Duration::from_secs(2) };
+                Ok::<_, kube::Error>(())
+            };
+            let wrote = tokio::select! {
+                () = shutdown.cancelled() => return,
+                wrote = wrote => wrote,
+            };
+            let wait = match wrote {
+                Ok(()) => LOOK,
+                Err(error) => {
+                    tracing::warn!(%error, "node status not written; trying again");
+                    written = None;
+                    RETRY
+                }
+            };
             tokio::select! {
                 () = shutdown.cancelled() => return,
                 Ok(()) = images.changed() => {}
@@ -234,6 +245,11 @@ impl Registration {
             tracing::debug!(%error, "not told that the node stops");
         }
     }
+}
+
+/// Whether the cluster has each of our conditions as we have it.
+fn agrees(told: &[core::NodeCondition], ours: &[core::NodeCondition]) -> bool {
+    ours.iter().all(|own| told.iter().any(|told| told.type_ == own.type_ && told.status == own.status))
 }
 
 /// A status without its heartbeats.
@@ -324,5 +340,24 @@ pub async fn wait_for_range(client: &Client, name: &str, shutdown: &Cancellation
             Some(Err(error)) => tracing::warn!(%error, "watch of the node failed; trying again"),
             None => anyhow::bail!("the watch of the node ended"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_that_counts_as_lost_speaks_up() {
+        let condition = |kind: &str, status: &str| core::NodeCondition {
+            type_: kind.to_owned(),
+            status: status.to_owned(),
+            ..Default::default()
+        };
+        let ours = [condition("Ready", "True"), condition("DiskPressure", "False")];
+        let others = condition("NetworkUnavailable", "False");
+        assert!(agrees(&[others.clone(), ours[1].clone(), ours[0].clone()], &ours));
+        assert!(!agrees(&[condition("Ready", "Unknown"), ours[1].clone(), others], &ours));
+        assert!(!agrees(&[], &ours));
     }
 }
