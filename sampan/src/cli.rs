@@ -1,6 +1,6 @@
 //! The command line: what can be asked for, and nothing of how it is done.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
@@ -110,6 +110,10 @@ pub struct NodeFlags {
     /// Name of this node [default: the host's name]
     #[arg(long, value_name = "NAME")]
     pub node_name: Option<String>,
+    /// Address of this machine that other nodes and the server reach it at
+    /// [default: the one that the default route leaves from]
+    #[arg(long, value_name = "ADDR")]
+    pub node_ip: Option<Ipv4Addr>,
     /// How many pods this node takes [default: 1000]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=30_000))]
     pub max_pods: Option<u32>,

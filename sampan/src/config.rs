@@ -1,6 +1,6 @@
 //! One way of configuration: flags, and a YAML file with the same names for what the flags leave out.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
@@ -40,6 +40,7 @@ struct File {
     cluster_cidr: Option<IpNet>,
     service_cidr: Option<IpNet>,
     node_name: Option<String>,
+    node_ip: Option<Ipv4Addr>,
     max_pods: Option<u32>,
     containerd: Option<PathBuf>,
     image_gc_high_threshold: Option<u8>,
@@ -60,6 +61,7 @@ impl File {
             "clusterCidr" => self.cluster_cidr = read_value(value, RANGE)?,
             "serviceCidr" => self.service_cidr = read_value(value, RANGE)?,
             "nodeName" => self.node_name = read_value(value, "a name (one of digits in quotes)")?,
+            "nodeIp" => self.node_ip = read_value(value, "an address of this machine such as 192.0.2.7")?,
             "containerd" => self.containerd = read_value(value, "a path")?,
             "maxPods" => self.max_pods = read_value(value, "a number from 1 to 30000")?,
             "imageGcHighThreshold" => self.image_gc_high_threshold = read_value(value, PERCENT)?,
@@ -67,7 +69,7 @@ impl File {
             "server" => self.server = read_value(value, "a URL such as https://192.0.2.1:6443")?,
             _ => bail!(
                 "no such key; there are dataDir, logFormat, listen, kubeconfig, clusterCidr, serviceCidr, nodeName, \
-                 maxPods, containerd, imageGcHighThreshold, imageGcLowThreshold and server"
+                 nodeIp, maxPods, containerd, imageGcHighThreshold, imageGcLowThreshold and server"
             ),
         }
         Ok(())
@@ -88,6 +90,7 @@ pub struct Config {
     pub cluster_cidr: Option<IpNet>,
     pub service_cidr: Option<IpNet>,
     pub node_name: String,
+    pub node_ip: Option<Ipv4Addr>,
     pub max_pods: u32,
     pub containerd: Option<PathBuf>,
     pub image_gc: Thresholds,
@@ -131,12 +134,14 @@ impl Config {
             cluster_cidr: control_plane.cluster_cidr.or(file.cluster_cidr),
             service_cidr: control_plane.service_cidr.or(file.service_cidr),
             node_name,
+            node_ip: node.node_ip.or(file.node_ip),
             max_pods,
             containerd: node.containerd.or(file.containerd),
             image_gc,
             server: server.or(file.server),
         };
         config.check_ranges()?;
+        config.check_address()?;
         Ok(config)
     }
 
@@ -162,6 +167,16 @@ impl Config {
                 "--cluster-cidr {cluster} and --service-cidr {service} overlap"
             );
         }
+        Ok(())
+    }
+
+    fn check_address(&self) -> Result<()> {
+        let Some(address) = self.node_ip else { return Ok(()) };
+        // Whoever can bind it has it.
+        ensure!(
+            !address.is_unspecified() && UdpSocket::bind((address, 0)).is_ok(),
+            "--node-ip {address} is not found in this machine's network interfaces; give one that is"
+        );
         Ok(())
     }
 
@@ -282,6 +297,15 @@ mod tests {
             assert!(error.contains(part), "{error}");
         }
         assert!(room(30_000, "10.1.0.0/17").is_err());
+    }
+
+    #[test]
+    fn a_nodes_address_is_its_own() {
+        assert_eq!(with_file("nodeIp: 127.0.0.1\n").unwrap().node_ip, Some(Ipv4Addr::LOCALHOST));
+        for other in ["192.0.2.7", "0.0.0.0"] {
+            let error = with_file(&format!("nodeIp: {other}\n")).err().unwrap().to_string();
+            assert!(error.contains("--node-ip") && error.contains(other), "{error}");
+        }
     }
 
     #[test]

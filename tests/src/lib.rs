@@ -107,9 +107,9 @@ impl Cluster {
     }
 
     /// `sampan server` on a machine, ready. Its clients run there too.
-    pub fn server_on(machine: &Machine) -> Self {
+    pub fn server_on(machine: &Machine, arguments: &[&str]) -> Self {
         let listen = format!("{}:0", machine.address);
-        Self::start_in(machine.place.clone(), "server", &["--listen", &listen])
+        Self::start_in(machine.place.clone(), "server", &[&["--listen", &listen], arguments].concat())
     }
 
     /// With further arguments.
@@ -310,17 +310,17 @@ pub struct Node {
 impl Node {
     /// Joins with a new token, ready.
     pub fn join(cluster: &Cluster, name: &str) -> Self {
-        let mut node = Self::join_from(Place::default(), cluster, name);
+        let mut node = Self::join_from(Place::default(), cluster, name, &[]);
         node.ready();
         node
     }
 
     /// Begins to join from a machine; [`Self::ready`] waits for it.
-    pub fn join_on(machine: &Machine, cluster: &Cluster, name: &str) -> Self {
-        Self::join_from(machine.place.clone(), cluster, name)
+    pub fn join_on(machine: &Machine, cluster: &Cluster, name: &str, more: &[&str]) -> Self {
+        Self::join_from(machine.place.clone(), cluster, name, more)
     }
 
-    fn join_from(place: Place, cluster: &Cluster, name: &str) -> Self {
+    fn join_from(place: Place, cluster: &Cluster, name: &str, more: &[&str]) -> Self {
         let dir = tempfile::Builder::new().prefix("sampan-test-").tempdir().unwrap();
         let token = cluster.sampan(&["token", "create"]);
         let data = dir.path().join("data");
@@ -336,7 +336,7 @@ impl Node {
             "--node-name",
             name,
         ];
-        let process = Process::spawn_in(&place, &sampan(), &arguments, &[]);
+        let process = Process::spawn_in(&place, &sampan(), &[&arguments, more].concat(), &[]);
         Self { dir, process: Some(process), place, name: name.to_owned() }
     }
 

@@ -72,7 +72,7 @@ impl Place {
     }
 
     /// Runs lines of `ip`, which have to work.
-    fn ip(&self, lines: &str) {
+    pub fn ip(&self, lines: &str) {
         self.must("ip", &["-batch", "-"], lines);
     }
 

@@ -28,13 +28,13 @@ impl Fleet {
     /// The server on a machine of the first segment, and a node on one of each of these segments.
     fn new(segments: &[u8]) -> Self {
         let fabric = Fabric::new(segments.iter().max().unwrap() + 1);
-        let cluster = Cluster::server_on(&fabric.machine(0, 10));
+        let cluster = Cluster::server_on(&fabric.machine(0, 10), &[]);
         let machines: Vec<_> =
             segments.iter().zip(21..).map(|(segment, host)| fabric.machine(*segment, host)).collect();
         let layout = cluster.get(&["configmap", "sampan-cluster", "-n", "kube-system"]);
         let range = |name: &str| layout["data"][name].as_str().unwrap().to_owned();
         fabric.watch(&[&range("clusterCIDR"), &range("serviceCIDR")]);
-        let join = |(machine, name): (&Machine, &str)| Node::join_on(machine, &cluster, name);
+        let join = |(machine, name): (&Machine, &str)| Node::join_on(machine, &cluster, name, &[]);
         let mut nodes: Vec<_> = machines.iter().zip(["a", "b", "c"]).map(join).collect();
         nodes.iter_mut().for_each(Node::ready);
         cluster.import_busybox();
@@ -366,6 +366,36 @@ fn a_machine_cut_off_and_healed() {
     }
     let running = fleet.shell("b", "ps | grep -c '[h]ttpd -f'");
     assert_eq!(running.trim(), "1");
+}
+
+#[test]
+fn a_node_for_which_no_range_is_left() {
+    if !makes_machines() {
+        return;
+    }
+    let fabric = Fabric::new(1);
+    let (first, second) = (fabric.machine(0, 21), fabric.machine(0, 22));
+    // An address beside the one that would be chosen.
+    first.place.ip("address add 198.51.100.121/24 dev eth0");
+    let cluster = Cluster::server_on(&fabric.machine(0, 10), &["--cluster-cidr", "10.199.7.0/24"]);
+    let mut has_all = Node::join_on(&first, &cluster, "a", &["--max-pods", "112", "--node-ip", "198.51.100.121"]);
+    has_all.ready();
+    let status = cluster.get(&["node", "a"])["status"].take();
+    assert_eq!(status["addresses"][0]["address"], "198.51.100.121");
+    assert_eq!(status["daemonEndpoints"]["kubeletEndpoint"]["Port"], 10250);
+    let mut waits = Node::join_on(&second, &cluster, "b", &["--max-pods", "100"]);
+    let ready = eventually("a word about it", || {
+        let node = cluster.try_kubectl(&["get", "node", "b", "-o", "json"]);
+        let node: Value = serde_json::from_str(&node.out).ok()?;
+        let conditions = node["status"]["conditions"].as_array()?;
+        let ready = conditions.iter().find(|condition| condition["type"] == "Ready")?.clone();
+        ready["message"].as_str()?.contains("spec.podCIDR").then_some(ready)
+    });
+    assert_eq!((ready["status"].as_str(), ready["reason"].as_str()), (Some("False"), Some("KubeletNotReady")));
+    // Room is made, and the node takes it.
+    drop(has_all);
+    cluster.kubectl(&["delete", "node", "a"]);
+    waits.ready();
 }
 
 /// Nobody wants to wait the usual five minutes.

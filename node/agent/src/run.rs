@@ -1,5 +1,6 @@
 //! The agent's life: registered, networked, adopting what runs, serving, leaving.
 
+use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
@@ -15,6 +16,7 @@ use sampan_client::{EventRecorder, Informers};
 use sampan_network::{Mode, Network};
 use sampan_oci::cni;
 use sampan_wasm::Cache;
+use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -44,7 +46,7 @@ pub struct Config {
     pub mode: Mode,
     /// The node's addresses, the one that others reach it at first.
     pub addresses: Vec<IpAddr>,
-    /// Where the node's HTTPS API listens; port 0 takes any.
+    /// Where the node's HTTPS API listens; at another port where another node of this machine has that one.
     pub listen: SocketAddr,
     /// The cluster's CA: who may call that API is certified by it.
     pub ca_pem: String,
@@ -83,9 +85,11 @@ pub async fn run(config: Config, client: Client, shutdown: CancellationToken) ->
     let cache = Cache::open(paths.modules(), sampan_wasm::compile::Options::default())
         .map_err(|error| anyhow::anyhow!("the store of compiled modules: {error}"))?;
     let images = Arc::new(Images::open(&paths.images(), Arc::new(WasmCompiler(cache.clone())))?);
-    let listener = tokio::net::TcpListener::bind(config.listen)
-        .await
-        .with_context(|| format!("the node's API cannot listen on {}", config.listen))?;
+    let listener = match TcpListener::bind(config.listen).await {
+        Err(error) if error.kind() == ErrorKind::AddrInUse => TcpListener::bind((config.listen.ip(), 0)).await,
+        bound => bound,
+    };
+    let listener = listener.with_context(|| format!("the node's API cannot listen on {}", config.listen))?;
     let tls = api::tls(&config.ca_pem, &config.certificate.cert_pem, &config.certificate.key_pem)?;
     let privileged = config.mode == Mode::Privileged && rustix::process::geteuid().is_root();
     let facts =
@@ -113,7 +117,7 @@ pub async fn run(config: Config, client: Client, shutdown: CancellationToken) ->
     let mut tasks = JoinSet::new();
     tasks.spawn(node::renew(client.clone(), node, stop.clone()));
 
-    let pod_cidr = node::wait_for_range(&client, &config.node_name, &shutdown).await?;
+    let pod_cidr = node::wait_for_range(&registration, &shutdown).await?;
     let cluster = cluster(&client, &shutdown).await?;
     let informers = Informers::new(client.clone(), stop.clone());
     let network = Network::start(

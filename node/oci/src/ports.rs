@@ -17,6 +17,7 @@ use crate::installed::Installed;
 /// Where libcni, inside of containerd, notes what it had the plugins do.
 const NOTES: &str = "/var/lib/cni/results";
 const PLUGIN: &str = "portmap";
+const CAPABILITY: &str = "portMappings";
 
 /// One of libcni's notes.
 #[derive(Deserialize)]
@@ -28,8 +29,10 @@ struct Note {
 }
 
 impl Note {
-    fn has_ports(&self) -> bool {
-        self.capability_args["portMappings"].as_array().is_some_and(|ports| !ports.is_empty())
+    /// The host ports, as the plugin was told of them.
+    fn ports(&self) -> Option<&Value> {
+        let ports = self.capability_args.get(CAPABILITY)?;
+        ports.as_array().is_some_and(|ports| !ports.is_empty()).then_some(ports)
     }
 }
 
@@ -45,8 +48,8 @@ pub(crate) fn take_back(paths: &Paths) -> Result<()> {
     for id in sandboxes(&paths.cni_state().join(name)) {
         let path = PathBuf::from(format!("{NOTES}/{name}-{id}-eth0"));
         let note = std::fs::read(&path).ok().and_then(|text| serde_json::from_slice::<Note>(&text).ok());
-        if let Some(note) = note.filter(Note::has_ports) {
-            delete(&list, &id, &note.if_name)?;
+        if let Some((note, ports)) = note.as_ref().and_then(|note| Some((note, note.ports()?))) {
+            delete(&list, &id, &note.if_name, ports)?;
         }
         let _ = std::fs::remove_file(path);
         let _ = std::fs::remove_file(format!("{NOTES}/cni-loopback-{id}-lo"));
@@ -70,7 +73,7 @@ fn sandboxes(books: &Path) -> BTreeSet<String> {
 }
 
 /// Asks the plugin to take the rules of a sandbox away, whose network namespace is gone.
-fn delete(list: &Value, id: &str, interface: &str) -> Result<()> {
+fn delete(list: &Value, id: &str, interface: &str, ports: &Value) -> Result<()> {
     let Some(plugin) = list["plugins"].as_array().into_iter().flatten().find(|plugin| plugin["type"] == PLUGIN) else {
         return Ok(());
     };
@@ -79,6 +82,8 @@ fn delete(list: &Value, id: &str, interface: &str) -> Result<()> {
     let mut config = plugin.clone();
     config["cniVersion"] = list["cniVersion"].clone();
     config["name"] = list["name"].clone();
+    // Without them it does nothing.
+    config["runtimeConfig"] = json!({ CAPABILITY: ports });
     let mut child = Command::new(&program)
         .env("CNI_COMMAND", "DEL")
         .env("CNI_CONTAINERID", id)
@@ -92,7 +97,7 @@ fn delete(list: &Value, id: &str, interface: &str) -> Result<()> {
         .map_err(Error::io(&program))?;
     if let Some(mut input) = child.stdin.take() {
         // It may end before it has read all: what it says then is what matters.
-        let _ = input.write_all(json!(config).to_string().as_bytes());
+        let _ = input.write_all(config.to_string().as_bytes());
     }
     let output = child.wait_with_output().map_err(Error::io(&program))?;
     if output.status.success() {
@@ -125,7 +130,7 @@ mod tests {
 
     #[test]
     fn knows_who_has_ports() {
-        let has = |text: &str| serde_json::from_str::<Note>(text).unwrap().has_ports();
+        let has = |text: &str| serde_json::from_str::<Note>(text).unwrap().ports().is_some();
         assert!(has(r#"{"ifName":"eth0","capabilityArgs":{"portMappings":[{"hostPort":80}]}}"#));
         assert!(!has(r#"{"ifName":"eth0","capabilityArgs":{"portMappings":[]}}"#));
         assert!(!has(r#"{"ifName":"eth0"}"#));

@@ -16,6 +16,9 @@ use super::control_plane::{ControlPlane, node_ready};
 use crate::config::Config;
 use crate::data_dir::DataDir;
 
+/// Where a node's API listens, as every kubelet's does.
+const PORT: u16 = 10250;
+
 /// What an agent is made of but for how it reaches the cluster.
 async fn agent_config(
     config: &Config,
@@ -25,7 +28,7 @@ async fn agent_config(
     end_pods: bool,
 ) -> Result<sampan_agent::Config> {
     let mode = tokio::task::spawn_blocking(sampan_network::detect_mode).await?;
-    let addresses = addresses();
+    let addresses = addresses(config);
     Ok(sampan_agent::Config {
         node_name: config.node_name.clone(),
         dir: data_dir.part("node")?,
@@ -33,7 +36,7 @@ async fn agent_config(
         containerd: config.containerd.clone(),
         image_gc: config.image_gc,
         mode,
-        listen: SocketAddr::new(listen_address(mode), 0),
+        listen: SocketAddr::new(listen_address(mode), PORT),
         addresses,
         ca_pem,
         certificate,
@@ -51,9 +54,11 @@ fn listen_address(mode: Mode) -> IpAddr {
 }
 
 /// How others reach this machine.
-fn addresses() -> Vec<IpAddr> {
+fn addresses(config: &Config) -> Vec<IpAddr> {
     let local = IpAddr::from(Ipv4Addr::LOCALHOST);
-    if rustix::process::geteuid().is_root() {
+    if let Some(address) = config.node_ip {
+        vec![address.into()]
+    } else if rustix::process::geteuid().is_root() {
         vec![sampan_server::outgoing_address().filter(IpAddr::is_ipv4).unwrap_or(local)]
     } else {
         vec![local]
@@ -67,7 +72,7 @@ pub async fn beside(
     data_dir: &DataDir,
 ) -> Result<(sampan_agent::Config, Client)> {
     let server = control_plane.server();
-    let request = CertificateRequest::new(&config.node_name, &addresses())?;
+    let request = CertificateRequest::new(&config.node_name, &addresses(config))?;
     let certificate = Certificate { cert_pem: server.node_certificate(&request.csr_pem)?, key_pem: request.key_pem };
     let agent = agent_config(config, data_dir, server.ca_pem().to_owned(), certificate, true).await?;
     Ok((agent, control_plane.client(Identity::node(&config.node_name))))
@@ -81,7 +86,7 @@ pub async fn join(
     data_dir: &DataDir,
 ) -> Result<(sampan_agent::Config, Client)> {
     let dir = data_dir.part("identity")?;
-    let joined: Joined = sampan_agent::join(server, token, &dir, &config.node_name, &addresses()).await?;
+    let joined: Joined = sampan_agent::join(server, token, &dir, &config.node_name, &addresses(config)).await?;
     let client = joined.client()?;
     let agent = agent_config(config, data_dir, joined.ca_pem, joined.certificate, false).await?;
     Ok((agent, client))

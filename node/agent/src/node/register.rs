@@ -26,6 +26,8 @@ use crate::pod::shared;
 const EVERY: Duration = Duration::from_secs(300);
 const LOOK: Duration = Duration::from_secs(10);
 const RETRY: Duration = Duration::from_secs(2);
+/// When a range of pod addresses should have come.
+const RANGE: Duration = Duration::from_secs(5);
 /// Images that a status lists, as many as the kubelet's.
 const MOST_IMAGES: usize = 50;
 
@@ -319,14 +321,23 @@ async fn register_once(registration: &Registration) -> kube::Result<core::Node> 
     }
 }
 
-/// Waits for the node's range of pod addresses.
-pub async fn wait_for_range(client: &Client, name: &str, shutdown: &CancellationToken) -> anyhow::Result<IpNet> {
-    let nodes: Api<core::Node> = Api::all(client.clone());
+/// Waits for the node's range of pod addresses; says so where it does not come.
+pub async fn wait_for_range(registration: &Registration, shutdown: &CancellationToken) -> anyhow::Result<IpNet> {
+    let name = registration.name.as_str();
+    let nodes: Api<core::Node> = Api::all(registration.client.clone());
     let config = watcher::Config::default().fields(&format!("metadata.name={name}"));
     let mut changes = std::pin::pin!(watcher(nodes, config).default_backoff().applied_objects());
+    let mut overdue = tokio::time::interval_at(tokio::time::Instant::now() + RANGE, EVERY);
     loop {
         let change = tokio::select! {
             () = shutdown.cancelled() => anyhow::bail!("stopped before the node had a range of pod addresses"),
+            _ = overdue.tick() => {
+                let why = "the node has no range of pod addresses (spec.podCIDR): the cluster's range may be used up; \
+                           give nodes a smaller --max-pods, or the cluster a larger --cluster-cidr";
+                tracing::warn!(node = name, "{why}; waiting for it");
+                registration.not_ready(why).await;
+                continue;
+            }
             change = changes.next() => change,
         };
         match change {
