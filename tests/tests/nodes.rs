@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::io::{BufRead as _, BufReader, Write as _};
-use std::net::TcpListener;
+use std::net::{TcpListener, TcpStream};
 use std::time::Duration;
 
 use sampan_tests::{
@@ -262,6 +262,8 @@ fn machines_with_a_router_between() {
         let back = fleet.machines[machine].place.inside(|| tcp_echo(&authority, &bytes));
         assert!(back.unwrap() == bytes, "from machine {machine} to {address}");
     }
+    nobody_breaks_in_through_a_tunnel(&fleet.fabric, &fleet.machines[2]);
+
     // A port of a machine's own, for a Linux pod and for somebody outside.
     fleet.cluster.apply(
         &linux("c")
@@ -294,6 +296,29 @@ fn machines_with_a_router_between() {
     assert!(!rules(&fleet).contains("8088") && !rules(&fleet).contains("sampan"), "{}", rules(&fleet));
     fleet.cluster.kubectl(&["delete", "node", "c"]);
     eventually("no tunnel to nobody", || (devices(&fleet, 0) + devices(&fleet, 1) == 0).then_some(()));
+}
+
+/// Whoever can send to the tunnels' port can send packets out of them, but none that is not a pod's.
+fn nobody_breaks_in_through_a_tunnel(fabric: &Fabric, machine: &Machine) {
+    let device = || -> Value {
+        let listed = machine.place.run("ip".as_ref(), &["-j", "-d", "-s", "address", "show", "type", "vxlan"]).out;
+        serde_json::from_str::<Value>(&listed).unwrap()[0].take()
+    };
+    let before = device();
+    let received = |device: &Value| device["stats64"]["rx"]["packets"].as_u64().unwrap();
+    let (vni, mac) = (&before["linkinfo"]["info_data"]["id"], before["address"].as_str().unwrap());
+    let (inner, remote) = (before["addr_info"][0]["local"].as_str().unwrap(), machine.address);
+    // With the route back to it, only the tunnel's own rules are in the way.
+    fabric.outside().ip(&format!(
+        "link add forged type vxlan id {vni} remote {remote} dstport 8472\naddress add 192.0.2.66/32 dev forged\n\
+         link set forged up\nroute add {inner}/32 dev forged src 192.0.2.66\n\
+         neighbour add {inner} lladdr {mac} dev forged nud permanent"
+    ));
+    let address = format!("{inner}:10250").parse().unwrap();
+    let connected = fabric.outside().inside(|| TcpStream::connect_timeout(&address, Duration::from_secs(2)));
+    assert!(connected.is_err(), "{connected:?}");
+    assert!(received(&device()) > received(&before), "it arrived, and was dropped");
+    fabric.outside().ip("link delete forged");
 }
 
 #[test]

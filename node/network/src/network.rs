@@ -16,7 +16,7 @@ use crate::mode::Mode;
 use crate::namespace;
 use crate::netlink::Netlink;
 use crate::nodes::Nodes;
-use crate::overlay::Overlay;
+use crate::overlay::{self, Overlay};
 use crate::records::{Owner, Records, addresses_file};
 use crate::routes::{self, Metric, Ranges};
 use crate::services::Services;
@@ -428,6 +428,7 @@ async fn prepare_table(machine: &Machine, config: &Config, v4: &V4, records: &mu
         cluster_cidr: v4.cluster,
         service_cidr: v4.service,
         cluster_dns: v4.dns,
+        tunnels: overlay::device(&config.cluster_id, &config.node_name),
         node_addresses: v4.node_addresses.iter().filter(|it| !it.is_loopback()).copied().collect(),
     })))
 }

@@ -50,8 +50,8 @@ pub(crate) fn tunnel(cluster_id: &str, node_name: &str, node: Ipv4Addr) -> Tunne
     Tunnel { node, mac, vni }
 }
 
-#[cfg(test)]
-pub(crate) fn device_of(cluster_id: &str, node_name: &str) -> String {
+/// The name of a node's device, whether it is there or not.
+pub(crate) fn device(cluster_id: &str, node_name: &str) -> String {
     end(cluster_id, node_name).0
 }
 
@@ -100,7 +100,7 @@ impl Overlay {
         }
         let record = OverlayRecord { link: self.link.clone(), mac: self.mac, tunnels: wanted.clone() };
         records.set_overlay(Some(record))?;
-        let link = match self.device(netlink, mtu.saturating_sub(OVERHEAD).max(LEAST_MTU)).await {
+        let link = match self.ensure(netlink, mtu.saturating_sub(OVERHEAD).max(LEAST_MTU)).await {
             Ok(link) => link,
             Err(error) => {
                 failed.extend(wanted.keys().map(|range| (*range, error.to_string())));
@@ -122,7 +122,7 @@ impl Overlay {
     }
 
     /// The device, whole; tells its index.
-    async fn device(&self, netlink: &Netlink, mtu: u32) -> Result<u32> {
+    async fn ensure(&self, netlink: &Netlink, mtu: u32) -> Result<u32> {
         match netlink.link(&self.link).await? {
             Some(link) if link.mac == self.mac => {
                 if link.mtu != mtu {

@@ -194,6 +194,7 @@ fn ten_thousand_services_load_in_seconds() {
             cluster_cidr: "10.244.0.0/16".parse().unwrap(),
             service_cidr: "10.96.0.0/16".parse().unwrap(),
             cluster_dns: "10.96.0.10".parse().unwrap(),
+            tunnels: "v0a0b0c0d010203".to_owned(),
             node_addresses: Vec::new(),
         });
         let port = |number: u32, endpoints: u8| Port {

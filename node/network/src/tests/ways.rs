@@ -37,7 +37,7 @@ fn node(api: &FakeApi, name: &str, range: &str, address: &str) {
 async fn tunnel_to(address: &str) -> Option<u32> {
     let netlink = Netlink::here().unwrap();
     let way = netlink.way_out(address.parse().unwrap()).await.unwrap()?;
-    let device = netlink.link(&overlay::device_of("0a0b0c0d", "node-0")).await.unwrap()?;
+    let device = netlink.link(&overlay::device("0a0b0c0d", "node-0")).await.unwrap()?;
     (!way.on_segment && way.mtu == device.mtu).then_some(device.mtu)
 }
 
@@ -99,7 +99,7 @@ fn a_route_on_the_segment_and_a_tunnel_behind_a_router() {
         assert!(tunnel_to(PODS_FAR).await.is_some());
         api.delete("nodes", "far");
         until("no way to the far one", || leads_nowhere(PODS_FAR)).await;
-        let device = overlay::device_of("0a0b0c0d", "node-0");
+        let device = overlay::device("0a0b0c0d", "node-0");
         until("no device", || async { Netlink::here().unwrap().link(&device).await.unwrap().is_none() }).await;
 
         // `down` takes one along.
@@ -121,7 +121,7 @@ fn without_a_tunnel_nothing_leaks() {
         segment().await;
         route_to_everywhere().await;
         // Somebody else's link has the device's name.
-        let name = overlay::device_of("0a0b0c0d", "node-0");
+        let name = overlay::device("0a0b0c0d", "node-0");
         let netlink = Netlink::here().unwrap();
         netlink.add_veth(&name, [2, 0, 0, 0, 2, 1], "other", [2, 0, 0, 0, 2, 2], None).await.unwrap();
         node(&api, "near", "10.244.5.0/24", "192.0.2.5");

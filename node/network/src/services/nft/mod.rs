@@ -99,6 +99,8 @@ pub(crate) struct Settings {
     pub(crate) cluster_cidr: Ipv4Net,
     pub(crate) service_cidr: Ipv4Net,
     pub(crate) cluster_dns: Ipv4Addr,
+    /// The device of the tunnels to other nodes, also while there is none.
+    pub(crate) tunnels: String,
     /// Where node ports are; without loopback, which cannot be led elsewhere.
     pub(crate) node_addresses: Vec<Ipv4Addr>,
 }
@@ -224,10 +226,14 @@ impl Table {
 
     /// The script that replaces whatever table there is.
     fn whole(&self) -> String {
-        let Settings { table, node_name, pod_cidr, cluster_cidr, service_cidr, cluster_dns, node_addresses } =
+        let Settings { table, pod_cidr, cluster_cidr, service_cidr, cluster_dns, tunnels, node_addresses, .. } =
             &self.settings;
         let mut text = format!("add table ip {table}\ndelete table ip {table}\n");
-        let _ = writeln!(text, "table ip {table} {{\n  comment \"node {}\"", node_name.replace(['"', '\\'], ""));
+        let _ = writeln!(
+            text,
+            "table ip {table} {{\n  comment \"node {}\"",
+            self.settings.node_name.replace(['"', '\\'], "")
+        );
         for map in Map::ALL {
             let _ = writeln!(text, "  {}", map.declaration());
         }
@@ -243,10 +249,16 @@ impl Table {
   chain postrouting {{
     type nat hook postrouting priority srcnat;
     oifname lo return
+    oifname {tunnels} ip saddr != {cluster_cidr} masquerade
     meta mark and {MASQUERADE:#x} != 0 meta mark set meta mark and {KEEP:#x} masquerade
     ct status dnat ip saddr . ip daddr @hairpin masquerade
     ip saddr {service_cidr} masquerade
     ip saddr {pod_cidr} ip daddr != {cluster_cidr} masquerade
+  }}
+  chain from-tunnels {{
+    type filter hook prerouting priority raw
+    iifname {tunnels} ip saddr != {cluster_cidr} drop
+    iifname {tunnels} ip daddr != {pod_cidr} drop
   }}
   chain refuse {{
     ct state established,related return

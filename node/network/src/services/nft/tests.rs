@@ -16,6 +16,7 @@ fn settings() -> Settings {
         cluster_cidr: "10.244.0.0/16".parse().unwrap(),
         service_cidr: "10.96.0.0/16".parse().unwrap(),
         cluster_dns: Ipv4Addr::new(10, 96, 0, 10),
+        tunnels: "v0a0b0c0d010203".to_owned(),
         node_addresses: vec![Ipv4Addr::new(192, 0, 2, 1)],
     }
 }
