@@ -270,7 +270,14 @@ impl Store for Linux {
                 let full = Reference::parse(name).map(|it| it.to_string()).unwrap_or_default();
                 image.id == name || image.names.iter().any(|known| *known == full || known == name)
             };
-            Found { in_use: pods.iter().any(|pod| uses(pod, same)), kept: image.kept, size: image.size, id: image.id }
+            // Where others bring images too, only what this node has pulled is its own to remove.
+            let foreign = self.shared.oci().which.is_given() && !self.shared.puller.knows(&image.id);
+            Found {
+                in_use: pods.iter().any(|pod| uses(pod, same)),
+                kept: image.kept || foreign,
+                size: image.size,
+                id: image.id,
+            }
         });
         found.collect()
     }

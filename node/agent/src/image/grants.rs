@@ -32,28 +32,10 @@ struct Record {
 pub struct Grants {
     path: PathBuf,
     record: Mutex<Record>,
-    /// Repositories that are being pulled from: what is there of them and not in the record was not
-    /// brought by hand.
-    pulling: Mutex<Vec<String>>,
-}
-
-/// While this is held a pull has not been noted yet.
-pub struct Pulling<'a> {
-    grants: &'a Grants,
-    repository: &'a str,
-}
-
-impl Drop for Pulling<'_> {
-    fn drop(&mut self) {
-        let mut pulling = self.grants.pulling.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(at) = pulling.iter().position(|it| it == self.repository) {
-            pulling.swap_remove(at);
-        }
-    }
 }
 
 impl Grants {
-    /// A record that cannot be read counts as none that grants: what it told of is asked for again.
+    /// A record that cannot be read grants nothing: what it told of is asked for again.
     pub fn open(dir: &Path) -> Self {
         let path = dir.join("grants.json");
         let read = fs::read(&path).and_then(|bytes| serde_json::from_slice(&bytes).map_err(io::Error::other));
@@ -66,26 +48,22 @@ impl Grants {
                 Record { salt: uuid::Uuid::new_v4().simple().to_string(), images: BTreeMap::new() }
             }
         };
-        Self { path, record: Mutex::new(record), pulling: Mutex::default() }
+        Self { path, record: Mutex::new(record) }
     }
 
-    /// Whether an image that is here may be used by who has these credentials. One that was never
-    /// pulled may be by all.
+    /// Whether an image that was pulled may be used by who has these credentials. Of one without a note
+    /// nobody knows, so nobody may: it is seen before it is noted, and a crash may come between.
     pub fn allow(&self, id: &str, reference: &Reference, keyring: &Keyring) -> bool {
         let record = self.record.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(image) = record.images.get(id) else {
-            let pulling = self.pulling.lock().unwrap_or_else(PoisonError::into_inner);
-            return !pulling.contains(&reference.repository);
-        };
-        let Some(grant) = image.get(&reference.repository) else { return false };
-        grant.anonymous || keyring.of(reference).iter().any(|it| grant.credentials.contains(&hash(&record.salt, it)))
+        let grant = record.images.get(id).and_then(|image| image.get(&reference.repository));
+        let has =
+            |credentials: &Credentials, grant: &Grant| grant.credentials.contains(&hash(&record.salt, credentials));
+        grant.is_some_and(|grant| grant.anonymous || keyring.of(reference).iter().any(|it| has(it, grant)))
     }
 
-    /// A pull begins. An image may be seen by others before it is noted.
-    pub fn begin<'a>(&'a self, reference: &'a Reference) -> Pulling<'a> {
-        let repository = &reference.repository;
-        self.pulling.lock().unwrap_or_else(PoisonError::into_inner).push(repository.clone());
-        Pulling { grants: self, repository }
+    /// Whether an image was pulled by this node.
+    pub fn knows(&self, id: &str) -> bool {
+        self.record.lock().unwrap_or_else(PoisonError::into_inner).images.contains_key(id)
     }
 
     /// An image was pulled.
@@ -120,7 +98,9 @@ impl Grants {
         let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
         file.write_all(&bytes)?;
         file.sync_all()?;
-        fs::rename(&temporary, &self.path)
+        fs::rename(&temporary, &self.path)?;
+        let dir = self.path.parent().unwrap_or(Path::new("."));
+        fs::File::open(dir)?.sync_all()
     }
 }
 
@@ -149,13 +129,8 @@ mod tests {
         let secret = Reference::parse("registry.example/secret:v1").unwrap();
         let other = Reference::parse("registry.example/other:v1").unwrap();
         let (mine, wrong, none) = (keyring("mine"), keyring("wrong"), Keyring::default());
-        // Brought by hand.
-        assert!(grants.allow("sha256:1", &secret, &none));
-        // On its way: it is seen before it is known who has brought it.
-        let pulling = grants.begin(&secret);
-        assert!(!grants.allow("sha256:1", &secret, &none) && grants.allow("sha256:1", &other, &none));
-        drop(pulling);
-        assert!(grants.allow("sha256:1", &secret, &none));
+        // It is seen before it is known who has brought it.
+        assert!(!grants.allow("sha256:1", &secret, &none) && !grants.allow("sha256:1", &secret, &mine));
         grants.note("sha256:1", &secret, mine.of(&secret).first());
         for grants in [&grants, &Grants::open(dir.path())] {
             assert!(grants.allow("sha256:1", &secret, &mine));
@@ -169,7 +144,7 @@ mod tests {
         grants.note("sha256:1", &other, None);
         assert!(grants.allow("sha256:1", &other, &none) && !grants.allow("sha256:1", &secret, &none));
         grants.forget("sha256:1");
-        assert!(Grants::open(dir.path()).allow("sha256:1", &secret, &none));
+        assert!(!Grants::open(dir.path()).knows("sha256:1"));
     }
 
     #[test]
@@ -178,6 +153,7 @@ mod tests {
         fs::write(dir.path().join("grants.json"), "{").unwrap();
         let grants = Grants::open(dir.path());
         let image = Reference::parse("registry.example/a:v1").unwrap();
+        assert!(!grants.allow("sha256:1", &image, &Keyring::default()));
         grants.note("sha256:1", &image, None);
         assert!(Grants::open(dir.path()).allow("sha256:1", &image, &Keyring::default()));
     }

@@ -167,8 +167,15 @@ impl Puller {
     /// What is here and may be used with these credentials.
     async fn usable(&self, reference: &Reference, policy: Policy, keyring: &Keyring) -> Option<Held> {
         let image = self.present(reference, policy).await?;
-        let allowed = image.is_by_hand() || self.grants.allow(image.id(), reference, keyring);
+        // In somebody else's containerd others bring images too, and are not asked for whom.
+        let preloaded = matches!(image, Held::Linux(_)) && self.oci.which.is_given() && !self.grants.knows(image.id());
+        let allowed = preloaded || image.is_by_hand() || self.grants.allow(image.id(), reference, keyring);
         allowed.then_some(image)
+    }
+
+    /// Whether this node has pulled an image.
+    pub fn knows(&self, id: &str) -> bool {
+        self.grants.knows(id)
     }
 
     /// An image is gone from the node.
@@ -192,7 +199,6 @@ impl Puller {
         let (found, credentials) = resolve(reference, keyring)
             .await
             .map_err(|error| failed(format!("failed to resolve reference \"{reference}\": {error}")))?;
-        let _pulling = self.grants.begin(reference);
         let held = self.bring(reference, &found, credentials.as_ref()).await.map_err(failed)?;
         self.grants.note(held.id(), reference, credentials.as_ref());
         Ok(held)

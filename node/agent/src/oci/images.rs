@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use sampan_oci::{Credentials, Image};
+use sampan_oci::{ContainerFilter, Credentials, Image};
 
 use super::Oci;
 use crate::image::{self, Reference};
@@ -17,7 +17,7 @@ pub struct Linux {
     pub identity: String,
     /// Bytes, compressed.
     pub size: u64,
-    /// Brought by hand: no registry is known to have it.
+    /// Brought by hand: no registry is known to have it under this name.
     pub by_hand: bool,
     /// The user that it runs as where a container says nothing; none where it names one.
     pub user: Option<i64>,
@@ -31,14 +31,26 @@ pub struct Held {
     /// With tags, and with digests.
     pub names: Vec<String>,
     pub size: u64,
-    /// Brought by hand, or containerd's own.
+    /// Brought by hand, containerd's own, or of a container.
     pub kept: bool,
 }
 
-fn linux(image: Image) -> Linux {
+/// What containerd has from a registry, it has with a digest too.
+fn pulled<'a>(image: &'a Image, reference: &Reference) -> Option<&'a String> {
+    let of =
+        |digest: &&String| digest.strip_prefix(reference.repository.as_str()).is_some_and(|rest| rest.starts_with('@'));
+    image.digests.iter().find(of)
+}
+
+fn is_by_hand(image: &Image, tag: &str) -> bool {
+    Reference::parse(tag).is_ok_and(|reference| pulled(image, &reference).is_none())
+}
+
+fn linux(image: Image, reference: &Reference) -> Linux {
+    let digest = pulled(&image, reference).cloned();
     Linux {
-        by_hand: image.digests.is_empty(),
-        identity: image.digests.first().cloned().unwrap_or_else(|| image.id.clone()),
+        by_hand: digest.is_none(),
+        identity: digest.unwrap_or_else(|| image.id.clone()),
         user: match (image.uid, &image.username) {
             (None, None) => Some(0),
             (uid, _) => uid,
@@ -54,7 +66,7 @@ impl Oci {
     pub async fn find(&self, reference: &Reference) -> Option<Linux> {
         let client = self.running()?;
         match client.image_status(&reference.to_string()).await {
-            Ok(image) => image.map(linux),
+            Ok(image) => image.map(|image| linux(image, reference)),
             Err(error) => {
                 tracing::warn!(image = %reference, %error, "image not looked up");
                 None
@@ -91,8 +103,8 @@ impl Oci {
         let mut named = Vec::new();
         for image in all {
             let tags: Vec<String> = image.tags.iter().filter(|tag| *tag != sampan_oci::PAUSE_IMAGE).cloned().collect();
-            let image = linux(image);
-            named.extend(tags.into_iter().map(|tag| (tag, image.clone())));
+            let of = |tag: String| Some((tag.clone(), linux(image.clone(), &Reference::parse(&tag).ok()?)));
+            named.extend(tags.into_iter().filter_map(of));
         }
         named.sort_by(|(one, _), (other, _)| one.cmp(other));
         named
@@ -102,10 +114,12 @@ impl Oci {
     pub async fn held(&self) -> Vec<Held> {
         let Some(client) = self.running() else { return Vec::new() };
         let all = client.list_images().await.unwrap_or_default();
+        let Ok(containers) = client.list_containers(&ContainerFilter::default()).await else { return Vec::new() };
         let held = all.into_iter().map(|image| Held {
             kept: image.pinned
-                || image.digests.is_empty()
-                || image.tags.iter().any(|tag| tag == sampan_oci::PAUSE_IMAGE),
+                || image.tags.iter().any(|tag| tag == sampan_oci::PAUSE_IMAGE || is_by_hand(&image, tag))
+                // Also of who else uses this containerd.
+                || containers.iter().any(|it| it.image == image.id || it.image_ref == image.id),
             names: image.tags.into_iter().chain(image.digests).collect(),
             id: image.id,
             size: image.size,
@@ -130,5 +144,31 @@ impl Oci {
             client.remove_image(image).await?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn what_was_brought_by_hand_stays_so_when_a_registry_has_it_too() {
+        let image = Image {
+            id: "sha256:1".into(),
+            tags: vec!["localhost/app:v1".into(), "registry.example/app:v1".into()],
+            digests: vec!["registry.example/app@sha256:2".into()],
+            size: 1,
+            uid: None,
+            username: None,
+            pinned: false,
+            platform: None,
+            config: None,
+        };
+        let of = |name: &str| linux(image.clone(), &Reference::parse(name).unwrap());
+        assert!(of("localhost/app:v1").by_hand && is_by_hand(&image, "localhost/app:v1"));
+        assert_eq!(of("localhost/app:v1").identity, "sha256:1");
+        assert!(!of("registry.example/app:v1").by_hand && !is_by_hand(&image, "registry.example/app:v1"));
+        assert_eq!(of("registry.example/app:v1").identity, "registry.example/app@sha256:2");
     }
 }

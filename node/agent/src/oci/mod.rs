@@ -50,6 +50,11 @@ impl Which {
         }
     }
 
+    /// Whether somebody else runs it, and may have things of his own in it.
+    pub fn is_given(&self) -> bool {
+        matches!(self, Self::Given(_))
+    }
+
     /// Whether Linux containers run here; if not, why.
     pub fn available(&self) -> Result<(), &str> {
         match self {

@@ -8,11 +8,12 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1 as core;
 use sampan_client::EventKind;
+use tokio_util::sync::CancellationToken;
 
 use super::env::PodObjects;
 use super::machine::{StartFailure, pulled};
 use super::shared::Shared;
-use super::start::keyring;
+use super::start::{keyring, unless_ending};
 use super::{empty_dir, spec};
 use crate::image::{Held, Policy, PullError, Reference};
 
@@ -24,6 +25,7 @@ pub(super) async fn prepare(
     container: &core::Container,
     source: &PodObjects<'_>,
     tenant: &str,
+    ending: &CancellationToken,
 ) -> Result<(), StartFailure> {
     for (name, volume) in spec::image_volumes(pod) {
         if !container.volume_mounts.iter().flatten().any(|mount| mount.name == name) {
@@ -37,7 +39,8 @@ pub(super) async fn prepare(
         if shown.map_err(io::Error::other).flatten().map_err(|error| failed(error.to_string()))? {
             continue;
         }
-        match obtain(shared, pod, volume, source).await? {
+        let image = volume.reference.as_deref().unwrap_or_default();
+        match unless_ending(ending, image, obtain(shared, pod, volume, source)).await? {
             (_, Held::Linux(image)) => {
                 let mounted = shared.oci().show(&image, spec::uid(pod), name, &dir).await;
                 mounted.map_err(|error| failed(format!("{error:#}")))?;

@@ -42,19 +42,9 @@ pub async fn start(
         services: &services,
         objects: &source,
     };
-    let bring = async {
-        image_volumes::prepare(shared, pod, &container, &source, tenant).await?;
-        obtain(shared, pod, index, &source).await
-    };
-    let (reference, pulled) = tokio::select! {
-        brought = bring => brought?,
-        // A registry may take for ever: nobody is to wait for it who does not want the image any more.
-        () = ending.cancelled() => {
-            let image = container.image.clone().unwrap_or_default();
-            let message = "the pull was given up: the pod is ending".to_owned();
-            return Err(StartFailure::ImageAbsent { image, message });
-        }
-    };
+    image_volumes::prepare(shared, pod, &container, &source, tenant, ending).await?;
+    let image = container.image.clone().unwrap_or_default();
+    let (reference, pulled) = unless_ending(ending, &image, obtain(shared, pod, index, &source)).await?;
     // Neither a registry nor a hook may keep others from starting.
     let permit = shared.busy.acquire().await;
     let starting = Starting {
@@ -116,6 +106,21 @@ pub async fn start(
     }
     let id = shared.oci().name(&starting.id);
     Ok(Started { image: container.image.clone().unwrap_or_default(), image_id, id, size, took: pulled.took, state })
+}
+
+/// A registry may take for ever: nobody is to wait for it who does not want the image any more.
+pub(super) async fn unless_ending<T>(
+    ending: &CancellationToken,
+    image: &str,
+    pull: impl Future<Output = Result<T, StartFailure>>,
+) -> Result<T, StartFailure> {
+    tokio::select! {
+        pulled = pull => pulled,
+        () = ending.cancelled() => {
+            let message = "the pull was given up: the pod is ending".to_owned();
+            Err(StartFailure::ImageAbsent { image: image.to_owned(), message })
+        }
+    }
 }
 
 fn failed(error: StartError) -> StartFailure {

@@ -249,8 +249,8 @@ impl Table {
   chain postrouting {{
     type nat hook postrouting priority srcnat;
     oifname lo return
-    oifname {tunnels} ip saddr != {cluster_cidr} masquerade
     meta mark and {MASQUERADE:#x} != 0 meta mark set meta mark and {KEEP:#x} masquerade
+    oifname {tunnels} ip saddr != {cluster_cidr} masquerade
     ct status dnat ip saddr . ip daddr @hairpin masquerade
     ip saddr {service_cidr} masquerade
     ip saddr {pod_cidr} ip daddr != {cluster_cidr} masquerade
