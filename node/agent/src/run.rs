@@ -176,6 +176,7 @@ pub async fn run(config: Config, client: Client, shutdown: CancellationToken) ->
         () = shutdown.cancelled() => return Ok(()),
         () = async { tokio::join!(services.synced(), runtime_classes.synced(), pods.synced()); } => {}
     }
+    let (collecting, demands) = collect::collecting();
     let shared = Arc::new(Shared {
         node_name: config.node_name.clone(),
         client: client.clone(),
@@ -189,6 +190,7 @@ pub async fn run(config: Config, client: Client, shutdown: CancellationToken) ->
         recorder: EventRecorder::new(client.clone(), "kubelet", Some(&config.node_name)),
         paths,
         disk,
+        collecting,
         host: config.addresses.clone(),
         allocatable,
         cluster_domain: cluster.domain,
@@ -207,7 +209,7 @@ pub async fn run(config: Config, client: Client, shutdown: CancellationToken) ->
     let serving = CancellationToken::new();
     let mut managing = JoinSet::new();
     managing.spawn(Manager::new(shared.clone(), known).run(sources, serving.clone()));
-    tasks.spawn(collect::run(shared.clone(), pods.clone(), config.image_gc, stop.clone()));
+    tasks.spawn(collect::run(shared.clone(), pods.clone(), config.image_gc, demands, stop.clone()));
     tasks.spawn(api::serve(listener, tls, api::router(shared.clone(), pods), stop.clone()));
     let keeping = registration.clone();
     let kept = stop.clone();

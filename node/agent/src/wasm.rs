@@ -23,6 +23,7 @@ use tokio::sync::mpsc;
 
 use crate::beneath::{self, Links};
 use crate::image::Compiler;
+use crate::pod::mounts;
 use crate::pod::paths::{self, Paths};
 use crate::runtime::{ContainerId, Exit, RunState, Runtime, RuntimeEvent, StartError, StartSpec, Usage};
 
@@ -311,14 +312,39 @@ impl Wasm {
         {
             host.stop(RELEASE_GRACE).await?;
         }
-        // Logs of pods that are not gone stay.
-        let dir = self.0.settings.paths.tenant(tenant);
-        let pods = self.0.settings.paths.pods(tenant);
-        if std::fs::read_dir(&pods).is_ok_and(|mut pods| pods.next().is_none()) {
-            let _ = std::fs::remove_dir_all(dir);
+        let (dir, pods) = (self.0.settings.paths.tenant(tenant), self.0.settings.paths.pods(tenant));
+        let removed = tokio::task::spawn_blocking(move || remove_tenant(&dir, &pods)).await;
+        if let Err(error) = removed.map_err(std::io::Error::other).flatten() {
+            tracing::warn!(tenant, %error, "files of the host stay");
         }
         Ok(())
     }
+}
+
+/// Removes the files of a tenant that has no pods: logs of those that are not gone stay.
+fn remove_tenant(dir: &Path, pods: &Path) -> std::io::Result<()> {
+    use std::io::ErrorKind::{DirectoryNotEmpty, NotFound};
+    // A pod that comes at any moment keeps what is its own.
+    let unless_used = |dir: &Path| match std::fs::remove_dir(dir) {
+        Err(error) if matches!(error.kind(), DirectoryNotEmpty | NotFound) => Ok(false),
+        removed => removed.map(|()| true),
+    };
+    if !unless_used(pods)? {
+        return Ok(());
+    }
+    for entry in std::fs::read_dir(dir)? {
+        let entry = entry?;
+        let path = entry.path();
+        if path == pods {
+            continue;
+        }
+        if entry.file_type()?.is_dir() {
+            mounts::remove(&path)?;
+        } else {
+            std::fs::remove_file(&path)?;
+        }
+    }
+    unless_used(dir).map(|_| ())
 }
 
 #[async_trait]
@@ -428,5 +454,27 @@ impl Compiler for WasmCompiler {
 
     fn forget(&self, digest: &str) {
         self.0.remove(digest);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_tenant_goes_with_its_last_pod() {
+        let dir = tempfile::tempdir().unwrap();
+        let (tenant, pods) = (dir.path().join("shop"), dir.path().join("shop/pods"));
+        remove_tenant(&tenant, &pods).unwrap();
+        std::fs::create_dir_all(pods.join("a")).unwrap();
+        std::fs::create_dir(tenant.join("run")).unwrap();
+        std::fs::write(tenant.join("run/file"), "").unwrap();
+        std::fs::write(tenant.join("record"), "").unwrap();
+        remove_tenant(&tenant, &pods).unwrap();
+        assert!(pods.join("a").exists() && tenant.join("record").exists());
+        std::fs::remove_dir(pods.join("a")).unwrap();
+        remove_tenant(&tenant, &pods).unwrap();
+        assert!(!tenant.exists());
     }
 }

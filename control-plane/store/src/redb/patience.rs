@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 use redb::{BackendError, StorageBackend};
 use tracing::{info, warn};
 
-/// A node has evicted whoever took all by then.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// A node has removed images, measured its pods and evicted several of them by then; and somebody who is
+/// told may have come.
+const PATIENCE: Duration = Duration::from_secs(600);
 const STEP: Duration = Duration::from_millis(50);
 
 #[derive(Debug)]

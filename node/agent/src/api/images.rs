@@ -115,8 +115,7 @@ async fn import_archive(
         Ok(_) => return image::Error::Digest.into_response(),
         Err(error) => return image::Error::Reference(error).into_response(),
     };
-    let path = api.shared.paths.images().join(format!(".import-{}", uuid::Uuid::new_v4().simple()));
-    let file = Temporary(path);
+    let file = Temporary(api.shared.images.temporary());
     if let Err(error) = save(&file, body).await {
         return status(StatusCode::BAD_REQUEST, "BadRequest", &format!("{error:#}"));
     }

@@ -1,5 +1,7 @@
 //! Garbage collection: when the disk of the images is nearly full, those that no pod uses go, the
-//! least recently used first. What was brought by hand stays: no registry could bring it again.
+//! least recently used first. What was brought by hand stays: no registry could bring it again. Where
+//! pods are about to be evicted for want of room, images go first, however full the thresholds let the
+//! disk become.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -10,6 +12,7 @@ use async_trait::async_trait;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1 as core;
 use sampan_client::{EventKind, Informer};
+use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::Reference;
@@ -18,13 +21,15 @@ use crate::pod::spec;
 
 /// How often it is looked, as the kubelet does.
 const PERIOD: Duration = Duration::from_secs(300);
+/// How often it is looked what has come since.
+const DETECT: Duration = Duration::from_secs(60);
 /// An image that came a moment ago has a pod that is about to use it.
 const MIN_AGE: SignedDuration = SignedDuration::from_mins(2);
 
 /// In percent of the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Thresholds {
-    /// So full, and images are removed; 100: never.
+    /// So full, and images are removed; 100: never, unless pods were to go otherwise.
     pub high: u8,
     /// Until it is as full as this.
     pub low: u8,
@@ -100,6 +105,24 @@ impl Records {
         free.sort_by_key(|(used, detected, _)| (*used, *detected));
         free.into_iter().map(|(_, _, image)| image).collect()
     }
+
+    /// Removes what may go until so much is `wanted` no more.
+    async fn relieve(&self, store: &dyn Store, images: &[Found], wanted: u64, now: Timestamp) -> u64 {
+        let mut freed = 0;
+        for image in self.removable(images, now) {
+            if freed >= wanted {
+                break;
+            }
+            match store.remove(&image.id).await {
+                Ok(()) => {
+                    tracing::info!(image = image.id, bytes = image.size, "image removed for want of space");
+                    freed += image.size;
+                }
+                Err(error) => tracing::warn!(image = image.id, error = format!("{error:#}"), "image stays"),
+            }
+        }
+        freed
+    }
 }
 
 /// Something that holds images.
@@ -118,6 +141,48 @@ struct Outcome {
     freed: u64,
 }
 
+/// Bytes that somebody needs at once.
+struct Demand {
+    bytes: u64,
+    freed: oneshot::Sender<u64>,
+}
+
+/// Asks the collector for room.
+pub struct Collecting(mpsc::Sender<Demand>);
+
+/// What [`Collecting`] asks of [`run`].
+pub struct Demands(mpsc::Receiver<Demand>);
+
+pub fn collecting() -> (Collecting, Demands) {
+    let (demands, demanded) = mpsc::channel(1);
+    (Collecting(demands), Demands(demanded))
+}
+
+impl Collecting {
+    /// Removes images that no pod uses until so much is freed on the disk of the node's own; the bytes
+    /// that it came to.
+    pub async fn free(&self, bytes: u64) -> u64 {
+        let (freed, answer) = oneshot::channel();
+        if self.0.send(Demand { bytes, freed }).await.is_err() {
+            return 0;
+        }
+        answer.await.unwrap_or(0)
+    }
+}
+
+/// A store, where its images lie, and what they are.
+type Held<'a> = (&'a dyn Store, PathBuf, Vec<Found>);
+
+async fn held(stores: &[Box<dyn Store>]) -> Vec<Held<'_>> {
+    let mut held = Vec::new();
+    for store in stores {
+        if let Some(dir) = store.dir().await {
+            held.push((store.as_ref(), dir, store.images().await));
+        }
+    }
+    held
+}
+
 struct Collector {
     thresholds: Thresholds,
     stores: Vec<Box<dyn Store>>,
@@ -125,15 +190,33 @@ struct Collector {
 }
 
 impl Collector {
-    async fn round(&mut self, now: Timestamp, disk: impl Fn(&Path) -> std::io::Result<Disk>) -> Vec<Outcome> {
-        let mut held = Vec::new();
-        for store in &self.stores {
-            if let Some(dir) = store.dir().await {
-                held.push((store, dir, store.images().await));
+    fn note(records: &mut Records, held: &[Held<'_>], now: Timestamp) {
+        let all: Vec<Found> = held.iter().flat_map(|(_, _, images)| images).cloned().collect();
+        records.note(&all, now);
+    }
+
+    /// Looks what there is: how old images are is known only from then on.
+    async fn detect(&mut self, now: Timestamp) {
+        let held = held(&self.stores).await;
+        Self::note(&mut self.records, &held, now);
+    }
+
+    /// Frees so many bytes, if it can, among the images whose directory is `near`.
+    async fn free(&mut self, bytes: u64, now: Timestamp, near: impl Fn(&Path) -> bool) -> u64 {
+        let held = held(&self.stores).await;
+        Self::note(&mut self.records, &held, now);
+        let mut freed = 0;
+        for (store, dir, images) in &held {
+            if near(dir) && freed < bytes {
+                freed += self.records.relieve(*store, images, bytes - freed, now).await;
             }
         }
-        let all: Vec<Found> = held.iter().flat_map(|(_, _, images)| images).cloned().collect();
-        self.records.note(&all, now);
+        freed
+    }
+
+    async fn round(&mut self, now: Timestamp, disk: impl Fn(&Path) -> std::io::Result<Disk>) -> Vec<Outcome> {
+        let held = held(&self.stores).await;
+        Self::note(&mut self.records, &held, now);
         let mut outcomes = Vec::new();
         // Stores on the same disk see what the one before has freed.
         for (store, dir, images) in &held {
@@ -145,34 +228,42 @@ impl Collector {
                 }
             };
             let Some(wanted) = excess else { continue };
-            let mut outcome = Outcome { wanted, freed: 0 };
-            for image in self.records.removable(images, now) {
-                if outcome.freed >= wanted {
-                    break;
-                }
-                match store.remove(&image.id).await {
-                    Ok(()) => {
-                        tracing::info!(image = image.id, bytes = image.size, "image removed for want of space");
-                        outcome.freed += image.size;
-                    }
-                    Err(error) => tracing::warn!(image = image.id, error = format!("{error:#}"), "image stays"),
-                }
-            }
-            outcomes.push(outcome);
+            let freed = self.records.relieve(*store, images, wanted, now).await;
+            outcomes.push(Outcome { wanted, freed });
         }
         outcomes
     }
 }
 
 /// Looks after the images of a node until shutdown.
-pub async fn run(shared: Arc<Shared>, pods: Informer<core::Pod>, thresholds: Thresholds, shutdown: CancellationToken) {
+pub async fn run(
+    shared: Arc<Shared>,
+    pods: Informer<core::Pod>,
+    thresholds: Thresholds,
+    mut demands: Demands,
+    shutdown: CancellationToken,
+) {
     let (wasm, linux) = (Wasm { shared: shared.clone(), pods: pods.clone() }, Linux { shared: shared.clone(), pods });
     let stores: Vec<Box<dyn Store>> = vec![Box::new(wasm), Box::new(linux)];
     let mut collector = Collector { thresholds, stores, records: Records::default() };
-    let mut ticks = tokio::time::interval_at(tokio::time::Instant::now() + PERIOD, PERIOD);
+    let begin = tokio::time::Instant::now();
+    let mut ticks = tokio::time::interval_at(begin + PERIOD, PERIOD);
+    let mut looks = tokio::time::interval_at(begin + DETECT, DETECT);
+    // What is here at the start did not come a moment ago.
+    collector.detect(Timestamp::UNIX_EPOCH).await;
     loop {
         tokio::select! {
             () = shutdown.cancelled() => return,
+            Some(Demand { bytes, freed }) = demands.0.recv() => {
+                let images = shared.paths.images();
+                let near = |dir: &Path| is_same_disk(dir, &images);
+                let _ = freed.send(collector.free(bytes, Timestamp::now(), near).await);
+                continue;
+            }
+            _ = looks.tick() => {
+                collector.detect(Timestamp::now()).await;
+                continue;
+            }
             _ = ticks.tick() => {}
         }
         let outcomes = collector.round(Timestamp::now(), Disk::of).await;
@@ -191,6 +282,11 @@ pub async fn run(shared: Arc<Shared>, pods: Informer<core::Pod>, thresholds: Thr
             shared.recorder.record_reference(node, EventKind::Warning, "FreeDiskSpaceFailed", message);
         }
     }
+}
+
+fn is_same_disk(one: &Path, other: &Path) -> bool {
+    let device = |path: &Path| std::fs::metadata(path).map(|it| std::os::unix::fs::MetadataExt::dev(&it));
+    matches!((device(one), device(other)), (Ok(one), Ok(other)) if one == other)
 }
 
 /// Whether a pod has a container or a volume whose image, as asked for or as it was told, matches.
@@ -398,6 +494,24 @@ mod tests {
         assert_eq!((one.ids().len(), other.ids().len()), (0, 1));
         let broken = |_: &Path| Err(std::io::Error::other("no disk"));
         assert_eq!(collector.round(at(600), broken).await, []);
+    }
+
+    #[tokio::test]
+    async fn who_asks_for_room_gets_what_no_pod_uses() {
+        let (near, far) = (Simulated::new("/a", &[("used", 10), ("old", 10), ("older", 10)]), "/b");
+        let far = Simulated::new(far, &[("far", 10)]);
+        near.set("used", |image| image.in_use = true);
+        let mut collector = collector(&[&far, &near]);
+        near.set("old", |image| image.in_use = true);
+        collector.detect(at(0)).await;
+        near.set("old", |image| image.in_use = false);
+        near.images.lock().unwrap().push(Found { id: "new".into(), size: 10, in_use: false, kept: false });
+        let on_a = |dir: &Path| dir == Path::new("/a");
+        // The disk is nowhere near the thresholds.
+        assert_eq!(collector.free(5, at(200), on_a).await, 10);
+        assert_eq!(near.ids(), ["used", "old", "new"]);
+        assert_eq!(collector.free(100, at(201), on_a).await, 10, "one is used, one has just come");
+        assert_eq!((near.ids(), far.ids()), (vec!["used".into(), "new".into()], vec!["far".into()]));
     }
 
     #[test]

@@ -122,6 +122,8 @@ struct Index {
 }
 
 const VERSION: u32 = 1;
+const NEW_INDEX: &str = ".index.json";
+const IMPORT: &str = ".import-";
 /// The largest file taken.
 pub const LARGEST: u64 = 512 << 20;
 
@@ -172,7 +174,19 @@ impl Images {
                 let _ = fs::remove_file(entry.path());
             }
         }
+        let entries = fs::read_dir(&self.dir).map_err(|source| Error::Io { path: self.dir.clone(), source })?;
+        for entry in entries.flatten() {
+            let name = entry.file_name();
+            if name == NEW_INDEX || name.to_string_lossy().starts_with(IMPORT) {
+                let _ = fs::remove_file(entry.path());
+            }
+        }
         Ok(())
+    }
+
+    /// Where an archive lies while it is taken.
+    pub fn temporary(&self) -> PathBuf {
+        self.dir.join(format!("{IMPORT}{}", uuid::Uuid::new_v4().simple()))
     }
 
     /// Counts up with every change.
@@ -309,7 +323,7 @@ impl Images {
         let io = |source| Error::Io { path: path.clone(), source };
         let bytes = serde_json::to_vec_pretty(&Index { version: VERSION, images: images.clone() })
             .map_err(|error| io(io::Error::other(error)))?;
-        let temporary = self.dir.join(".index.json");
+        let temporary = self.dir.join(NEW_INDEX);
         let write = || -> io::Result<()> {
             let mut file = fs::File::create(&temporary)?;
             file.write_all(&bytes)?;
@@ -431,8 +445,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         drop(open(dir.path()));
         fs::write(dir.path().join("blobs/sha256/.tmp-1"), "half").unwrap();
+        let (images, _) = open(dir.path());
+        let half = [images.temporary(), images.temporary(), dir.path().join(".index.json")];
+        half.iter().for_each(|path| fs::write(path, "half").unwrap());
+        fs::write(dir.path().join("other"), "").unwrap();
         drop(open(dir.path()));
         assert_eq!(blobs(dir.path()), 0);
+        assert!(dir.path().join("other").exists() && !half.iter().any(|path| path.exists()));
         fs::write(dir.path().join("index.json"), "{").unwrap();
         assert!(matches!(Images::open(dir.path(), Arc::new(Simulated::default())), Err(Error::Damaged { .. })));
         fs::write(dir.path().join("index.json"), r#"{"version":9,"images":{}}"#).unwrap();

@@ -9,6 +9,7 @@ use std::path::Path;
 
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags, statx};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, mount};
 
@@ -50,40 +51,58 @@ pub fn make(dir: &Path, memory: Option<u64>, owner: Option<(u32, u32)>) -> io::R
     if let Some(parent) = dir.parent() {
         fs::create_dir_all(parent)?;
     }
-    let new = match fs::create_dir(dir) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => false,
-        made => made.map(|()| true)?,
+    // An agent may end, or the machine, at any moment: what is there is as it is to be.
+    let new = match fs::symlink_metadata(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => make_on_disk(dir, owner).map(|()| true)?,
+        found => found.map(|_| false)?,
     };
     let mounted = match memory {
-        // An agent may have ended, or the machine, between the one and the other.
-        Some(size) if new || !is_mount(dir)? && fs::read_dir(dir)?.next().is_none() => mount_memory(dir, size)?,
+        Some(size) if new || !is_mount(dir)? && fs::read_dir(dir)?.next().is_none() => mount_memory(dir, size, owner)?,
         _ => false,
     };
-    if new || mounted {
-        // In memory it is as /tmp is, like the kubelet's.
-        let mode = if mounted { 0o1777 } else { 0o777 };
-        fs::set_permissions(dir, fs::Permissions::from_mode(mode))?;
-        if let Some((user, group)) = owner {
-            chown(dir, Some(user), Some(group))?;
-            // What is made in it is the group's too, after the change of owner, which would take that away.
-            fs::set_permissions(dir, fs::Permissions::from_mode(mode | 0o2000))?;
-        }
-    }
     Ok(if new && memory.is_some() && !mounted { Made::OnDisk } else { Made::Done })
+}
+
+fn make_on_disk(dir: &Path, owner: Option<(u32, u32)>) -> io::Result<()> {
+    let name = dir.file_name().unwrap_or_default().to_string_lossy();
+    // No volume has a dot in its name.
+    let half = dir.with_file_name(format!(".half-{name}"));
+    match fs::create_dir(&half) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        made => made?,
+    }
+    fs::set_permissions(&half, fs::Permissions::from_mode(0o777))?;
+    if let Some((user, group)) = owner {
+        chown(&half, Some(user), Some(group))?;
+        // What is made in it is the group's too, after the change of owner, which would take that away.
+        fs::set_permissions(&half, fs::Permissions::from_mode(0o2777))?;
+    }
+    fs::rename(half, dir)
 }
 
 /// Whether something is mounted at a directory.
 pub fn is_mount(dir: &Path) -> io::Result<bool> {
+    let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
+    match statx(CWD, dir, flags, StatxFlags::empty()) {
+        Ok(found) if found.stx_attributes_mask.contains(StatxAttributes::MOUNT_ROOT) => {
+            return Ok(found.stx_attributes.contains(StatxAttributes::MOUNT_ROOT));
+        }
+        Ok(_) | Err(Errno::NOSYS | Errno::PERM) => {}
+        Err(error) => return Err(error.into()),
+    }
+    // Kernels before 5.8 do not say; a mount from the same disk is not seen then.
     let parent = dir.parent().unwrap_or(dir);
     Ok(fs::symlink_metadata(dir)?.dev() != fs::symlink_metadata(parent)?.dev())
 }
 
 /// False: it may not be.
-fn mount_memory(dir: &Path, size: u64) -> io::Result<bool> {
+fn mount_memory(dir: &Path, size: u64, owner: Option<(u32, u32)>) -> io::Result<bool> {
+    // It is as /tmp is, like the kubelet's.
+    let own = owner.map_or("mode=1777".to_owned(), |(user, group)| format!("mode=3777,uid={user},gid={group}"));
     let mut last = Errno::INVAL;
     // Secrets that are put there should not come to a disk; kernels before 6.4 cannot promise that.
     for more in [",noswap", ""] {
-        let options = CString::new(format!("size={size},mode=1777{more}"))?;
+        let options = CString::new(format!("size={size},{own}{more}"))?;
         match mount("tmpfs", dir, "tmpfs", MountFlags::empty(), options.as_c_str()) {
             Ok(()) => return Ok(true),
             Err(Errno::PERM) => return Ok(false),
@@ -189,5 +208,38 @@ mod tests {
         make(&dir.join("b"), None, None).unwrap();
         let mode = |name: &str| fs::metadata(dir.join(name)).unwrap().permissions().mode() & 0o7777;
         assert_eq!((mode("a"), mode("b")), (0o2777, 0o777));
+        // As whoever ended half-way leaves it.
+        fs::create_dir(dir.join(".half-c")).unwrap();
+        fs::set_permissions(dir.join(".half-c"), fs::Permissions::from_mode(0o700)).unwrap();
+        make(&dir.join("c"), None, Some(own)).unwrap();
+        assert_eq!(mode("c"), 0o2777);
+        assert_eq!(fs::read_dir(dir.0.path()).unwrap().count(), 3);
+        if own.0 != 0 {
+            return;
+        }
+        for name in ["new", "late"] {
+            let volume = dir.join(name);
+            if name == "late" {
+                fs::create_dir(&volume).unwrap();
+            }
+            make(&volume, Some(1 << 20), Some((3, 4))).unwrap();
+            let found = fs::metadata(&volume).unwrap();
+            assert_eq!((found.uid(), found.gid(), mode(name)), (3, 4, 0o3777), "{name}");
+        }
+    }
+
+    #[test]
+    fn what_is_bound_from_the_same_disk_is_a_mount() {
+        let dir = Dir::new();
+        let (from, to) = (dir.join("from"), dir.join("to"));
+        fs::create_dir(&from).unwrap();
+        fs::create_dir(&to).unwrap();
+        assert!(!is_mount(&to).unwrap());
+        assert!(is_mount(&dir.join("none")).is_err());
+        if rustix::process::geteuid().is_root() {
+            rustix::mount::mount_bind(&from, &to).unwrap();
+            assert!(is_mount(&to).unwrap());
+            assert!(!is_mount(&from).unwrap());
+        }
     }
 }

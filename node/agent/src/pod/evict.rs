@@ -23,6 +23,8 @@ use crate::runtime::ContainerId;
 /// in a moment, and which costs one system call.
 const LOOK: Duration = Duration::from_secs(10);
 pub const GLANCE: Duration = Duration::from_secs(1);
+/// How long images may take to go before pods do.
+const COLLECT: Duration = Duration::from_secs(30);
 /// What a pod that was evicted has to give back before another one is.
 const RELIEF: Duration = Duration::from_secs(30);
 const STORAGE: &str = "ephemeral-storage";
@@ -187,6 +189,13 @@ impl Looks {
         }
         let (pods, shared, relief) = (standing(), shared.clone(), self.relief.clone());
         let task = tokio::spawn(async move {
+            let disk = match disk {
+                Some(full) => {
+                    let made = relieve(full, || shared.disk.look(), |bytes| shared.collecting.free(bytes));
+                    tokio::time::timeout(COLLECT, made).await.unwrap_or_else(|_| shared.disk.look())
+                }
+                None => None,
+            };
             for (uid, evicted) in look(&shared, pods, disk).await {
                 if disk.is_some() {
                     // Also one that took more than it may gives room back.
@@ -197,6 +206,20 @@ impl Looks {
         });
         self.last = Some((task, Instant::now()));
     }
+}
+
+/// Has images removed that no pod uses, as long as there are any and the disk is full. Then the disk, if
+/// it still is.
+async fn relieve<F: Future<Output = u64>>(
+    mut full: Disk,
+    look: impl Fn() -> Option<Disk>,
+    free: impl Fn(u64) -> F,
+) -> Option<Disk> {
+    // What an image takes is not always what its going gives back: it is looked again.
+    while free(full.threshold().saturating_sub(full.free)).await > 0 {
+        full = look()?;
+    }
+    look()
 }
 
 /// The pods that have to go, by uid, and why. `disk`: one that is full.
@@ -361,6 +384,27 @@ mod tests {
         assert_eq!(used.volumes.keys().collect::<Vec<_>>(), ["config", "free", "work"]);
         assert!(used.containers["one"] >= 3 << 20, "its log and its layer");
         assert!(used.total() >= 9 << 20);
+    }
+
+    #[tokio::test]
+    async fn images_go_before_pods() {
+        use std::cell::{Cell, RefCell};
+        let relieved = async |images: &[u64], given_back: u64| {
+            let (free, left, asked) = (Cell::new(4_u64), RefCell::new(images.to_vec()), RefCell::new(Vec::new()));
+            let disk = || Disk { total: 100, free: free.get() };
+            let look = || Some(disk()).filter(Disk::is_full);
+            let remove = |bytes: u64| {
+                asked.borrow_mut().push(bytes);
+                let image = left.borrow_mut().pop();
+                free.set(free.get() + image.map_or(0, |_| given_back));
+                std::future::ready(image.unwrap_or(0))
+            };
+            (relieve(disk(), look, remove).await.map(|disk| disk.free), asked.take())
+        };
+        assert_eq!(relieved(&[9, 9, 9], 6).await, (None, vec![6]), "no pod has to go");
+        assert_eq!(relieved(&[9, 9, 9], 3).await, (None, vec![6, 3]));
+        assert_eq!(relieved(&[9], 2).await, (Some(6), vec![6, 4]), "that was not enough");
+        assert_eq!(relieved(&[], 0).await, (Some(4), vec![6]));
     }
 
     #[test]

@@ -94,18 +94,26 @@ fn is_shown(dir: &Path) -> io::Result<bool> {
     }
 }
 
-/// A directory with a module in it, whole or not at all.
+/// A directory with a module in it, whole or not at all, whatever moment the power goes.
 fn copy(blob: &Path, dir: &Path, file: &str) -> io::Result<()> {
     let volumes = dir.parent().unwrap_or(dir);
     // No volume has a dot in its name, and two containers may be at it.
     let new = volumes.join(format!(".new-{}", uuid::Uuid::new_v4().simple()));
-    fs::create_dir_all(&new)?;
-    fs::copy(blob, new.join(file))?;
-    fs::set_permissions(new.join(file), fs::Permissions::from_mode(0o444))?;
-    match fs::rename(&new, dir) {
-        Err(_) if is_shown(dir)? => fs::remove_dir_all(new),
-        renamed => renamed,
-    }
+    let made = || -> io::Result<()> {
+        fs::create_dir_all(&new)?;
+        let mut copy = fs::File::create(new.join(file))?;
+        io::copy(&mut fs::File::open(blob)?, &mut copy)?;
+        copy.set_permissions(fs::Permissions::from_mode(0o444))?;
+        copy.sync_all()?;
+        fs::File::open(&new)?.sync_all()?;
+        match fs::rename(&new, dir) {
+            Err(_) if is_shown(dir)? => fs::remove_dir_all(&new),
+            renamed => renamed,
+        }
+    };
+    made().inspect_err(|_| {
+        let _ = fs::remove_dir_all(&new);
+    })
 }
 
 #[cfg(test)]
@@ -125,5 +133,10 @@ mod tests {
         assert!(is_shown(&volume).unwrap());
         assert_eq!(fs::read(volume.join("tool.wasm")).unwrap(), b"\0asm");
         assert_eq!(fs::read_dir(volume.parent().unwrap()).unwrap().count(), 1);
+        // What fails leaves nothing.
+        copy(&dir.path().join("gone"), &dir.path().join("volumes/other"), "other.wasm").unwrap_err();
+        fs::write(dir.path().join("volumes/file"), "").unwrap();
+        copy(&blob, &dir.path().join("volumes/file"), "tool.wasm").unwrap_err();
+        assert_eq!(fs::read_dir(volume.parent().unwrap()).unwrap().count(), 2);
     }
 }

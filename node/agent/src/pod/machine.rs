@@ -255,6 +255,18 @@ impl Machine {
         self.set_up == SetUp::Done && self.clean_up == CleanUp::Wanted
     }
 
+    /// Whether what its volumes show is to be kept up to date.
+    pub(super) fn keeps_volumes(&self) -> bool {
+        self.is_set_up() && self.is_active() && self.ending.is_none()
+    }
+
+    /// Whether it would give back anything that it does not give back anyway: one that is being deleted
+    /// can be hurried.
+    pub(super) fn can_be_evicted(&self) -> bool {
+        let ends = self.ending.is_some() && !self.removed && !spec::is_deleted(&self.pod);
+        !ends && !self.is_ended() && self.failed.is_none()
+    }
+
     /// Whether nothing is to be started any more.
     pub fn is_ending(&self) -> bool {
         self.ending.is_some()
@@ -376,10 +388,8 @@ impl Machine {
         }
     }
 
-    /// One that ends by itself has given back what it can; one that is being deleted is hurried.
     fn take_evicted(&mut self, now: Timestamp, evicted: Evicted) {
-        let ends = self.ending.is_some() && !self.removed && !spec::is_deleted(&self.pod);
-        if ends || self.is_ended() || self.failed.is_some() {
+        if !self.can_be_evicted() {
             return;
         }
         self.warn(None, "Evicted", evicted.message.clone());

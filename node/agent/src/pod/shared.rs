@@ -18,6 +18,7 @@ use super::objects::Objects;
 use super::paths::{self, Paths};
 use super::prober::{Asker, PortShift};
 use super::spec;
+use crate::image::collect::Collecting;
 use crate::image::{Images, Puller};
 use crate::node::Pressure;
 use crate::oci::Oci;
@@ -63,6 +64,8 @@ pub struct Shared {
     pub recorder: EventRecorder,
     pub paths: Paths,
     pub disk: Arc<Pressure>,
+    /// Makes room on it.
+    pub collecting: Collecting,
     /// The node's addresses.
     pub host: Vec<IpAddr>,
     pub allocatable: BTreeMap<String, Quantity>,

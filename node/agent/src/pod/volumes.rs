@@ -37,15 +37,29 @@ pub struct Context<'a> {
 
 const DEFAULT_MODE: i32 = 0o644;
 
-/// Writes all volumes of a pod. Tells when they are to be written again for a token's sake.
-pub async fn write(context: &Context<'_>, pod: &core::Pod) -> Result<Option<Timestamp>, SetUpError> {
+/// Which volumes are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Write {
+    All,
+    /// Those whose content is ours to keep up to date; what is the pod's own is made once.
+    Payload,
+}
+
+impl Write {
+    fn takes(self, volume: &core::Volume) -> bool {
+        self == Self::All || volume.empty_dir.is_none() && volume.host_path.is_none()
+    }
+}
+
+/// Writes the volumes of a pod. Tells when they are to be written again for a token's sake.
+pub async fn write(context: &Context<'_>, pod: &core::Pod, which: Write) -> Result<Option<Timestamp>, SetUpError> {
     let mut refresh: Option<Timestamp> = None;
     let volumes = pod.spec.as_ref().and_then(|spec| spec.volumes.as_deref()).unwrap_or_default();
     let security = pod.spec.as_ref().and_then(|spec| spec.security_context.as_ref());
     let group = security.and_then(|context| context.fs_group).and_then(|group| u32::try_from(group).ok());
     // Linux containers find what the kubelet would give them: root's.
     let owner = if context.sandboxed { group.map(|group| (0, group)) } else { context.owner };
-    for volume in volumes {
+    for volume in volumes.iter().filter(|volume| which.takes(volume)) {
         let failed = |message: String| SetUpError {
             reason: "FailedMount",
             message: format!("MountVolume.SetUp failed for volume \"{}\" : {message}", volume.name),
@@ -318,6 +332,16 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn what_is_the_pods_own_is_made_once() {
+        let again = |volume: serde_json::Value| Write::Payload.takes(&serde_json::from_value(volume).unwrap());
+        assert!(!again(json!({ "name": "v", "emptyDir": { "medium": "Memory" } })));
+        assert!(!again(json!({ "name": "v", "hostPath": { "path": "/a" } })));
+        assert!(again(json!({ "name": "v", "configMap": { "name": "c" } })));
+        assert!(again(json!({ "name": "v", "projected": { "sources": [] } })));
+        assert!(Write::All.takes(&serde_json::from_value(json!({ "name": "v", "emptyDir": {} })).unwrap()));
+    }
 
     #[test]
     fn a_token_is_for_who_runs() {

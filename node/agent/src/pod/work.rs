@@ -16,6 +16,7 @@ use super::ground::{self, Ground};
 use super::machine::SetUpError;
 use super::probes::{self, ProbeKind};
 use super::shared::Shared;
+use super::volumes::Write;
 use super::{hooks, mounts, paths, prober, spec, start, volumes};
 use crate::runtime::{ContainerId, Exit, RunState};
 
@@ -39,7 +40,7 @@ pub(super) async fn set_up(
     };
     let ground = ground::prepare(shared, pod, ending).await.map_err(sandbox)?;
     let _permit = shared.busy.acquire().await;
-    let refresh = write_volumes(shared, pod, &ground.addresses, &ground.tenant).await?;
+    let refresh = write_volumes(shared, pod, &ground.addresses, &ground.tenant, Write::All).await?;
     Ok((ground, refresh))
 }
 
@@ -48,6 +49,7 @@ pub(super) async fn write_volumes(
     pod: &core::Pod,
     addresses: &[IpAddr],
     tenant: &str,
+    write: Write,
 ) -> Result<Option<Timestamp>, SetUpError> {
     let namespace = spec::namespace(pod);
     let context = volumes::Context {
@@ -62,7 +64,7 @@ pub(super) async fn write_volumes(
         owner: shared.owner(tenant),
         sandboxed: shared.oci().ground(spec::uid(pod)).is_some(),
     };
-    volumes::write(&context, pod).await
+    volumes::write(&context, pod, write).await
 }
 
 pub(super) fn target(

@@ -17,6 +17,7 @@ use super::ground::Ground;
 use super::machine::{Action, Input, Machine};
 use super::publish::Publishing;
 use super::shared::Shared;
+use super::volumes::Write;
 use super::work::{clean_up, delete, is_urgent, release, remove, set_up, stop, target, write_status, write_volumes};
 use super::{admit, evict, mounts, paths, spec, start};
 use crate::runtime::{ContainerId, RunState, RuntimeEvent, RuntimeEvents};
@@ -45,7 +46,8 @@ struct Worker {
     delete: bool,
     deleting: bool,
     refresh_at: Option<Timestamp>,
-    refreshing: bool,
+    /// Cancelled when the refresh that is under way has ended.
+    refreshing: Option<CancellationToken>,
     refresh_again: bool,
     share: admit::Share,
     /// Cancelled when nothing is to be started any more.
@@ -183,7 +185,7 @@ impl Manager {
                 delete: false,
                 deleting: false,
                 refresh_at: None,
-                refreshing: false,
+                refreshing: None,
                 refresh_again: false,
                 ending: CancellationToken::new(),
                 share,
@@ -284,9 +286,10 @@ impl Manager {
             Fact::Standing(ground, refresh) => {
                 if let Some(worker) = self.workers.get_mut(uid) {
                     worker.tenant = ground.tenant;
+                    worker.refresh_at = refresh;
                 }
-                self.fact(uid, Fact::Refreshed(refresh));
                 self.input(uid, Input::SetUp(Ok(ground.addresses)));
+                self.refresh_if_asked(uid);
             }
             Fact::Written(result) => {
                 let Some(worker) = self.workers.get_mut(uid) else { return };
@@ -301,11 +304,9 @@ impl Manager {
             }
             Fact::Refreshed(next) => {
                 let Some(worker) = self.workers.get_mut(uid) else { return };
-                worker.refreshing = false;
+                worker.refreshing = None;
                 worker.refresh_at = next;
-                if std::mem::take(&mut worker.refresh_again) {
-                    self.refresh(uid);
-                }
+                self.refresh_if_asked(uid);
                 self.after(uid);
             }
         }
@@ -401,7 +402,12 @@ impl Manager {
                     .filter_map(|container| container.attempt.map(|attempt| id(&container.name, attempt)))
                     .collect();
                 self.used.subtract(&std::mem::take(&mut worker.share));
+                let refreshing = worker.refreshing.clone();
                 self.beside(uid, async move {
+                    // It would write again what is removed.
+                    if let Some(refreshing) = refreshing {
+                        refreshing.cancelled().await;
+                    }
                     clean_up(&shared, &pod, &tenant, ended).await;
                     Fact::Input(Input::CleanedUp)
                 });
@@ -528,7 +534,8 @@ impl Manager {
     fn glance(&mut self) {
         let (workers, facts) = (&self.workers, self.facts.clone());
         let standing = || {
-            let standing = workers.values().filter(|worker| worker.machine.is_set_up());
+            let standing =
+                workers.values().filter(|worker| worker.machine.is_set_up() && worker.machine.can_be_evicted());
             standing.map(|it| evict::Candidate { pod: it.machine.pod().clone(), tenant: it.tenant.clone() }).collect()
         };
         let is_there = |uid: &str| workers.get(uid).is_some_and(|worker| !worker.machine.is_ended());
@@ -537,22 +544,31 @@ impl Manager {
         });
     }
 
-    /// Writes a pod's volumes anew.
+    fn refresh_if_asked(&mut self, uid: &str) {
+        if self.workers.get_mut(uid).is_some_and(|worker| std::mem::take(&mut worker.refresh_again)) {
+            self.refresh(uid);
+        }
+    }
+
+    /// Writes anew what a pod's volumes show of objects and tokens.
     fn refresh(&mut self, uid: &str) {
         let Some(worker) = self.workers.get_mut(uid) else { return };
         worker.refresh_at = None;
-        if !worker.machine.is_active() || worker.machine.addresses().is_empty() {
+        if worker.machine.addresses().is_empty() {
             return;
         }
-        if worker.refreshing {
+        if worker.refreshing.is_some() || !worker.machine.keeps_volumes() {
+            // One that is being set up anew may have read already what has changed.
             worker.refresh_again = true;
             return;
         }
-        worker.refreshing = true;
+        let ended = CancellationToken::new();
+        worker.refreshing = Some(ended.clone());
         let (shared, pod) = (self.shared.clone(), worker.machine.pod().clone());
         let (addresses, tenant) = (worker.machine.addresses().to_vec(), worker.tenant.clone());
         self.beside(uid, async move {
-            match write_volumes(&shared, &pod, &addresses, &tenant).await {
+            let _ended = ended.drop_guard();
+            match write_volumes(&shared, &pod, &addresses, &tenant, Write::Payload).await {
                 Ok(next) => Fact::Refreshed(next),
                 Err(error) => {
                     let reference = spec::reference(&pod, None);

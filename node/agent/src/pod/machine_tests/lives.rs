@@ -293,6 +293,34 @@ fn evicted() {
 }
 
 #[test]
+fn who_ends_is_neither_evicted_nor_refreshed() {
+    let is = |world: &World| (world.machine.can_be_evicted(), world.machine.keeps_volumes());
+    let mut spec = one("Always");
+    spec.spec.as_mut().unwrap().active_deadline_seconds = Some(20);
+    let begun = || {
+        let mut world = World::new(spec.clone());
+        assert!(!world.machine.keeps_volumes(), "nothing was set up yet");
+        world.stop_code = None;
+        world.begin()
+    };
+    let mut world = begun();
+    assert_eq!(is(&world), (true, true));
+    // It ends by itself, however long it takes: another has to go for the sake of the disk.
+    world.wait(20);
+    assert_eq!(is(&world), (false, false));
+    world.ends("app", 0);
+    assert_eq!(is(&world), (false, false));
+    let mut world = begun();
+    world.delete(600);
+    assert_eq!(is(&world), (true, false), "it can be hurried");
+    world.input(Input::Evicted(Evicted { message: "Too much. ".into(), by_node: true }));
+    assert_eq!(is(&world), (false, false));
+    let mut world = begun();
+    world.input(Input::Rejected { reason: "OutOfpods".into(), message: "no room".into() });
+    assert_eq!(is(&world), (false, false));
+}
+
+#[test]
 fn rejected() {
     let mut world = World::new(one("Always"));
     world.input(Input::Rejected { reason: "OutOfpods".into(), message: "no room".into() });
