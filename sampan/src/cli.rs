@@ -120,7 +120,7 @@ pub struct NodeFlags {
     /// Run Linux containers in this containerd [default: one of its own, when the first is there to run]
     #[arg(long, value_name = "SOCKET", value_hint = ValueHint::FilePath)]
     pub containerd: Option<PathBuf>,
-    /// How full the disk is, in percent, when images that no pod uses are removed; 100: never
+    /// How full the disk is, in percent, when images that no pod uses are removed; 100: only for pods that need the room
     /// [default: 85]
     #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u8).range(0..=100))]
     pub image_gc_high_threshold: Option<u8>,

@@ -108,7 +108,7 @@ async fn good_archives_become_images() {
     let image = client.image_status(BUSYBOX).await.unwrap().unwrap();
     assert_eq!(image.id, testing::busybox().unwrap().id());
     assert_eq!(image.tags, [BUSYBOX]);
-    assert!(image.digests[0].starts_with("localhost/test/busybox@sha256:") && image.size > 100_000, "{image:?}");
+    assert!(image.digests.is_empty() && image.size > 100_000, "by hand: {image:?}");
     let config = image.config.unwrap();
     assert_eq!((config.cmd, config.env, config.entrypoint), (vec!["/bin/sh".into()], vec!["PATH=/bin".into()], vec![]));
 

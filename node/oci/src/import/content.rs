@@ -47,17 +47,18 @@ async fn write_leased(client: &Containerd, plan: Plan, name: &Name, lease: &Meta
     for (number, layer) in plan.layers.iter().enumerate() {
         holds.insert(format!("containerd.io/gc.ref.content.l.{number}"), layer.digest.clone());
     }
-    let (id, manifest) = (plan.config.digest.clone(), plan.manifest.digest.clone());
+    let id = plan.config.digest.clone();
     let target = Descriptor {
         media_type: plan.manifest.media_type.clone(),
-        digest: manifest.clone(),
+        digest: plan.manifest.digest.clone(),
         size: i64::try_from(plan.manifest.bytes.len()).unwrap_or(i64::MAX),
         annotations: BTreeMap::new(),
     };
     store.write_bytes(plan.config, Labels::new()).await?;
     store.write_bytes(plan.manifest, holds).await?;
-    // As after a pull: the id, the digest, and last the name, which makes it whole.
-    for name in [id, name.digested(&manifest), name.tagged()] {
+    // The id, and last the name, which makes it whole. After a pull there would be one with the digest
+    // too: without that it is known to have been brought by hand.
+    for name in [id, name.tagged()] {
         name_image(client, name, &target, lease).await?;
     }
     Ok(())

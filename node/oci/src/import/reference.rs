@@ -43,10 +43,6 @@ impl Name {
     pub fn tagged(&self) -> String {
         format!("{}:{}", self.repository, self.tag)
     }
-
-    pub fn digested(&self, digest: &str) -> String {
-        format!("{}@{digest}", self.repository)
-    }
 }
 
 #[cfg(test)]
