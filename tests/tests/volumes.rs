@@ -71,7 +71,7 @@ fn memory_and_images_for_both_kinds() {
     let mounted = "    volumeMounts: [{name: data, mountPath: /data}]\n";
     cluster.apply(&pod("late", &format!("{late}  containers:\n{LINUX}{mounted}")));
     eventually("the image missed", || {
-        let waiting = cluster.get(&["pod", "late"])["status"]["containerStatuses"][0]["state"]["waiting"].take();
+        let waiting = cluster.get(&["pod", "late"])["status"]["containerStatuses"][0]["state"]["waiting"].clone();
         (waiting["reason"] == "ErrImagePull" || waiting["reason"] == "ImagePullBackOff")
             .then(|| assert!(waiting["message"].as_str().unwrap().contains("localhost/data:1"), "{waiting}"))
     });

@@ -196,6 +196,24 @@ pub(super) fn agrees(published: &core::PodStatus, api: Option<&core::PodStatus>)
     published.phase == api.phase && conditions(published) == conditions(api)
 }
 
+/// A status as a strategic merge patch that leaves nothing of the one before.
+fn patch(status: &core::PodStatus) -> serde_json::Value {
+    let mut body = serde_json::to_value(status).unwrap_or_default();
+    if let Some(body) = body.as_object_mut() {
+        // What is no longer so has to be said.
+        for field in ["reason", "message"] {
+            body.entry(field).or_insert(serde_json::Value::Null);
+        }
+        // Lists by address would be merged: a pod that was set up anew has another one, not one more.
+        for field in ["podIPs", "hostIPs"] {
+            if let Some(list) = body.get_mut(field).and_then(serde_json::Value::as_array_mut) {
+                list.insert(0, json!({ "$patch": "replace" }));
+            }
+        }
+    }
+    body
+}
+
 /// Writes the status; `Err` asks for another try.
 pub(super) async fn write_status(
     shared: &Shared,
@@ -203,19 +221,16 @@ pub(super) async fn write_status(
     status: &core::PodStatus,
 ) -> Result<Option<u64>, ()> {
     let pods: Api<core::Pod> = Api::namespaced(shared.client.clone(), spec::namespace(pod));
-    let mut body = match serde_json::to_value(status) {
-        Ok(serde_json::Value::Object(body)) => body,
-        _ => return Ok(None),
-    };
-    // What is no longer so has to be said.
-    for field in ["reason", "message"] {
-        body.entry(field).or_insert(serde_json::Value::Null);
-    }
-    let patch = json!({ "metadata": { "uid": spec::uid(pod) }, "status": body });
+    let patch = json!({ "metadata": { "uid": spec::uid(pod) }, "status": patch(status) });
     match pods.patch_status(spec::name(pod), &PatchParams::default(), &Patch::Strategic(patch)).await {
         Ok(pod) => Ok(pod.metadata.resource_version.and_then(|version| version.parse().ok())),
         // Gone, or another pod of that name: the watch will tell.
         Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(None),
+        // Asking again would change nothing, and the pod's end must not wait for it.
+        Err(kube::Error::Api(status)) if status.code == 422 => {
+            tracing::error!(pod = spec::title(pod), error = status.message, "status refused");
+            Ok(None)
+        }
         Err(error) => {
             tracing::warn!(pod = spec::title(pod), %error, "status not written; trying again");
             Err(())
@@ -291,5 +306,20 @@ pub async fn end_all(shared: &Arc<Shared>, grace: u32) {
     ending.join_all().await;
     if let Err(error) = shared.oci().end().await {
         tracing::warn!(error = format!("{error:#}"), "containerd stays");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn an_address_replaces_the_one_before() {
+        let status: core::PodStatus =
+            serde_json::from_value(json!({ "podIP": "10.0.0.7", "podIPs": [{ "ip": "10.0.0.7" }] })).unwrap();
+        let patch = patch(&status);
+        assert_eq!(patch["podIPs"], json!([{ "$patch": "replace" }, { "ip": "10.0.0.7" }]));
+        assert!(patch.as_object().unwrap().contains_key("reason") && patch.get("hostIPs").is_none());
     }
 }
