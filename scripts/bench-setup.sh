@@ -7,6 +7,18 @@ cache=${XDG_CACHE_HOME:-$HOME/.cache}/sampan/peers
 mkdir -p "$cache"
 say() { printf 'bench setup: %s\n' "$*" >&2; }
 
+if ! command -v etcd >/dev/null; then
+    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+        say "installing etcd-server"
+        apt-get -qq update >&2 && apt-get -qq install --yes --no-install-recommends etcd-server >/dev/null ||
+            say "no etcd: its column stays empty"
+        # What it starts as a service is none of ours.
+        systemctl disable --now etcd >/dev/null 2>&1 || true
+    else
+        say "no etcd, and only root could install it: its column stays empty"
+    fi
+fi
+
 # The version of wasmtime that we are built on.
 if [ ! -x "$cache/wasmtime" ]; then
     say "fetching wasmtime 48"

@@ -7,6 +7,7 @@ mod benchmarks;
 mod built;
 mod client;
 mod cluster;
+mod etcd;
 mod load;
 mod machine;
 mod plot;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Event, EventSource, ObjectReference};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
-use kube::api::{Api, Patch, PatchParams, PostParams};
+use kube::api::{Api, Patch, PatchParams};
 use kube::{Client, Resource, ResourceExt};
 use serde_json::json;
 use tokio::sync::mpsc;
@@ -227,7 +227,7 @@ async fn write_one(
     let suffix: String = uuid::Uuid::new_v4().simple().to_string().chars().take(16).collect();
     let name = format!("{}.{suffix}", note.object.name.as_deref().unwrap_or("unknown"));
     let event = Event {
-        metadata: ObjectMeta { name: Some(name.clone()), namespace: Some(namespace), ..Default::default() },
+        metadata: ObjectMeta { name: Some(name.clone()), namespace: Some(namespace.clone()), ..Default::default() },
         involved_object: note.object,
         type_: Some(note.kind.as_str().to_owned()),
         reason: Some(note.reason),
@@ -240,7 +240,7 @@ async fn write_one(
         count: Some(1),
         ..Default::default()
     };
-    events.create(&PostParams::default(), &event).await?;
+    crate::create(client, &namespace, &event).await?;
     *correlator.written.get_or(identity, Default::default) = (name, 1);
     Ok(())
 }

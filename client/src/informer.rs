@@ -65,12 +65,30 @@ struct Inner {
     client: Client,
     shutdown: CancellationToken,
     running: Mutex<HashMap<(TypeId, String), Arc<dyn Any + Send + Sync>>>,
+    /// Each a [`Trim`] of the type it is under.
+    trims: Mutex<HashMap<TypeId, Box<dyn Any + Send + Sync>>>,
 }
+
+/// Takes away what no reader of a cache looks at.
+type Trim<K> = fn(&mut K);
 
 impl Informers {
     pub fn new(client: Client, shutdown: CancellationToken) -> Self {
-        let inner = Inner { client: client.clone(), shutdown, running: Mutex::default() };
+        let inner = Inner { client: client.clone(), shutdown, running: Mutex::default(), trims: Mutex::default() };
         Self { client, inner: Arc::new(inner) }
+    }
+
+    /// Holds of a kind no more than `trim` leaves; for caches that nobody has asked for yet.
+    pub fn trimmed<K: Object>(self, trim: fn(&mut K)) -> Self {
+        let mut trims = self.inner.trims.lock().unwrap_or_else(PoisonError::into_inner);
+        trims.insert(TypeId::of::<K>(), Box::new(trim as Trim<K>));
+        drop(trims);
+        self
+    }
+
+    fn trim<K: Object>(&self) -> Trim<K> {
+        let trims = self.inner.trims.lock().unwrap_or_else(PoisonError::into_inner);
+        trims.get(&TypeId::of::<K>()).and_then(|trim| trim.downcast_ref().copied()).unwrap_or(|_| ())
     }
 
     /// The same caches for somebody who asks and writes under another name: a kind that two parts of a
@@ -93,7 +111,7 @@ impl Informers {
     pub fn selected<K: Object>(&self, fields: &str) -> Informer<K> {
         let mut running = self.inner.running.lock().unwrap_or_else(PoisonError::into_inner);
         let slot = running.entry((TypeId::of::<K>(), fields.to_owned())).or_insert_with(|| {
-            let informer: Informer<K> = Informer { cache: Arc::new(Cache::default()) };
+            let informer: Informer<K> = Informer { cache: Arc::new(Cache::new(self.trim())) };
             let task = informer.clone();
             let api = Api::all(self.inner.client.clone());
             let shutdown = self.inner.shutdown.clone();
@@ -126,6 +144,7 @@ struct Cache<K> {
     synced: watch::Sender<bool>,
     /// The newest resourceVersion up to which the cache is complete.
     revision: watch::Sender<u64>,
+    trim: Trim<K>,
 }
 
 struct State<K> {
@@ -161,12 +180,13 @@ impl<K: ResourceExt> Buckets<K> {
     }
 }
 
-impl<K> Default for Cache<K> {
-    fn default() -> Self {
+impl<K> Cache<K> {
+    fn new(trim: Trim<K>) -> Self {
         Self {
             state: RwLock::new(State { objects: BTreeMap::new(), indexes: Vec::new(), subscribers: Vec::new() }),
             synced: watch::Sender::new(false),
             revision: watch::Sender::new(0),
+            trim,
         }
     }
 }
@@ -332,6 +352,7 @@ impl<K: Object> Informer<K> {
     fn apply(&self, mut object: K) {
         // Often half of an object, and nobody here reads it. An update without it keeps the server's.
         object.meta_mut().managed_fields = None;
+        (self.cache.trim)(&mut object);
         let new = Arc::new(object);
         let mut state = self.cache.state.write().unwrap_or_else(PoisonError::into_inner);
         let change = match state.objects.insert(key(&*new), new.clone()) {
@@ -408,7 +429,7 @@ mod tests {
     }
 
     fn informer() -> Informer<ConfigMap> {
-        Informer { cache: Arc::new(Cache::default()) }
+        Informer { cache: Arc::new(Cache::new(|_| ())) }
     }
 
     fn names(objects: Vec<Arc<ConfigMap>>) -> Vec<String> {
@@ -430,6 +451,15 @@ mod tests {
         assert!(colours.get("red").is_empty());
         let again = informer.index("colour", |_| Vec::new());
         assert_eq!(names(again.get("blue")), ["a", "c"]);
+    }
+
+    #[test]
+    fn what_is_trimmed_is_not_held() {
+        let informer = Informer { cache: Arc::new(Cache::new(|object: &mut ConfigMap| object.data = None)) };
+        let data = Some(BTreeMap::from([("a".to_owned(), "b".to_owned())]));
+        informer.apply(ConfigMap { data, ..object("a", "red", 1) });
+        let held = informer.get("n", "a");
+        assert!(held.is_some_and(|held| held.data.is_none() && held.labels().contains_key("colour")));
     }
 
     #[test]

@@ -5,7 +5,9 @@
 mod clock;
 mod events;
 mod informer;
+mod receipt;
 
 pub use clock::Clock;
 pub use events::{EventKind, EventRecorder};
 pub use informer::{Change, Index, Informer, Informers, Object, Subscription};
+pub use receipt::{Receipt, create, patch_status};

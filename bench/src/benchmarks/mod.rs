@@ -45,7 +45,7 @@ pub struct Benchmark {
 const ALL: &[Benchmark] = &[
     Benchmark {
         names: &["store_writes_per_s"],
-        what: "the store alone, 2 kB values, fsynced, 64 writers; beside bare redb",
+        what: "the store alone, 2 kB values, fsynced, 64 writers; beside bare redb and etcd",
         run: |context| Box::pin(store::run(context)),
     },
     Benchmark {

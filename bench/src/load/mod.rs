@@ -2,6 +2,7 @@
 //! It reads one [`Load`] as JSON from standard input and writes one [`Outcome`] to standard output.
 
 mod api;
+mod etcd;
 mod http;
 mod schedule;
 mod services;
@@ -19,6 +20,7 @@ use anyhow::{Context as _, Result, ensure};
 use serde::{Deserialize, Serialize};
 use tokio::io::AsyncWriteExt as _;
 
+pub use etcd::answers as etcd_answers;
 pub use store::Engine;
 
 use crate::client::{Api, Connection};
@@ -41,6 +43,8 @@ pub enum Load {
     Schedule { kubeconfig: PathBuf, namespace: String, nodes: usize, pods: usize },
     /// Makes Services with three endpoints each.
     Services { kubeconfig: PathBuf, namespace: String, count: usize },
+    /// Puts keys into an etcd.
+    Etcd { url: String, writers: usize, value_bytes: usize, seconds: f64 },
     /// Creates keys in the store, in this process.
     Store { dir: PathBuf, engine: store::Engine, writers: usize, value_bytes: usize, seconds: f64 },
 }
@@ -103,6 +107,9 @@ pub fn main() -> Result<()> {
             }
             Load::Get { kubeconfig, path, connections, seconds } => {
                 http::api(&kubeconfig, &path, connections, Duration::from_secs_f64(seconds)).await
+            }
+            Load::Etcd { url, writers, value_bytes, seconds } => {
+                etcd::run(&url, writers, value_bytes, Duration::from_secs_f64(seconds)).await
             }
             Load::Plain { authority, connections, seconds } => {
                 http::plain(&authority, connections, Duration::from_secs_f64(seconds)).await

@@ -27,7 +27,7 @@ pub async fn run(dir: &Path, engine: Engine, writers: usize, value_bytes: usize,
     }
 }
 
-fn key(writer: usize, number: usize) -> String {
+pub fn key(writer: usize, number: usize) -> String {
     format!("/registry/pods/default/writer-{writer:03}-{number:08}")
 }
 

@@ -75,7 +75,7 @@ fn recorded_objects_are_canonical() {
         let Some(of) = Schema::get().kind(group, version, object["kind"].as_str().unwrap()) else {
             continue;
         };
-        match canonicalize_type(of.name, object.clone()) {
+        match canonicalize_type(of.name, &object) {
             Ok(canonical) => {
                 if canonical.object != object || !canonical.strict.is_empty() {
                     wrong.push(format!(

@@ -72,7 +72,16 @@ impl Default for Config {
 }
 
 /// Runs all controllers until `shutdown`.
-pub async fn run(informers: Informers, config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
+pub fn run(
+    informers: Informers,
+    config: Config,
+    shutdown: CancellationToken,
+) -> BoxFuture<'static, anyhow::Result<()>> {
+    // Boxed: compiled with this crate, not again with each program that calls it.
+    Box::pin(run_all(informers, config, shutdown))
+}
+
+async fn run_all(informers: Informers, config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
     let context = Context {
         client: informers.client().clone(),
         informers,

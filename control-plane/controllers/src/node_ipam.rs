@@ -79,7 +79,7 @@ impl Controller for Ipam {
         }));
         let api: Api<Node> = Api::all(self.context.client.clone());
         if let Some(written) = found(api.patch(key, &PatchParams::default(), &patch).await)? {
-            self.written.note(&(), &written.metadata);
+            self.written.note(&(), written.metadata.resource_version.as_deref());
         }
         Ok(None)
     }

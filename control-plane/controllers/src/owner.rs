@@ -144,10 +144,8 @@ impl<K: crate::queue::Key> Written<K> {
     }
 
     /// Notes the state that a write for `key` returned.
-    pub fn note(&self, key: &K, meta: &ObjectMeta) {
-        let Some(version) = meta.resource_version.as_deref().and_then(|it| it.parse::<u64>().ok()) else {
-            return;
-        };
+    pub fn note(&self, key: &K, resource_version: Option<&str>) {
+        let Some(version) = resource_version.and_then(|it| it.parse::<u64>().ok()) else { return };
         let mut versions = self.versions.lock().unwrap_or_else(PoisonError::into_inner);
         let newest = versions.entry(key.clone()).or_default();
         *newest = version.max(*newest);

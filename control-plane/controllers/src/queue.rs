@@ -23,6 +23,11 @@ use crate::error::Error;
 const FIRST_RETRY: Duration = Duration::from_millis(5);
 const LONGEST_RETRY: Duration = Duration::from_secs(60);
 
+/// A key rests so many times as long as it was worked on: one with a thousand pods that change one by one
+/// is looked at now and then, and not all the time.
+const SHARE: u32 = 3;
+const LONGEST_REST: Duration = Duration::from_millis(200);
+
 /// What a queue can hold.
 pub trait Key: Clone + Eq + Hash + Debug + Send + Sync + 'static {}
 
@@ -48,13 +53,14 @@ struct State<K> {
     ready: VecDeque<K>,
     /// Asked for and not begun yet, whether in `ready` or because it is being worked on.
     dirty: HashSet<K>,
-    processing: HashSet<K>,
+    /// Since when.
+    processing: HashMap<K, Instant>,
     /// The number keeps keys of one instant in order.
     later: BTreeMap<(Instant, u64), K>,
     due: HashMap<K, (Instant, u64)>,
     number: u64,
     failures: HashMap<K, u32>,
-    /// The least time between two runs of one key, and when the running ones may come again.
+    /// The least time between two runs of one key, and when those that ran may come again.
     pace: Duration,
     rest: HashMap<K, Instant>,
 }
@@ -70,7 +76,7 @@ impl<K: Key> Queue<K> {
         let state = State {
             ready: VecDeque::new(),
             dirty: HashSet::new(),
-            processing: HashSet::new(),
+            processing: HashMap::new(),
             later: BTreeMap::new(),
             due: HashMap::new(),
             number: 0,
@@ -130,7 +136,7 @@ impl<K: Key> Queue<K> {
                 state.promote(now);
                 if let Some(key) = state.ready.pop_front() {
                     state.dirty.remove(&key);
-                    state.processing.insert(key.clone());
+                    state.processing.insert(key.clone(), now);
                     return key;
                 }
                 state.later.first_key_value().map(|((at, _), _)| *at)
@@ -152,12 +158,12 @@ impl<K: Key> Queue<K> {
     /// The worker is done with `key`.
     pub fn done(&self, key: &K) {
         let mut state = self.lock();
-        state.processing.remove(key);
-        let pace = state.pace;
-        if !pace.is_zero() {
-            let now = Instant::now();
+        let now = Instant::now();
+        let took = state.processing.remove(key).map_or(Duration::ZERO, |since| now - since);
+        let rest = state.pace.max((took * SHARE).min(LONGEST_REST));
+        if !rest.is_zero() {
             state.rest.retain(|_, until| *until > now);
-            state.rest.insert(key.clone(), now + pace);
+            state.rest.insert(key.clone(), now + rest);
         }
         if state.dirty.remove(key) {
             state.add(key.clone());
@@ -172,7 +178,7 @@ impl<K: Key> State<K> {
         if self.dirty.contains(&key) {
             return;
         }
-        if !self.processing.contains(&key) {
+        if !self.processing.contains_key(&key) {
             if let Some(until) = self.rest.get(&key).copied()
                 && until > Instant::now()
             {
@@ -390,6 +396,19 @@ mod tests {
         queue.add("b");
         queue.next().await;
         assert_eq!(start.elapsed().as_millis(), 100, "another key need not wait");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_key_that_takes_long_rests_long() {
+        let queue = Queue::new();
+        let start = Instant::now();
+        for (takes, begins) in [(10, 0), (1000, 40), (0, 1240)] {
+            queue.add("a");
+            queue.next().await;
+            assert_eq!(start.elapsed().as_millis(), begins);
+            tokio::time::sleep(Duration::from_millis(takes)).await;
+            queue.done(&"a");
+        }
     }
 
     struct Counting {

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
+use futures::future::BoxFuture;
 use http::Request;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, Pod};
@@ -37,7 +38,12 @@ const ALL_NODES: usize = 100;
 const IDLE: Duration = Duration::from_secs(60);
 
 /// Schedules until `shutdown`.
-pub async fn run(informers: Informers, shutdown: CancellationToken) -> Result<()> {
+pub fn run(informers: Informers, shutdown: CancellationToken) -> BoxFuture<'static, Result<()>> {
+    // Boxed: compiled with this crate, not again with each program that calls it.
+    Box::pin(schedule(informers, shutdown))
+}
+
+async fn schedule(informers: Informers, shutdown: CancellationToken) -> Result<()> {
     let (pods, nodes) = (informers.all::<Pod>(), informers.all::<Node>());
     pods.synced().await;
     nodes.synced().await;

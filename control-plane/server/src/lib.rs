@@ -31,6 +31,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context as _;
 use axum::{Extension, Router};
+use futures::future::BoxFuture;
 use ipnet::IpNet;
 use sampan_api::kinds;
 use sampan_store::{RedbStore, Store};
@@ -99,7 +100,12 @@ pub struct Server {
 
 impl Server {
     /// Opens `DIR/store.redb` and serves until `shutdown`.
-    pub async fn start(config: Config, shutdown: CancellationToken) -> anyhow::Result<Self> {
+    pub fn start(config: Config, shutdown: CancellationToken) -> BoxFuture<'static, anyhow::Result<Self>> {
+        // Boxed: compiled with this crate, not again with each program that calls it.
+        Box::pin(Self::open(config, shutdown))
+    }
+
+    async fn open(config: Config, shutdown: CancellationToken) -> anyhow::Result<Self> {
         tokio::fs::create_dir_all(&config.dir)
             .await
             .with_context(|| format!("data directory {}", config.dir.display()))?;

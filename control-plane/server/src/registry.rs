@@ -313,9 +313,8 @@ impl<'a> Write<'a> {
             let new = change(&old, &mut told)?;
             let (new, taken) = self.prepare_update(name, new, &old, &mut told)?;
             let mut new = new;
-            let bytes = self.encode(&new);
             // Nothing but times of managers: not a write.
-            if self.encode(&old) == bytes || managed::differs_in_time_only(&new, &old) {
+            if managed::same_but_times(&new, &old) {
                 warnings.append(&mut told);
                 return Ok(Written::Stored(stored));
             }
@@ -325,6 +324,7 @@ impl<'a> Write<'a> {
                 return Ok(Written::Value(new));
             }
             let key = cache.key(self.namespace, name);
+            let bytes = self.encode(&new);
             let ends = ends(self.kind, &new, &old);
             let result = if ends {
                 self.app.store.delete(&key, stored.revision).await

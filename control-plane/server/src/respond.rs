@@ -6,7 +6,7 @@ use std::task::{Context, Poll};
 
 use axum::body::Body;
 use axum::response::Response;
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http::header::{ACCEPT, CONTENT_TYPE, USER_AGENT};
 use http::{HeaderMap, HeaderValue, StatusCode};
 use http_body::{Frame, SizeHint};
@@ -101,22 +101,37 @@ pub fn negotiate(headers: &HeaderMap, query: &Query, list: bool) -> Result<Form,
     Err(Error::NotAcceptable(NOT_ACCEPTABLE.to_owned()))
 }
 
-/// A body of shared pieces with a known length.
+/// A body of shared pieces with a known length. Small ones are copied together as they are sent: a piece
+/// is encrypted and written at least once each.
 struct Pieces {
     pieces: VecDeque<Bytes>,
     left: u64,
 }
+
+/// What is sent at once where pieces are smaller.
+const CHUNK: usize = 64 << 10;
 
 impl http_body::Body for Pieces {
     type Data = Bytes;
     type Error = std::convert::Infallible;
 
     fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
-        let next = self.pieces.pop_front();
-        if let Some(piece) = &next {
-            self.left -= piece.len() as u64;
-        }
-        Poll::Ready(next.map(|piece| Ok(Frame::data(piece))))
+        let Some(first) = self.pieces.pop_front() else { return Poll::Ready(None) };
+        let fits = |has: usize, next: Option<&Bytes>| next.is_some_and(|next| has + next.len() <= CHUNK);
+        let chunk = if fits(first.len(), self.pieces.front()) {
+            let mut chunk = BytesMut::with_capacity(CHUNK.min(usize::try_from(self.left).unwrap_or(CHUNK)));
+            chunk.extend_from_slice(&first);
+            while fits(chunk.len(), self.pieces.front())
+                && let Some(next) = self.pieces.pop_front()
+            {
+                chunk.extend_from_slice(&next);
+            }
+            chunk.freeze()
+        } else {
+            first
+        };
+        self.left -= chunk.len() as u64;
+        Poll::Ready(Some(Ok(Frame::data(chunk))))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -128,28 +143,10 @@ impl http_body::Body for Pieces {
     }
 }
 
-/// What a piece must at least have to be sent as it is rather than copied together.
-const WORTH_SHARING: usize = 1 << 10;
-
-/// A body out of shared pieces; small ones are put together.
+/// A body out of shared pieces.
 pub fn pieces(all: Vec<Bytes>) -> Body {
-    let mut out: VecDeque<Bytes> = VecDeque::new();
-    let mut small: Vec<u8> = Vec::new();
     let left = all.iter().map(|piece| piece.len() as u64).sum();
-    for piece in all {
-        if piece.len() >= WORTH_SHARING {
-            if !small.is_empty() {
-                out.push_back(Bytes::from(std::mem::take(&mut small)));
-            }
-            out.push_back(piece);
-        } else {
-            small.extend_from_slice(&piece);
-        }
-    }
-    if !small.is_empty() {
-        out.push_back(Bytes::from(small));
-    }
-    Body::new(Pieces { pieces: out, left })
+    Body::new(Pieces { pieces: all.into(), left })
 }
 
 pub fn with_body(code: StatusCode, media: &'static str, body: impl Into<Body>) -> Response {

@@ -21,6 +21,10 @@ impl Addresses for Network {
         Ok(self.remove_tenant(namespace).await?)
     }
 
+    async fn is_assigned(&self, pod_uid: &str) -> bool {
+        Network::is_assigned(self, pod_uid).await
+    }
+
     async fn assigned(&self) -> Vec<String> {
         Network::assigned(self).await.into_iter().map(|assignment| assignment.pod_uid).collect()
     }

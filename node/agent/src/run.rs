@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::Context as _;
+use futures::future::BoxFuture;
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::node::v1::RuntimeClass;
@@ -79,7 +80,12 @@ struct Cluster {
 }
 
 /// Runs the agent until shutdown. Returns early only when the node cannot be.
-pub async fn run(config: Config, client: Client, shutdown: CancellationToken) -> anyhow::Result<()> {
+pub fn run(config: Config, client: Client, shutdown: CancellationToken) -> BoxFuture<'static, anyhow::Result<()>> {
+    // Boxed: compiled with this crate, not again with each program that calls it.
+    Box::pin(live(config, client, shutdown))
+}
+
+async fn live(config: Config, client: Client, shutdown: CancellationToken) -> anyhow::Result<()> {
     api::make_dirs(&config.dir)?;
     let paths = Paths::new(&config.dir);
     let cache = Cache::open(paths.modules(), sampan_wasm::compile::Options::default())

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::Ipv4Addr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
@@ -11,7 +11,11 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 use crate::files;
 
-const VERSION: u64 = 1;
+/// Of the lines that say what happened; the first of them names it.
+const VERSION: u64 = 2;
+/// Lines beyond so many times what they come to are put together.
+const SLACK: usize = 4;
+const FEW: usize = 1000;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Held {
@@ -19,12 +23,19 @@ pub(crate) struct Held {
     pub(crate) address: Ipv4Addr,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
+/// What is handed out, and what was given back, longest unused first.
+#[derive(Debug, Default)]
 struct Saved {
-    version: u64,
     held: BTreeMap<String, Held>,
-    /// Addresses given back, longest unused first.
     released: VecDeque<Ipv4Addr>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+enum Line {
+    Version(u64),
+    Held { pod: String, namespace: String, address: Ipv4Addr },
+    Released(Ipv4Addr),
 }
 
 /// The addresses for pods in the lower half of a node's range; the upper half is CNI's.
@@ -35,6 +46,50 @@ pub(crate) struct Addresses {
     saved: Saved,
     /// Free addresses, longest unused first; those never used before those given back.
     free: VecDeque<Ipv4Addr>,
+    /// Of the file, in this process' life; 0: it is still to be written.
+    lines: usize,
+}
+
+impl Saved {
+    fn read(path: &Path) -> Result<Self> {
+        let mut saved = Self::default();
+        let mut holder: BTreeMap<Ipv4Addr, String> = BTreeMap::new();
+        let Some(text) = files::read_text(path)? else { return Ok(saved) };
+        let corrupt = |why: String| Error::Corrupt { path: path.to_owned(), why };
+        // A power loss can cut the last line short: nobody was told of it.
+        let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
+        for (at, line) in whole.lines().enumerate() {
+            let line: Line = serde_json::from_str(line).map_err(|error| corrupt(error.to_string()))?;
+            match line {
+                Line::Version(VERSION) if at == 0 => {}
+                Line::Version(found) => return Err(Error::Version { path: path.to_owned(), found, known: VERSION }),
+                _ if at == 0 => return Err(corrupt("it has no version".to_owned())),
+                Line::Held { pod, namespace, address } => {
+                    // The one that was free for longest is the first.
+                    if let Some(at) = saved.released.iter().position(|free| *free == address) {
+                        saved.released.remove(at);
+                    }
+                    holder.insert(address, pod.clone());
+                    saved.held.insert(pod, Held { namespace, address });
+                }
+                Line::Released(address) => {
+                    holder.remove(&address).map(|pod| saved.held.remove(&pod));
+                    saved.released.push_back(address);
+                }
+            }
+        }
+        Ok(saved)
+    }
+
+    fn lines(&self) -> impl Iterator<Item = Line> {
+        let released = self.released.iter().copied().map(Line::Released);
+        let held = self.held.iter().map(|(pod, held)| Line::Held {
+            pod: pod.clone(),
+            namespace: held.namespace.clone(),
+            address: held.address,
+        });
+        std::iter::once(Line::Version(VERSION)).chain(released).chain(held)
+    }
 }
 
 /// The lower half of a range without its first address, the network's own.
@@ -47,11 +102,7 @@ fn pool(range: Ipv4Net) -> impl Iterator<Item = Ipv4Addr> {
 impl Addresses {
     /// Reads what `path` says of an earlier process; what lies outside `range` is forgotten.
     pub(crate) fn open(path: PathBuf, range: Ipv4Net) -> Result<Self> {
-        let mut saved: Saved = files::read(&path, VERSION)?.unwrap_or(Saved {
-            version: VERSION,
-            held: BTreeMap::new(),
-            released: VecDeque::new(),
-        });
+        let mut saved = Saved::read(&path)?;
         let all: BTreeSet<Ipv4Addr> = pool(range).collect();
         let mut seen = BTreeSet::new();
         for (pod, held) in &saved.held {
@@ -63,7 +114,7 @@ impl Addresses {
         saved.held.retain(|_, held| all.contains(&held.address));
         saved.released.retain(|address| all.contains(address) && seen.insert(*address));
         let free = all.iter().filter(|address| !seen.contains(address)).chain(&saved.released).copied().collect();
-        Ok(Self { path, range, saved, free })
+        Ok(Self { path, range, saved, free, lines: 0 })
     }
 
     pub(crate) fn get(&self, pod: &str) -> Option<&Held> {
@@ -72,6 +123,10 @@ impl Addresses {
 
     pub(crate) fn held(&self) -> impl Iterator<Item = (&String, &Held)> {
         self.saved.held.iter()
+    }
+
+    pub(crate) fn holds(&self, pod: &str) -> bool {
+        self.saved.held.contains_key(pod)
     }
 
     /// The pod's address; it is on disk before it is told.
@@ -87,7 +142,8 @@ impl Addresses {
             self.saved.released.pop_front();
         }
         self.saved.held.insert(pod.to_owned(), Held { namespace: namespace.to_owned(), address });
-        if let Err(error) = files::write(&self.path, &self.saved) {
+        let line = Line::Held { pod: pod.to_owned(), namespace: namespace.to_owned(), address };
+        if let Err(error) = self.note(&line) {
             self.saved.held.remove(pod);
             self.free.push_front(address);
             if was_released {
@@ -104,12 +160,25 @@ impl Addresses {
             return Ok(());
         };
         self.saved.released.push_back(held.address);
-        if let Err(error) = files::write(&self.path, &self.saved) {
+        if let Err(error) = self.note(&Line::Released(held.address)) {
             self.saved.released.pop_back();
             self.saved.held.insert(pod.to_owned(), held);
             return Err(error);
         }
         self.free.push_back(held.address);
+        Ok(())
+    }
+
+    /// Writes what happened behind what happened before; now and then all anew.
+    fn note(&mut self, line: &Line) -> Result<()> {
+        let kept = self.saved.held.len() + self.saved.released.len();
+        if self.lines == 0 || self.lines > FEW + SLACK * kept {
+            files::write_lines(&self.path, self.saved.lines())?;
+            self.lines = kept + 1;
+        } else {
+            files::append_line(&self.path, line)?;
+            self.lines += 1;
+        }
         Ok(())
     }
 }
@@ -173,14 +242,44 @@ mod tests {
     fn refuses_what_it_does_not_know() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("addresses.json");
-        std::fs::write(&path, r#"{"version":9,"held":{},"released":[]}"#).unwrap();
+        std::fs::write(&path, "{\"version\":9}\n").unwrap();
         assert!(matches!(open(&dir, "10.0.0.0/28"), Err(Error::Version { found: 9, .. })));
-        std::fs::write(&path, "{").unwrap();
-        assert!(matches!(open(&dir, "10.0.0.0/28"), Err(Error::Corrupt { .. })));
-        let twice = r#"{"version":1,"held":{"a":{"namespace":"n","address":"10.0.0.1"},
-            "b":{"namespace":"n","address":"10.0.0.1"}},"released":[]}"#;
-        std::fs::write(&path, twice).unwrap();
-        assert!(matches!(open(&dir, "10.0.0.0/28"), Err(Error::Corrupt { .. })));
+        let held = |pod: &str| format!("{{\"held\":{{\"pod\":{pod:?},\"namespace\":\"n\",\"address\":\"10.0.0.1\"}}}}\n");
+        let twice = ["{\"version\":2}\n", &held("a"), &held("b")].concat();
+        for text in ["{\n", &held("a"), &twice] {
+            std::fs::write(&path, text).unwrap();
+            assert!(matches!(open(&dir, "10.0.0.0/28"), Err(Error::Corrupt { .. })), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_line_that_was_cut_short_is_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("addresses.json");
+        let mut addresses = open(&dir, "10.0.0.0/28").unwrap();
+        let first = addresses.assign("n", "a").unwrap();
+        addresses.assign("n", "b").unwrap();
+        let text = std::fs::read_to_string(&path).unwrap();
+        std::fs::write(&path, &text[..text.len() - 3]).unwrap();
+        let mut again = open(&dir, "10.0.0.0/28").unwrap();
+        assert_eq!(again.get("a").unwrap().address, first);
+        assert!(!again.holds("b"));
+        again.assign("n", "c").unwrap();
+        assert!(open(&dir, "10.0.0.0/28").unwrap().holds("c"));
+    }
+
+    #[test]
+    fn what_happened_long_ago_is_put_together() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut addresses = open(&dir, "10.0.0.0/28").unwrap();
+        addresses.assign("n", "stays").unwrap();
+        for _ in 0..2 * FEW {
+            addresses.assign("n", "a").unwrap();
+            addresses.release("a").unwrap();
+        }
+        let lines = std::fs::read_to_string(dir.path().join("addresses.json")).unwrap().lines().count();
+        assert!(lines <= FEW + SLACK * 8 + 1, "{lines}");
+        assert!(open(&dir, "10.0.0.0/28").unwrap().holds("stays"));
     }
 
     #[test]

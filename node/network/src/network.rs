@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::future::BoxFuture;
 use ipnet::{IpNet, Ipv4Net};
 use sampan_client::{EventRecorder, Informers};
 use tokio::sync::Mutex;
@@ -180,10 +181,15 @@ fn check(config: &Config) -> Result<V4> {
 impl Network {
     /// Guards first, then what an earlier process left, then Services and DNS. `shutdown` ends the
     /// tasks and leaves what pods need; [`clean`](crate::clean) takes that away.
-    pub async fn start(config: Config, informers: Informers, shutdown: CancellationToken) -> Result<Self> {
+    pub fn start(
+        config: Config,
+        informers: Informers,
+        shutdown: CancellationToken,
+    ) -> BoxFuture<'static, Result<Self>> {
         let machine =
             Machine { upstream: forward::Source::File("/etc/resolv.conf".into()), nftables: nft::program().is_some() };
-        Self::start_on(machine, config, informers, shutdown).await
+        // Boxed: compiled with this crate, not again with each program that calls it.
+        Box::pin(Self::start_on(machine, config, informers, shutdown))
     }
 
     pub(crate) async fn start_on(
@@ -347,6 +353,11 @@ impl Network {
             Some((root, tenants)) => tenants.take_away(root, records, namespace).await,
             None => Ok(()),
         }
+    }
+
+    /// Whether a pod has an address.
+    pub async fn is_assigned(&self, pod_uid: &str) -> bool {
+        self.inner.state.lock().await.addresses.holds(pod_uid)
     }
 
     /// The addresses that are out: what an agent compares with its pods after a restart.

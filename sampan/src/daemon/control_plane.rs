@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use futures::TryStreamExt as _;
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::api::core::v1::{Container, ContainerStatus, Node, Pod};
 use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Api, Client, ResourceExt as _};
 use sampan_client::Informers;
@@ -93,7 +93,8 @@ impl ControlPlane {
     /// Spawns scheduler and controllers, and last what is drained last: the server.
     pub fn spawn(self, parts: &mut Parts) {
         // The controllers may read all that the scheduler reads; each writes under its own name.
-        let informers = Informers::new(self.client(Identity::controller_manager()), self.stop_server.child_token());
+        let informers = Informers::new(self.client(Identity::controller_manager()), self.stop_server.child_token())
+            .trimmed(leave_out);
         let scheduler = informers.shared_with(self.client(Identity::scheduler()));
         let controllers = sampan_controllers::Config {
             cluster_cidr: Some(self.ranges.ranges.cluster),
@@ -131,6 +132,36 @@ impl ControlPlane {
                 None => line,
             })
         }
+    }
+}
+
+/// What of a pod neither scheduler nor controllers read, and would be most of what they hold.
+fn leave_out(pod: &mut Pod) {
+    if let Some(spec) = &mut pod.spec {
+        spec.volumes = None;
+        spec.ephemeral_containers = None;
+        for container in spec.containers.iter_mut().chain(spec.init_containers.iter_mut().flatten()) {
+            *container = Container {
+                name: std::mem::take(&mut container.name),
+                ports: container.ports.take(),
+                resources: container.resources.take(),
+                restart_policy: container.restart_policy.take(),
+                ..Container::default()
+            };
+        }
+        spec.containers.shrink_to_fit();
+    }
+    let statuses = pod.status.iter_mut().flat_map(|status| {
+        let own = status.container_statuses.iter_mut().flatten();
+        own.chain(status.init_container_statuses.iter_mut().flatten())
+    });
+    for status in statuses {
+        *status = ContainerStatus {
+            name: std::mem::take(&mut status.name),
+            ready: status.ready,
+            restart_count: status.restart_count,
+            ..ContainerStatus::default()
+        };
     }
 }
 

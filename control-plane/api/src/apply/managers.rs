@@ -1,8 +1,9 @@
 //! `metadata.managedFields`: the entries of an object's managers.
 
+use std::borrow::Cow;
 use std::fmt;
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::set::{Set, Step};
 
@@ -26,14 +27,67 @@ impl Operation {
 }
 
 /// What one manager owns through one operation, API version and endpoint.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Entry {
     pub manager: String,
     pub operation: Operation,
     pub api_version: String,
     pub subresource: String,
     pub time: Option<String>,
-    pub set: Set,
+    fields: Fields,
+}
+
+/// The fields of an entry: as they were written until somebody has to look into them, for a write
+/// touches those of few managers.
+#[derive(Clone, Debug)]
+enum Fields {
+    Written(Value),
+    Read(Set),
+}
+
+impl Fields {
+    fn is_empty(&self) -> bool {
+        match self {
+            Self::Written(encoded) => encoded.as_object().is_none_or(Map::is_empty),
+            Self::Read(set) => set.is_empty(),
+        }
+    }
+}
+
+impl Entry {
+    pub fn set(&self) -> Cow<'_, Set> {
+        match &self.fields {
+            // What was written was read, or made here.
+            Fields::Written(encoded) => Cow::Owned(Set::decode(encoded).unwrap_or_default()),
+            Fields::Read(set) => Cow::Borrowed(set),
+        }
+    }
+
+    pub fn replace(&mut self, set: Set) {
+        self.fields = Fields::Read(set);
+    }
+
+    pub fn extend(&mut self, set: Set) {
+        if let Fields::Written(encoded) = &self.fields
+            && set.is_within(encoded)
+        {
+            return;
+        }
+        let mut own = self.set().into_owned();
+        own.extend(set);
+        self.replace(own);
+    }
+
+    fn subtract(&mut self, fields: &Set) {
+        if let Fields::Written(encoded) = &self.fields
+            && !fields.meets(encoded)
+        {
+            return;
+        }
+        let mut own = self.set().into_owned();
+        own.subtract(fields);
+        self.replace(own);
+    }
 }
 
 impl fmt::Display for Entry {
@@ -51,17 +105,31 @@ impl fmt::Display for Entry {
 }
 
 /// The managers of one object.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
 pub struct Managers(Vec<Entry>);
 
 impl Managers {
     pub fn is_empty(&self) -> bool {
-        self.0.iter().all(|entry| entry.set.is_empty())
+        self.0.iter().all(|entry| entry.fields.is_empty())
     }
 
     /// `None` where an entry is not what it should be.
-    pub fn decode(list: &[Value]) -> Option<Self> {
-        let entry = |entry: &Value| {
+    pub fn decode(list: Vec<Value>) -> Option<Self> {
+        let read = |fields: Option<Value>| match fields {
+            Some(fields) => Set::decode(&fields).map(Fields::Read),
+            None => Some(Fields::Read(Set::default())),
+        };
+        Self::with(list, read)
+    }
+
+    /// Takes what is stored: it was decoded when it was written.
+    pub fn stored(list: Vec<Value>) -> Option<Self> {
+        Self::with(list, |fields| Some(Fields::Written(fields.unwrap_or_default())))
+    }
+
+    fn with(list: Vec<Value>, read: impl Fn(Option<Value>) -> Option<Fields>) -> Option<Self> {
+        let entry = |mut entry: Value| {
+            let fields = entry.get_mut("fieldsV1").map(Value::take);
             let text = |key: &str| entry.get(key).and_then(Value::as_str).map(str::to_owned);
             Some(Entry {
                 manager: text("manager").unwrap_or_default(),
@@ -73,15 +141,15 @@ impl Managers {
                 api_version: text("apiVersion").unwrap_or_default(),
                 subresource: text("subresource").unwrap_or_default(),
                 time: text("time"),
-                set: entry.get("fieldsV1").map_or(Some(Set::default()), Set::decode)?,
+                fields: read(fields)?,
             })
         };
-        list.iter().map(entry).collect::<Option<Vec<_>>>().map(Self)
+        list.into_iter().map(entry).collect::<Option<Vec<_>>>().map(Self)
     }
 
     /// In the order of the reference: applies first, then by time.
     pub fn encode(mut self) -> Value {
-        self.0.retain(|entry| !entry.set.is_empty());
+        self.0.retain(|entry| !entry.fields.is_empty());
         self.0.sort_by(|a, b| {
             (a.operation, &a.time, &a.manager, &a.api_version, &a.subresource).cmp(&(
                 b.operation,
@@ -92,12 +160,16 @@ impl Managers {
             ))
         });
         let encode = |entry: Entry| {
+            let fields = match entry.fields {
+                Fields::Written(encoded) => encoded,
+                Fields::Read(set) => set.encode(),
+            };
             let mut value = json!({
                 "manager": entry.manager,
                 "operation": entry.operation.as_str(),
                 "apiVersion": entry.api_version,
                 "fieldsType": "FieldsV1",
-                "fieldsV1": entry.set.encode(),
+                "fieldsV1": fields,
             });
             if let Some(time) = entry.time {
                 value["time"] = time.into();
@@ -112,24 +184,42 @@ impl Managers {
 
     /// The entry of a manager, made where there is none. An apply is one entry whatever its version.
     pub fn entry(&mut self, manager: &str, operation: Operation, api_version: &str, subresource: &str) -> &mut Entry {
+        let index = self.index(manager, operation, api_version, subresource);
+        &mut self.0[index]
+    }
+
+    fn index(&mut self, manager: &str, operation: Operation, api_version: &str, subresource: &str) -> usize {
         let found = self.0.iter().position(|entry| {
             entry.manager == manager
                 && entry.operation == operation
                 && entry.subresource == subresource
                 && (operation == Operation::Apply || entry.api_version == api_version)
         });
-        let index = found.unwrap_or_else(|| {
+        found.unwrap_or_else(|| {
             self.0.push(Entry {
                 manager: manager.to_owned(),
                 operation,
                 api_version: api_version.to_owned(),
                 subresource: subresource.to_owned(),
                 time: None,
-                set: Set::default(),
+                fields: Fields::Read(Set::default()),
             });
             self.0.len() - 1
-        });
-        &mut self.0[index]
+        })
+    }
+
+    /// These fields are one updater's from now on, and nobody else's.
+    pub fn give(&mut self, fields: Set, manager: &str, api_version: &str, subresource: &str, now: &str) {
+        let index = self.index(manager, Operation::Update, api_version, subresource);
+        for (at, entry) in self.0.iter_mut().enumerate() {
+            if at != index {
+                entry.subtract(&fields);
+            }
+        }
+        let own = &mut self.0[index];
+        own.extend(fields);
+        own.time = Some(now.to_owned());
+        self.0.retain(|entry| !entry.fields.is_empty());
     }
 
     /// Takes a manager's entry out.
@@ -142,22 +232,22 @@ impl Managers {
 
     /// Nobody owns these any longer.
     pub fn disown(&mut self, fields: &Set) {
-        for entry in &mut self.0 {
-            entry.set = entry.set.difference(fields);
+        if !fields.is_empty() {
+            self.0.iter_mut().for_each(|entry| entry.subtract(fields));
+            self.0.retain(|entry| !entry.fields.is_empty());
         }
-        self.0.retain(|entry| !entry.set.is_empty());
     }
 
     /// Whether somebody owns the path or something below it.
     pub fn touch(&self, path: &[Step]) -> bool {
-        self.0.iter().any(|entry| entry.set.touches(path))
+        self.0.iter().any(|entry| entry.set().touches(path))
     }
 
     /// Which of these fields are owned, and by whom.
     pub fn conflicts(&self, fields: &Set) -> Vec<(Entry, Vec<Step>)> {
         let mut conflicts = Vec::new();
         for entry in &self.0 {
-            conflicts.extend(entry.set.intersection(fields).paths().into_iter().map(|path| (entry.clone(), path)));
+            conflicts.extend(entry.set().intersection(fields).paths().into_iter().map(|path| (entry.clone(), path)));
         }
         conflicts.sort_by_key(|(entry, _)| entry.to_string());
         conflicts
@@ -180,7 +270,7 @@ impl Managers {
             let Some(index) = oldest else { return };
             let entry = self.0.remove(index);
             let ancient = self.entry(ANCIENT, Operation::Update, &entry.api_version, &entry.subresource);
-            ancient.set.extend(&entry.set);
+            ancient.extend(entry.set().into_owned());
             ancient.time = ancient.time.take().max(entry.time);
         }
     }

@@ -32,19 +32,23 @@ pub struct Writer<'a> {
 pub fn update(kind: &Kind, live: Option<&Value>, new: &mut Value, writer: Writer<'_>) {
     let Some(of) = Schema::get().type_(kind.schema) else { return };
     let given = take_managed(new);
-    let mut managers = match &given {
+    let stored = || live.and_then(managed);
+    let mut managers = match given {
         // A list of one empty entry asks for forgetting them all.
         Some(list) if list.len() == 1 && is_empty_entry(&list[0]) => Managers::default(),
-        Some(list) if !list.is_empty() => Managers::decode(list).or_else(|| live.and_then(managed)).unwrap_or_default(),
-        _ => live.and_then(managed).unwrap_or_default(),
+        Some(list) if live.and_then(managed_list) == Some(&list) => Managers::stored(list).unwrap_or_default(),
+        Some(list) if !list.is_empty() => Managers::decode(list).or_else(stored).unwrap_or_default(),
+        _ => stored().unwrap_or_default(),
     };
     // Whoever asked that nobody is noted is left alone.
     if live.is_some() && managers.is_empty() {
         return;
     }
     let owned = Owned { of, kind, subresource: writer.subresource };
-    let base = owned.base(live);
-    owned.note(&mut managers, &base, new, writer);
+    match live {
+        Some(live) => owned.note(&mut managers, live, new, writer),
+        None => owned.note(&mut managers, &typed::empty(of), new, writer),
+    }
     put_managed(new, managers);
 }
 
@@ -104,11 +108,7 @@ impl Owned<'_> {
 
     /// Drops what nobody owns: the object's identity, and the part that another endpoint writes.
     fn strip(&self, set: &mut Set) {
-        let field = |name: &str| Step::Field(name.to_owned());
-        for name in ["apiVersion", "kind", "metadata"] {
-            set.remove(&[field(name)]);
-        }
-        for name in [
+        const IDENTITY: [&str; 9] = [
             "name",
             "namespace",
             "creationTimestamp",
@@ -118,9 +118,9 @@ impl Owned<'_> {
             "generation",
             "managedFields",
             "resourceVersion",
-        ] {
-            set.remove_below(&[field("metadata"), field(name)]);
-        }
+        ];
+        set.drop_fields(&["apiVersion", "kind", "metadata"]);
+        set.drop_below("metadata", &IDENTITY);
         let has_status = self.kind.subresources.iter().any(|one| one.name == "status");
         match self.subresource {
             "status" => set.retain_top(|name| matches!(name, "status" | "metadata")),
@@ -135,16 +135,13 @@ impl Owned<'_> {
         for set in [&mut comparison.added, &mut comparison.modified, &mut comparison.removed] {
             self.strip(set);
         }
-        let mut changed = comparison.added.union(&comparison.modified);
-        managers.disown(&changed.union(&comparison.removed));
+        let typed::Comparison { added: mut changed, modified, removed } = comparison;
+        changed.extend(modified);
+        managers.disown(&removed);
         if changed.is_empty() {
             return;
         }
-        let api_version = self.kind.api_version();
-        let entry = managers.entry(writer.manager, Operation::Update, &api_version, writer.subresource);
-        changed.extend(&entry.set);
-        entry.set = changed;
-        entry.time = Some(writer.now.to_owned());
+        managers.give(changed, writer.manager, &self.kind.api_version(), writer.subresource, writer.now);
         managers.cap_updates();
     }
 
@@ -162,7 +159,7 @@ impl Owned<'_> {
         let api_version = self.kind.api_version();
         let mine = managers.take(writer.manager, Operation::Apply, writer.subresource);
         // What this manager applied before and nobody else holds goes with its wish for it.
-        for path in mine.as_ref().map(|entry| entry.set.difference(&wanted).paths()).unwrap_or_default() {
+        for path in mine.as_ref().map(|entry| entry.set().difference(&wanted).paths()).unwrap_or_default() {
             if !wanted.touches(&path) && !managers.touch(&path) {
                 typed::remove(self.of, &mut merged, &path);
             }
@@ -171,18 +168,20 @@ impl Owned<'_> {
         for set in [&mut comparison.added, &mut comparison.modified, &mut comparison.removed] {
             self.strip(set);
         }
-        let changed = comparison.added.union(&comparison.modified);
+        let unchanged = comparison.is_same();
+        let typed::Comparison { added: mut changed, modified, removed } = comparison;
+        changed.extend(modified);
         let conflicts = managers.conflicts(&changed);
         if !conflicts.is_empty() && !force {
             return Err(conflicts);
         }
-        managers.disown(&changed.union(&comparison.removed));
-        let unchanged = comparison.is_same();
-        let same_fields = mine.as_ref().is_some_and(|entry| entry.set == wanted);
+        managers.disown(&changed);
+        managers.disown(&removed);
+        let same_fields = mine.as_ref().is_some_and(|entry| *entry.set() == wanted);
         let time = mine.and_then(|entry| entry.time);
         if !wanted.is_empty() {
             let entry = managers.entry(writer.manager, Operation::Apply, &api_version, writer.subresource);
-            entry.set = wanted;
+            entry.replace(wanted);
             entry.time = if unchanged { time.filter(|_| same_fields) } else { Some(writer.now.to_owned()) };
         }
         put_managed(&mut merged, managers);
@@ -228,8 +227,12 @@ fn is_empty_entry(entry: &Value) -> bool {
     })
 }
 
+fn managed_list(object: &Value) -> Option<&Vec<Value>> {
+    object.get("metadata")?.get("managedFields")?.as_array()
+}
+
 fn managed(object: &Value) -> Option<Managers> {
-    Managers::decode(object.pointer("/metadata/managedFields")?.as_array()?)
+    Managers::stored(managed_list(object)?.clone())
 }
 
 fn take_managed(object: &mut Value) -> Option<Vec<Value>> {

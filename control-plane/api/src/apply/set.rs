@@ -1,49 +1,49 @@
 //! Sets of field paths: what a manager owns, and its form in `metadata.managedFields` (FieldsV1).
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use serde_json::{Map, Value};
 
-/// One step of a path, in the order in which paths are listed.
+/// One step of a path, as FieldsV1 has it: `f:NAME` for a field, `k:JSON` for the item of a list with these
+/// key fields, `v:JSON` for the item of a set, `i:NUMBER`. The JSON is canonical.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Step {
-    Field(String),
-    /// An item of a list by its key fields: their canonical JSON.
-    Key(String),
-    /// An item of a set: its canonical JSON.
-    Value(String),
-    Index(u64),
-}
+pub struct Step(String);
 
 impl Step {
+    pub fn field(name: &str) -> Self {
+        let mut step = String::with_capacity(2 + name.len());
+        step.push_str("f:");
+        step.push_str(name);
+        Self(step)
+    }
+
     /// The item of a list that has these key fields.
     pub fn key(fields: Map<String, Value>) -> Self {
-        Self::Key(Value::Object(fields).to_string())
+        Self(format!("k:{}", Value::Object(fields)))
     }
 
     pub fn value(value: &Value) -> Self {
-        Self::Value(value.to_string())
+        Self(format!("v:{value}"))
     }
 
-    fn encode(&self) -> String {
-        match self {
-            Self::Field(name) => format!("f:{name}"),
-            Self::Key(json) => format!("k:{json}"),
-            Self::Value(json) => format!("v:{json}"),
-            Self::Index(index) => format!("i:{index}"),
-        }
+    pub fn as_field(&self) -> Option<&str> {
+        self.0.strip_prefix("f:")
+    }
+
+    fn is_one_of(&self, fields: &[&str]) -> bool {
+        self.as_field().is_some_and(|name| fields.contains(&name))
     }
 
     fn decode(text: &str) -> Option<Self> {
         let (kind, rest) = text.split_once(':')?;
         // Read and written again: clients may put spaces in.
-        let canonical = || serde_json::from_str::<Value>(rest).ok().map(|value| value.to_string());
+        let canonical = || serde_json::from_str::<Value>(rest).ok().map(|value| Self(format!("{kind}:{value}")));
         match kind {
-            "f" => Some(Self::Field(rest.to_owned())),
-            "k" => canonical().map(Self::Key),
-            "v" => canonical().map(Self::Value),
-            "i" => rest.parse().ok().map(Self::Index),
+            "f" => Some(Self(text.to_owned())),
+            "k" | "v" => canonical(),
+            "i" => rest.parse::<u64>().ok().map(|index| Self(format!("i:{index}"))),
             _ => None,
         }
     }
@@ -51,15 +51,16 @@ impl Step {
 
 impl fmt::Display for Step {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Field(name) => write!(out, ".{name}"),
-            Self::Key(json) => {
+        match self.0.split_once(':') {
+            Some(("f", name)) => write!(out, ".{name}"),
+            Some(("k", json)) => {
                 let fields: Map<String, Value> = serde_json::from_str(json).unwrap_or_default();
                 let fields: Vec<String> = fields.iter().map(|(name, value)| format!("{name}={value}")).collect();
                 write!(out, "[{}]", fields.join(","))
             }
-            Self::Value(json) => write!(out, "[={json}]"),
-            Self::Index(index) => write!(out, "[{index}]"),
+            Some(("v", json)) => write!(out, "[={json}]"),
+            Some((_, index)) => write!(out, "[{index}]"),
+            None => Ok(()),
         }
     }
 }
@@ -87,39 +88,31 @@ impl Set {
         }
     }
 
-    pub fn remove(&mut self, path: &[Step]) {
-        match path {
-            [] => {}
-            [last] => {
-                self.members.remove(last);
-            }
-            [first, rest @ ..] => {
-                if let Some(child) = self.children.get_mut(first) {
-                    child.remove(rest);
-                    if child.is_empty() {
-                        self.children.remove(first);
-                    }
-                }
-            }
+    /// A member right here.
+    pub fn add(&mut self, step: Step) {
+        self.members.insert(step);
+    }
+
+    /// What lies below a step that has nothing there yet.
+    pub fn put(&mut self, step: &Step, below: Self) {
+        if !below.is_empty() {
+            self.children.insert(step.clone(), below);
         }
     }
 
-    /// Drops a path and all below it.
-    pub fn remove_below(&mut self, path: &[Step]) {
-        self.remove(path);
-        match path {
-            [] => {}
-            [last] => {
-                self.children.remove(last);
-            }
-            [first, rest @ ..] => {
-                if let Some(child) = self.children.get_mut(first) {
-                    child.remove_below(rest);
-                    if child.is_empty() {
-                        self.children.remove(first);
-                    }
-                }
-            }
+    /// Drops fields as members; what lies below them stays.
+    pub fn drop_fields(&mut self, names: &[&str]) {
+        self.members.retain(|step| !step.is_one_of(names));
+    }
+
+    /// Drops fields of a field, with all below them.
+    pub fn drop_below(&mut self, of: &str, names: &[&str]) {
+        let of = Step::field(of);
+        let Some(child) = self.children.get_mut(&of) else { return };
+        child.drop_fields(names);
+        child.children.retain(|step, _| !step.is_one_of(names));
+        if child.is_empty() {
+            self.children.remove(&of);
         }
     }
 
@@ -132,16 +125,31 @@ impl Set {
         }
     }
 
-    pub fn union(&self, other: &Self) -> Self {
-        let mut union = self.clone();
-        union.extend(other);
-        union
+    pub fn extend(&mut self, mut other: Self) {
+        self.members.append(&mut other.members);
+        for (step, child) in other.children {
+            match self.children.entry(step) {
+                Entry::Occupied(mut own) => own.get_mut().extend(child),
+                Entry::Vacant(free) => {
+                    free.insert(child);
+                }
+            }
+        }
     }
 
-    pub fn extend(&mut self, other: &Self) {
-        self.members.extend(other.members.iter().cloned());
-        for (step, child) in &other.children {
-            self.children.entry(step.clone()).or_default().extend(child);
+    pub fn subtract(&mut self, other: &Self) {
+        if !self.members.is_empty() {
+            other.members.iter().for_each(|step| {
+                self.members.remove(step);
+            });
+        }
+        for (step, others) in &other.children {
+            if let Some(child) = self.children.get_mut(step) {
+                child.subtract(others);
+                if child.is_empty() {
+                    self.children.remove(step);
+                }
+            }
         }
     }
 
@@ -169,9 +177,23 @@ impl Set {
         both
     }
 
+    /// Whether this and a set in the form of [`Self::encode`] have a member in common.
+    pub fn meets(&self, encoded: &Value) -> bool {
+        self.members.iter().any(|step| below(encoded, step).is_some_and(is_member))
+            || self.children.iter().any(|(step, child)| below(encoded, step).is_some_and(|below| child.meets(below)))
+    }
+
+    /// Whether all members are in a set in the form of [`Self::encode`].
+    pub fn is_within(&self, encoded: &Value) -> bool {
+        self.members.iter().all(|step| below(encoded, step).is_some_and(is_member))
+            && self.children.iter().all(|(step, child)| {
+                child.is_empty() || below(encoded, step).is_some_and(|below| child.is_within(below))
+            })
+    }
+
     /// Only what lies at or below the top-level fields that `keep` names.
     pub fn retain_top(&mut self, keep: impl Fn(&str) -> bool) {
-        let kept = |step: &Step| matches!(step, Step::Field(name) if keep(name));
+        let kept = |step: &Step| step.as_field().is_some_and(&keep);
         self.members.retain(kept);
         self.children.retain(|step, _| kept(step));
     }
@@ -197,15 +219,15 @@ impl Set {
     }
 
     /// FieldsV1.
-    pub fn encode(&self) -> Value {
+    pub fn encode(self) -> Value {
         let mut out = Map::new();
-        for (step, child) in &self.children {
+        for (step, child) in self.children {
             if !child.is_empty() {
-                out.insert(step.encode(), child.encode());
+                out.insert(step.0, child.encode());
             }
         }
-        for member in &self.members {
-            match out.entry(member.encode()).or_insert_with(|| Value::Object(Map::new())) {
+        for member in self.members {
+            match out.entry(member.0).or_insert_with(|| Value::Object(Map::new())) {
                 // It is owned itself besides what lies below it.
                 Value::Object(below) if !below.is_empty() => {
                     below.insert(".".to_owned(), Value::Object(Map::new()));
@@ -233,8 +255,7 @@ impl Set {
                 continue;
             }
             let step = Step::decode(text)?;
-            let map = below.as_object()?;
-            if map.is_empty() || map.contains_key(".") {
+            if is_member(below) {
                 set.members.insert(step.clone());
             }
             let child = Self::decode_level(below, depth + 1)?;
@@ -244,6 +265,14 @@ impl Set {
         }
         Some(set)
     }
+}
+
+fn below<'a>(encoded: &'a Value, step: &Step) -> Option<&'a Value> {
+    encoded.as_object()?.get(&step.0)
+}
+
+fn is_member(encoded: &Value) -> bool {
+    encoded.as_object().is_some_and(|map| map.is_empty() || map.contains_key("."))
 }
 
 /// A path as messages show it: `.spec.containers[name="a"].image`.
@@ -261,7 +290,7 @@ mod tests {
 
     fn set() -> impl Strategy<Value = Set> {
         let step = prop_oneof![
-            "[a-c]".prop_map(Step::Field),
+            "[a-c]".prop_map(|name| Step::field(&name)),
             "[a-c]".prop_map(|name| Step::key(Map::from_iter([("name".to_owned(), name.into())]))),
             (0..3_i64).prop_map(|value| Step::value(&value.into())),
         ];
@@ -275,18 +304,34 @@ mod tests {
     proptest! {
         #[test]
         fn encoding_loses_nothing(set in set()) {
-            prop_assert_eq!(Set::decode(&set.encode()).unwrap(), set);
+            prop_assert_eq!(Set::decode(&set.clone().encode()).unwrap(), set);
         }
 
         #[test]
         fn laws_of_sets(a in set(), b in set()) {
-            prop_assert_eq!(a.union(&b), b.union(&a));
+            let union = |a: &Set, b: &Set| {
+                let mut union = a.clone();
+                union.extend(b.clone());
+                union
+            };
+            prop_assert_eq!(union(&a, &b), union(&b, &a));
             prop_assert_eq!(a.intersection(&b), b.intersection(&a));
-            prop_assert_eq!(a.difference(&b).union(&a.intersection(&b)), a.clone());
+            prop_assert_eq!(union(&a.difference(&b), &a.intersection(&b)), a.clone());
             prop_assert!(a.difference(&a).is_empty());
             for path in a.paths() {
-                prop_assert!(a.union(&b).touches(&path));
+                prop_assert!(union(&a, &b).touches(&path));
             }
+            let mut rest = a.clone();
+            rest.subtract(&b);
+            prop_assert_eq!(rest, a.difference(&b));
+        }
+
+        #[test]
+        fn what_is_encoded_answers_as_what_is_read(a in set(), b in set()) {
+            let encoded = b.clone().encode();
+            prop_assert_eq!(a.meets(&encoded), !a.intersection(&b).is_empty());
+            prop_assert_eq!(a.is_within(&encoded), a.difference(&b).is_empty());
+            prop_assert!(a.intersection(&b).is_within(&encoded) && a.is_within(&a.clone().encode()));
         }
     }
 

@@ -70,6 +70,10 @@ fn is_hollow(value: &Value) -> bool {
     }
 }
 
+fn items(value: Option<&Value>) -> &[Value] {
+    value.and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default()
+}
+
 /// The steps to the items of a list, in its order.
 fn steps(shape: Shape<'_>, items: &[Value]) -> Vec<Step> {
     items.iter().map(|item| step(shape, item)).collect()
@@ -99,58 +103,72 @@ impl Comparison {
     pub fn is_same(&self) -> bool {
         self.added.is_empty() && self.modified.is_empty() && self.removed.is_empty()
     }
+
+    /// Adds how the values at one step differ. Most are the same, and cost no more than that.
+    fn child(
+        &mut self,
+        shape: Shape<'_>,
+        step: impl FnOnce() -> Step,
+        old: Option<&Value>,
+        new: Option<&Value>,
+    ) {
+        if old == new {
+            return;
+        }
+        if let (Some(old), Some(new)) = (old, new)
+            && (matches!(shape, Shape::Leaf) || (is_hollow(old) && is_hollow(new)))
+        {
+            self.modified.add(step());
+            return;
+        }
+        let below = compare_at(shape, old, new);
+        let step = step();
+        match (old, new) {
+            (None, _) => self.added.add(step.clone()),
+            (_, None) => self.removed.add(step.clone()),
+            _ => {}
+        }
+        self.added.put(&step, below.added);
+        self.modified.put(&step, below.modified);
+        self.removed.put(&step, below.removed);
+    }
 }
 
 /// From `old` to `new`, both of one type.
 pub fn compare(of: &TypeDef, old: &Value, new: &Value) -> Comparison {
-    let mut out = Comparison::default();
-    compare_at(Shape::Struct(of), Some(old), Some(new), &mut Vec::new(), &mut out);
-    out
+    compare_at(Shape::Struct(of), Some(old), Some(new))
 }
 
-fn compare_at(shape: Shape<'_>, old: Option<&Value>, new: Option<&Value>, path: &mut Vec<Step>, out: &mut Comparison) {
-    match (old, new) {
-        (None, None) => return,
-        (None, Some(_)) => out.added.insert(path),
-        (Some(_), None) => out.removed.insert(path),
-        (Some(old), Some(new)) => {
-            if matches!(shape, Shape::Leaf) || (is_hollow(old) && is_hollow(new)) {
-                if old != new {
-                    out.modified.insert(path);
-                }
-                return;
-            }
-        }
-    }
-    let mut go = |shape, step: Step, old, new| {
-        path.push(step);
-        compare_at(shape, old, new, path, out);
-        path.pop();
-    };
+/// How what lies below two values differs.
+fn compare_at(shape: Shape<'_>, old: Option<&Value>, new: Option<&Value>) -> Comparison {
+    let mut out = Comparison::default();
     match shape {
         Shape::Leaf => {}
         Shape::Struct(_) | Shape::Map(_) => {
             let (old, new) = (old.and_then(Value::as_object), new.and_then(Value::as_object));
-            let names: BTreeSet<&String> = old.into_iter().chain(new).flat_map(Map::keys).collect();
-            for name in names {
-                let (old, new) = (old.and_then(|map| map.get(name)), new.and_then(|map| map.get(name)));
-                go(shape.child(name), Step::Field(name.clone()), old, new);
+            for (name, old) in old.into_iter().flatten() {
+                let new = new.and_then(|map| map.get(name));
+                out.child(shape.child(name), || Step::field(name), Some(old), new);
+            }
+            for (name, new) in new.into_iter().flatten() {
+                if old.is_none_or(|map| !map.contains_key(name)) {
+                    out.child(shape.child(name), || Step::field(name), None, Some(new));
+                }
             }
         }
         Shape::Set | Shape::Items { .. } => {
-            let list =
-                |value: Option<&Value>| value.and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default().to_vec();
-            let (old, new) = (list(old), list(new));
-            let (old_steps, new_steps) = (steps(shape, &old), steps(shape, &new));
+            let (old, new) = (items(old), items(new));
+            let (old_steps, new_steps) = (steps(shape, old), steps(shape, new));
             let all: BTreeSet<&Step> = old_steps.iter().chain(&new_steps).collect();
             for step in all {
                 let item = |steps: &[Step]| steps.iter().position(|one| one == step);
                 let old = item(&old_steps).and_then(|index| old.get(index));
                 let new = item(&new_steps).and_then(|index| new.get(index));
-                go(shape.item(), step.clone(), old, new);
+                out.child(shape.item(), || step.clone(), old, new);
             }
         }
     }
+    out
 }
 
 /// The fields that a configuration names: its leaves, and the items of its lists.
@@ -168,7 +186,7 @@ fn fields_at(shape: Shape<'_>, value: &Value, path: &mut Vec<Step>, set: &mut Se
     match (shape, value) {
         (Shape::Struct(_) | Shape::Map(_), Value::Object(map)) => {
             for (name, value) in map {
-                path.push(Step::Field(name.clone()));
+                path.push(Step::field(name));
                 fields_at(shape.child(name), value, path, set);
                 path.pop();
             }
@@ -249,7 +267,8 @@ pub fn remove(of: &TypeDef, value: &mut Value, path: &[Step]) {
 fn remove_at(shape: Shape<'_>, value: &mut Value, path: &[Step]) {
     let [first, rest @ ..] = path else { return };
     match (value, first) {
-        (Value::Object(map), Step::Field(name)) => {
+        (Value::Object(map), step) => {
+            let Some(name) = step.as_field() else { return };
             if rest.is_empty() {
                 map.remove(name);
             } else if let Some(below) = map.get_mut(name) {
@@ -282,7 +301,7 @@ fn undeclared_at(shape: Shape<'_>, value: &Value, path: &mut Vec<Step>, found: &
     match (shape, value) {
         (Shape::Struct(of), Value::Object(map)) => {
             for (name, value) in map {
-                path.push(Step::Field(name.clone()));
+                path.push(Step::field(name));
                 if of.field(name).is_none() && !(path.len() == 1 && matches!(name.as_str(), "apiVersion" | "kind")) {
                     found.push(format!("{}: field not declared in schema", display(path)));
                 } else {
@@ -293,7 +312,7 @@ fn undeclared_at(shape: Shape<'_>, value: &Value, path: &mut Vec<Step>, found: &
         }
         (Shape::Map(_), Value::Object(map)) => {
             for (name, value) in map {
-                path.push(Step::Field(name.clone()));
+                path.push(Step::field(name));
                 undeclared_at(shape.child(name), value, path, found);
                 path.pop();
             }

@@ -107,9 +107,9 @@ proptest! {
     fn canonical_form_is_stable(at in 0..TYPES.len(), bytes in prop::collection::vec(any::<u8>(), 0..200)) {
         let of = Schema::get().type_(TYPES[at]).unwrap();
         let made = object(of, &mut Choices(bytes.iter()), 0);
-        let first = canonicalize_type(of.name, made.clone()).unwrap();
+        let first = canonicalize_type(of.name, &made).unwrap();
         prop_assert!(first.strict.is_empty(), "{:?} in {made}", first.strict);
-        let second = canonicalize_type(of.name, first.object.clone()).unwrap();
+        let second = canonicalize_type(of.name, &first.object).unwrap();
         prop_assert_eq!(&second.object, &first.object);
         // As JSON, YAML and protobuf a body says the same.
         let json = serde_json::to_vec(&made).unwrap();
@@ -132,8 +132,8 @@ proptest! {
         for media in [MediaType::Json, MediaType::Yaml] {
             let _ = decode_type(of.name, gvk(of), &json, media, FieldValidation::Warn);
         }
-        if let Ok(canonical) = canonicalize_type(of.name, made) {
-            prop_assert_eq!(canonicalize_type(of.name, canonical.object.clone()).unwrap().object, canonical.object);
+        if let Ok(canonical) = canonicalize_type(of.name, &made) {
+            prop_assert_eq!(canonicalize_type(of.name, &canonical.object).unwrap().object, canonical.object);
         }
     }
 
@@ -145,7 +145,7 @@ proptest! {
         flip in any::<u8>(),
     ) {
         let of = Schema::get().type_(TYPES[at]).unwrap();
-        let made = canonicalize_type(of.name, object(of, &mut Choices(bytes.iter()), 0)).unwrap().object;
+        let made = canonicalize_type(of.name, &object(of, &mut Choices(bytes.iter()), 0)).unwrap().object;
         let mut body = encode_protobuf(of, gvk(of), &made);
         let at = cut.index(body.len());
         if flip & 1 == 0 {

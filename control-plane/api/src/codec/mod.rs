@@ -113,7 +113,7 @@ fn decode_protobuf(of: &'static TypeDef, gvk: (&str, &str, &str), body: &[u8]) -
 
 /// Brings what a patch produced into canonical form. Errors are Go's texts, without the wrapping
 /// that a patch puts around them.
-pub fn canonicalize(kind: &Kind, value: Value) -> Result<Canonical, String> {
+pub fn canonicalize(kind: &Kind, value: &Value) -> Result<Canonical, String> {
     let mut canonical = canonicalize_type(kind.schema, value)?;
     if let Value::Object(map) = &mut canonical.object {
         map.insert("apiVersion".into(), kind.api_version().into());
@@ -123,11 +123,10 @@ pub fn canonicalize(kind: &Kind, value: Value) -> Result<Canonical, String> {
 }
 
 /// As `canonicalize`, by the OpenAPI name of the type; leaves `apiVersion` and `kind` as they are.
-#[allow(clippy::needless_pass_by_value)]
-pub fn canonicalize_type(schema: &str, value: Value) -> Result<Canonical, String> {
+pub fn canonicalize_type(schema: &str, value: &Value) -> Result<Canonical, String> {
     let of = Schema::get().type_(schema).ok_or_else(|| format!("no type {schema}"))?;
     let mut strict = Vec::new();
-    let object = walk::canonical(of, &Node::from_value(&value), Some(&mut strict))?;
+    let object = walk::canonical(of, &Node::from_value(value), Some(&mut strict))?;
     Ok(Canonical { object, strict })
 }
 

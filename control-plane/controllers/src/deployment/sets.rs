@@ -57,7 +57,7 @@ impl Deployments {
         let written = self.sets_in(sync).patch(&set.name_any(), &PatchParams::default(), &patch).await;
         let written = found(written)?;
         if let Some(set) = &written {
-            self.written.note(&sync.key, &set.metadata);
+            self.written.note(&sync.key, set.metadata.resource_version.as_deref());
         }
         Ok(written)
     }
@@ -110,7 +110,7 @@ impl Deployments {
         let mut is_there = false;
         let set = match self.sets_in(sync).create(&PostParams::default(), &set).await {
             Ok(set) => {
-                self.written.note(&sync.key, &set.metadata);
+                self.written.note(&sync.key, set.metadata.resource_version.as_deref());
                 set
             }
             Err(error) if crate::error::status(&error).is_some_and(|it| it.is_already_exists()) => {
@@ -152,7 +152,7 @@ impl Deployments {
         let ours = owner::controller(&set.metadata).is_some_and(|owner| Some(owner.uid.as_str()) == uid);
         let template = sync.deployment.spec.as_ref().map(|spec| &spec.template);
         if ours && template.is_some_and(|template| is_of(&set, template)) {
-            self.written.note(&sync.key, &set.metadata);
+            self.written.note(&sync.key, set.metadata.resource_version.as_deref());
             return Ok(set);
         }
         // Told with the status; the next run takes another name.

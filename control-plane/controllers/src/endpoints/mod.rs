@@ -85,7 +85,7 @@ async fn carry_out(
         let slice = EndpointSlice { ports: Some(ports), endpoints: Some(endpoints), ..new.clone() };
         let created = slices.create(&PostParams::default(), &slice).await;
         match created {
-            Ok(created) => written.note(key, &created.metadata),
+            Ok(created) => written.note(key, created.metadata.resource_version.as_deref()),
             Err(error) if crate::error::namespace_terminating(&error) => return Ok(()),
             Err(error) => return Err(error.into()),
         }
@@ -93,7 +93,7 @@ async fn carry_out(
     for slice in plan.update {
         let name = slice.name_any();
         let updated = slices.replace(&name, &PostParams::default(), &slice).await?;
-        written.note(key, &updated.metadata);
+        written.note(key, updated.metadata.resource_version.as_deref());
     }
     for slice in plan.delete {
         let params = DeleteParams {

@@ -2,6 +2,7 @@
 //! dependents, deletion that orphans lets them go free.
 
 mod graph;
+mod metadata;
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -21,6 +22,7 @@ use crate::error::{Error, found};
 use crate::kinds::{self, Kind};
 use crate::queue::{self, Controller, Queue};
 use graph::{FOREGROUND, Graph, Node, ORPHAN, Owner, Uid, Work};
+use metadata::Lean;
 
 const CONCURRENCY: usize = 32;
 /// How often the server is asked for kinds that are new.
@@ -181,7 +183,7 @@ impl Collector {
         stop: CancellationToken,
         synced: tokio::sync::watch::Sender<bool>,
     ) {
-        let api: Api<Metadata> = Api::all_with(self.context.client.clone(), &kind.resource);
+        let api: Api<Lean> = Api::all_with(self.context.client.clone(), &kind.resource);
         let mut events = std::pin::pin!(watcher(api, watcher::Config::default()).default_backoff());
         let (mut known, mut listed) = (HashSet::new(), HashSet::new());
         loop {
@@ -222,7 +224,7 @@ impl Collector {
         synced.send_replace(true);
     }
 
-    fn put(&self, kind: &Arc<Kind>, object: &Metadata) {
+    fn put(&self, kind: &Arc<Kind>, object: &Lean) {
         let work = lock(&self.graph).put(kind, &object.metadata);
         work.into_iter().for_each(|work| self.queue.add(work));
     }

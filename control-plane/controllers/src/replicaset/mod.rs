@@ -26,6 +26,8 @@ use crate::queue::{self, Controller, Queue};
 type Key = (String, String);
 
 const CONCURRENCY: usize = 16;
+/// How many pods one look at a replica set makes or ends: its status tells of them in between.
+const BURST: usize = 500;
 /// How many requests of one replica set are on their way at once.
 const IN_FLIGHT: usize = 128;
 
@@ -175,13 +177,13 @@ impl ReplicaSets {
         let wanted = usize::try_from(wanted).unwrap_or_default();
         if active.len() < wanted {
             tracing::debug!(?key, have = active.len(), wanted, "too few pods");
-            let failed = self.create(key, set, wanted - active.len()).await;
+            let failed = self.create(key, set, (wanted - active.len()).min(BURST)).await;
             failed.map_err(|error| Failure { reason: "FailedCreate", error })
         } else if active.len() > wanted {
             tracing::debug!(?key, have = active.len(), wanted, "too many pods");
             let related = self.related(set);
             let now = self.context.clock.now();
-            let doomed = rank::to_delete(active, &related, active.len() - wanted, now);
+            let doomed = rank::to_delete(active, &related, (active.len() - wanted).min(BURST), now);
             let failed = self.delete(key, set, doomed).await;
             failed.map_err(|error| Failure { reason: "FailedDelete", error })
         } else {
@@ -201,13 +203,12 @@ impl ReplicaSets {
 
     /// Creates pods in batches that double: when the first fails, a thousand need not.
     async fn create(&self, key: &Key, set: &Arc<ReplicaSet>, count: usize) -> Result<(), Error> {
-        let pods: Api<Pod> = Api::namespaced(self.context.client.clone(), &key.0);
         let template = from_template(set);
         let created = slow_start(count, || async {
-            match pods.create(&PostParams::default(), &template).await {
+            match sampan_client::create(&self.context.client, &key.0, &template).await {
                 Ok(pod) => {
-                    self.created.note(key, &pod.metadata);
-                    let text = format!("Created pod: {}", pod.name_any());
+                    self.created.note(key, Some(pod.resource_version()));
+                    let text = format!("Created pod: {}", pod.name());
                     self.events.record(&**set, EventKind::Normal, "SuccessfulCreate", text);
                     Ok(())
                 }

@@ -49,14 +49,17 @@ pub async fn create(app: &App, attributes: &Attributes<'_>, pod: &mut Value) -> 
 
 async fn find(app: &App, namespace: &str, name: &str) -> Option<Value> {
     let accounts = app.kind_cache("", "serviceaccounts")?;
-    let (snapshot, _) = accounts.list(namespace, None, 1, |_| true);
     if let Some(found) = accounts.get(namespace, name) {
         return Some(found.value());
     }
     if name != DEFAULT {
         return None;
     }
-    let mut watcher = snapshot.watcher;
+    // Watched before it is looked for again: what comes between is not missed.
+    let mut watcher = accounts.list(namespace, None, 1, |_| true).0.watcher;
+    if let Some(found) = accounts.get(namespace, name) {
+        return Some(found.value());
+    }
     let found = tokio::time::timeout(PATIENCE, async {
         while watcher.changed().await {
             if let Some(found) = accounts.get(namespace, name) {

@@ -60,14 +60,12 @@ fn pods_name(app: &App, node: &str, namespace: &str, resource: &str, name: &str)
         return false;
     };
     let quoted = format!("{name:?}");
-    // One is enough.
-    let (snapshot, _) = pods.list(namespace, None, 1, |pod| {
+    pods.any(namespace, |pod| {
         // Decoding is the expensive part: only pods that have the name in them at all.
         pod.fields.get(bound).is_some_and(|bound| bound == node)
             && pod.bytes().windows(quoted.len()).any(|window| window == quoted.as_bytes())
             && pod.value().get("spec").is_some_and(|spec| refers(spec, resource, name))
-    });
-    !snapshot.objects.is_empty()
+    })
 }
 
 /// Whether a pod's specification refers to a Secret, ConfigMap or ServiceAccount by name.

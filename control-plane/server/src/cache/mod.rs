@@ -353,6 +353,14 @@ impl KindCache {
         (snapshot, remaining)
     }
 
+    /// Whether an object of a namespace is one that is looked for.
+    pub fn any(&self, namespace: &str, mut wanted: impl FnMut(&Object) -> bool) -> bool {
+        let within = format!("{namespace}/");
+        let state = self.read();
+        let of_namespace = state.objects.range::<str, _>((Bound::Included(within.as_str()), Bound::Unbounded));
+        of_namespace.take_while(|(key, _)| key.starts_with(&within)).any(|(_, object)| wanted(object))
+    }
+
     /// The events after a revision.
     pub fn watch(self: &Arc<Self>, from: Revision) -> Result<Watcher, TooOld> {
         let changed = self.changed.subscribe();

@@ -81,7 +81,7 @@ impl Parsed {
             }
         };
         let canonical =
-            codec::canonicalize_type(schema, patched.clone()).map_err(|error| self.error(&patched, &error))?;
+            codec::canonicalize_type(schema, &patched).map_err(|error| self.error(&patched, &error))?;
         if !canonical.strict.is_empty() {
             match self.validation {
                 FieldValidation::Ignore => {}
@@ -150,7 +150,7 @@ async fn apply_patch(
         let now = app.now_text();
         let writer = Writer { manager: &manager, subresource, now: &now };
         let new = apply::apply(kind, live, &applied, writer, force)?;
-        let canonical = codec::canonicalize(kind, new).map_err(|error| {
+        let canonical = codec::canonicalize(kind, &new).map_err(|error| {
             Error::BadRequest(format!(
                 "{} in version {:?} cannot be handled as a {}: {error}",
                 kind.kind, kind.version, kind.kind

@@ -58,7 +58,7 @@ async fn wants_sandbox(shared: &Arc<Shared>, pod: &core::Pod) -> Result<bool, St
     if shared.oci().has_sandbox(spec::uid(pod)) {
         return Ok(true);
     }
-    if shared.addresses.assigned().await.iter().any(|assigned| assigned == spec::uid(pod)) {
+    if shared.addresses.is_assigned(spec::uid(pod)).await {
         return Ok(false);
     }
     let source = PodObjects { objects: &shared.objects, namespace: spec::namespace(pod), uid: spec::uid(pod) };

@@ -31,6 +31,7 @@ pub trait Addresses: Send + Sync + 'static {
     async fn release(&self, pod_uid: &str) -> anyhow::Result<()>;
     /// The last pod of a namespace is gone.
     async fn remove_namespace(&self, namespace: &str) -> anyhow::Result<()>;
+    async fn is_assigned(&self, pod_uid: &str) -> bool;
     /// Pods that hold an address.
     async fn assigned(&self) -> Vec<String>;
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1 as core;
-use kube::api::{Api, DeleteParams, Patch, PatchParams, Preconditions};
+use kube::api::{Api, DeleteParams, Patch, Preconditions};
 use serde_json::json;
 
 use tokio_util::sync::CancellationToken;
@@ -166,7 +166,8 @@ pub(super) async fn clean_up(shared: &Arc<Shared>, pod: &core::Pod, tenant: &str
     }
 }
 
-/// Whether others wait for this: phases, readiness and ends are told at once.
+/// Whether others wait for this: readiness and ends are told at once. That a pod runs may wait for what
+/// its first probe says.
 pub(super) fn is_urgent(published: Option<&core::PodStatus>, status: &core::PodStatus, pod: &core::Pod) -> bool {
     let ready = |status: Option<&core::PodStatus>| {
         status
@@ -176,7 +177,7 @@ pub(super) fn is_urgent(published: Option<&core::PodStatus>, status: &core::PodS
     };
     let before = published.or(pod.status.as_ref());
     let phase = |status: Option<&core::PodStatus>| status.and_then(|status| status.phase.clone());
-    phase(before) != phase(Some(status)) && status.phase.as_deref() != Some("Pending")
+    phase(before) != phase(Some(status)) && !matches!(status.phase.as_deref(), Some("Pending" | "Running"))
         || ready(before) != ready(Some(status))
 }
 
@@ -220,10 +221,10 @@ pub(super) async fn write_status(
     pod: &core::Pod,
     status: &core::PodStatus,
 ) -> Result<Option<u64>, ()> {
-    let pods: Api<core::Pod> = Api::namespaced(shared.client.clone(), spec::namespace(pod));
-    let patch = json!({ "metadata": { "uid": spec::uid(pod) }, "status": patch(status) });
-    match pods.patch_status(spec::name(pod), &PatchParams::default(), &Patch::Strategic(patch)).await {
-        Ok(pod) => Ok(pod.metadata.resource_version.and_then(|version| version.parse().ok())),
+    let (namespace, name) = (spec::namespace(pod), spec::name(pod));
+    let patch = Patch::Strategic(json!({ "metadata": { "uid": spec::uid(pod) }, "status": patch(status) }));
+    match sampan_client::patch_status::<core::Pod, _>(&shared.client, namespace, name, &patch).await {
+        Ok(receipt) => Ok(receipt.resource_version().parse().ok()),
         // Gone, or another pod of that name: the watch will tell.
         Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(None),
         // Asking again would change nothing, and the pod's end must not wait for it.
