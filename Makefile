@@ -6,13 +6,14 @@ SHELL := /bin/bash
 export CARGO_TARGET_DIR ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/sampan/target
 PREFIX ?= /usr/local
 
-.PHONY: help demo test test-setup lint fmt samples build bench install uninstall
+.PHONY: help demo test test-setup lint fmt samples build bench guards install uninstall
 
 help:
 	@echo 'make demo      build, start a cluster, deploy a Wasm microservice, call it, clean up'
 	@echo 'make test      install what the tests need, then run every test'
 	@echo 'make samples   build the sample workloads'
 	@echo 'make bench     measure everything that is claimed, in release, with peers on this machine (half an hour)'
+	@echo 'make guards    take the counts that must not rise (instructions, allocations, fsyncs) over as they are now'
 	@echo 'make lint      formatting, clippy and cargo-deny'
 	@echo 'make install   the program, the containerd shim, shell completions and a systemd unit, under PREFIX (now $(PREFIX))'
 
@@ -33,6 +34,11 @@ test:
 bench:
 	cargo build --locked --release --workspace
 	@"$(CARGO_TARGET_DIR)/release/bench"
+
+# Counted are the programs as the tests use them: their features are some more.
+guards:
+	cargo build --locked --workspace --tests
+	@"$(CARGO_TARGET_DIR)/debug/guards" --write guards/counts.json
 
 fmt:
 	cargo fmt --all

@@ -11,10 +11,11 @@ say() { printf 'test setup: %s\n' "$*" >&2; }
 
 # nft programs Services; without it the tests cover the userspace proxy instead. Images are pulled
 # from a docker-registry of the tests' own, and OCI containers run in a containerd of their own.
-# protoc is not needed.
+# protoc is not needed. valgrind counts the instructions that must not become more.
 missing=()
 for pair in nft:nftables unzip:unzip python3:python3-minimal docker-registry:docker-registry \
-    containerd:containerd runc:runc crun:crun busybox:busybox-static skopeo:skopeo iptables:iptables; do
+    containerd:containerd runc:runc crun:crun busybox:busybox-static skopeo:skopeo iptables:iptables \
+    valgrind:valgrind; do
     command -v "${pair%%:*}" >/dev/null || missing+=("${pair##*:}")
 done
 [ -x /usr/lib/cni/ptp ] || [ -x /opt/cni/bin/ptp ] || missing+=(containernetworking-plugins)

@@ -35,7 +35,7 @@ impl fmt::Display for Reason {
     }
 }
 
-/// Gathers reasons over nodes.
+/// Why a pod fits nowhere: reasons, gathered over nodes.
 #[derive(Default)]
 pub struct Diagnosis {
     nodes: usize,
@@ -43,7 +43,7 @@ pub struct Diagnosis {
 }
 
 impl Diagnosis {
-    pub fn add(&mut self, reasons: &[Reason]) {
+    pub(crate) fn add(&mut self, reasons: &[Reason]) {
         self.nodes += 1;
         for reason in reasons {
             *self.reasons.entry(reason.to_string()).or_default() += 1;

@@ -2,6 +2,7 @@
 //! node why none does. It decides on a snapshot in memory and binds in the background, so that
 //! the next decision does not wait for the last one's write.
 
+mod decision;
 mod filter;
 mod queue;
 mod resources;
@@ -23,17 +24,16 @@ use serde_json::json;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use filter::{Diagnosis, check};
 use queue::Queue;
-use snapshot::{Demand, NodeInfo, Snapshot};
+
+pub use decision::Decisions;
+pub use filter::Diagnosis;
 
 /// Who schedules pods that name nobody else.
 pub const NAME: &str = "default-scheduler";
 
 /// How many bindings may be on their way.
 const BINDINGS: usize = 64;
-/// Clusters up to this size are looked at whole.
-const ALL_NODES: usize = 100;
 /// How long after a change nothing more is tried for pods that are still backing off.
 const IDLE: Duration = Duration::from_secs(60);
 
@@ -50,9 +50,8 @@ async fn schedule(informers: Informers, shutdown: CancellationToken) -> Result<(
     let (mut pods, mut nodes) = (pods.subscribe(), nodes.subscribe());
     let (outcomes, mut unbound) = mpsc::unbounded_channel();
     let mut scheduler = Scheduler {
-        snapshot: Snapshot::default(),
+        decisions: Decisions::default(),
         queue: Queue::default(),
-        next_node: 0,
         binder: Binder {
             events: EventRecorder::new(informers.client().clone(), NAME, None),
             client: informers.client().clone(),
@@ -106,10 +105,8 @@ async fn schedule(informers: Informers, shutdown: CancellationToken) -> Result<(
 }
 
 struct Scheduler {
-    snapshot: Snapshot,
+    decisions: Decisions,
     queue: Queue,
-    /// Where the search for nodes goes on, so that all get their turn in large clusters.
-    next_node: usize,
     binder: Binder,
 }
 
@@ -118,16 +115,16 @@ impl Scheduler {
     fn node_changed(&mut self, change: &Change<Node>) -> bool {
         match change {
             Change::Added(node) => {
-                self.snapshot.set_node(node.clone());
+                self.decisions.set_node(node.clone());
                 true
             }
             Change::Updated { old, new } => {
-                self.snapshot.set_node(new.clone());
+                self.decisions.set_node(new.clone());
                 let allocatable = |node: &Node| node.status.as_ref().and_then(|status| status.allocatable.clone());
                 old.spec != new.spec || old.labels() != new.labels() || allocatable(old) != allocatable(new)
             }
             Change::Deleted(node) => {
-                self.snapshot.remove_node(&node.name_any());
+                self.decisions.remove_node(&node.name_any());
                 false
             }
         }
@@ -139,13 +136,13 @@ impl Scheduler {
         let Some(uid) = pod.uid() else { return false };
         if matches!(change, Change::Deleted(_)) || has_ended(pod) {
             self.queue.remove(&uid);
-            return self.snapshot.remove_pod(&uid);
+            return self.decisions.remove_pod(&uid);
         }
         let spec = pod.spec.as_ref();
         match spec.and_then(|spec| spec.node_name.as_deref()).filter(|node| !node.is_empty()) {
             Some(node) => {
                 self.queue.remove(&uid);
-                self.snapshot.place(&uid, node, Arc::new(Demand::of(pod)));
+                self.decisions.place(pod, node);
             }
             None if is_ours(pod) => self.queue.put(pod.clone()),
             None => self.queue.remove(&uid),
@@ -156,63 +153,22 @@ impl Scheduler {
     /// A binding failed: the place is free again, the pod waits for another try.
     fn unbound(&mut self, pod: &Arc<Pod>) {
         let uid = pod.uid().unwrap_or_default();
-        self.snapshot.remove_pod(&uid);
+        self.decisions.remove_pod(&uid);
         self.queue.park(&uid, Instant::now());
     }
 
     /// Decides about one pod; false when none waits.
     async fn schedule_one(&mut self) -> bool {
         let Some(pod) = self.queue.next() else { return false };
-        let uid = pod.uid().unwrap_or_default();
-        let demand = Arc::new(Demand::of(&pod));
-        match self.choose(&pod, &demand) {
-            Ok(node) => {
-                self.snapshot.place(&uid, &node, demand);
-                self.binder.bind(pod, node).await;
-            }
+        match self.decisions.schedule(&pod) {
+            Ok(node) => self.binder.bind(pod, node).await,
             Err(diagnosis) => {
-                self.queue.park(&uid, Instant::now());
+                self.queue.park(&pod.uid().unwrap_or_default(), Instant::now());
                 self.binder.cannot(pod, diagnosis.to_string()).await;
             }
         }
         true
     }
-
-    fn choose(&mut self, pod: &Pod, demand: &Demand) -> Result<String, Diagnosis> {
-        let nodes: Vec<(&String, &NodeInfo)> = self.snapshot.nodes().collect();
-        let enough = enough(nodes.len());
-        let mut diagnosis = Diagnosis::default();
-        let mut fitting = Vec::new();
-        let start = if nodes.is_empty() { 0 } else { self.next_node % nodes.len() };
-        let mut looked_at = 0;
-        for (name, info) in nodes[start..].iter().chain(&nodes[..start]) {
-            looked_at += 1;
-            let reasons = check(pod, demand, info);
-            if reasons.is_empty() {
-                fitting.push((*name, *info));
-                if fitting.len() == enough {
-                    break;
-                }
-            } else {
-                diagnosis.add(&reasons);
-            }
-        }
-        self.next_node = start + looked_at;
-        let infos: Vec<&NodeInfo> = fitting.iter().map(|(_, info)| *info).collect();
-        let scores = score::score(pod, demand, &infos);
-        // Of equals the first one after where the search began: all get their turn.
-        let best = scores.iter().enumerate().rev().max_by_key(|(_, score)| **score);
-        best.map(|(index, _)| fitting[index].0.clone()).ok_or(diagnosis)
-    }
-}
-
-/// How many fitting nodes are compared in a cluster of `nodes`: all in a small one, a shrinking part of a large one.
-fn enough(nodes: usize) -> usize {
-    if nodes <= ALL_NODES {
-        return nodes;
-    }
-    let percent = 50_usize.saturating_sub(nodes / 125).max(5);
-    (nodes * percent / 100).max(ALL_NODES)
 }
 
 fn has_ended(pod: &Pod) -> bool {
@@ -306,15 +262,4 @@ async fn note(client: &kube::Client, pod: &Pod, message: &str) -> Result<()> {
     let pods: Api<Pod> = Api::namespaced(client.clone(), &pod.namespace().unwrap_or_default());
     pods.patch_status(&pod.name_any(), &PatchParams::default(), &Patch::Strategic(patch)).await?;
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    #[test]
-    fn large_clusters_are_sampled() {
-        assert_eq!(super::enough(3), 3);
-        assert_eq!(super::enough(100), 100);
-        assert_eq!(super::enough(1000), 420);
-        assert_eq!(super::enough(5000), 500);
-    }
 }

@@ -40,6 +40,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 pub use crate::app::Clock;
+pub use crate::cache::encode as stored_form;
 pub use crate::identity::Identity;
 pub use crate::pki::CertificateAndKey;
 

@@ -1,0 +1,99 @@
+//! The decision: on memory alone, without the queue of who is next and without a write.
+
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::{Node, Pod};
+
+use crate::filter::{Diagnosis, check};
+use crate::score::score;
+use crate::snapshot::{Demand, NodeInfo, Snapshot};
+
+/// Clusters up to this size are looked at whole.
+const ALL_NODES: usize = 100;
+
+/// The cluster as it was told and decided so far, and what is decided on it.
+#[derive(Default)]
+pub struct Decisions {
+    snapshot: Snapshot,
+    /// Where the search for nodes goes on, so that all get their turn in large clusters.
+    next_node: usize,
+}
+
+impl Decisions {
+    pub fn set_node(&mut self, node: Arc<Node>) {
+        self.snapshot.set_node(node);
+    }
+
+    pub fn remove_node(&mut self, name: &str) {
+        self.snapshot.remove_node(name);
+    }
+
+    /// Counts a pod, which must have a uid, on a node.
+    pub fn place(&mut self, pod: &Pod, node: &str) {
+        self.count(pod, node, Arc::new(Demand::of(pod)));
+    }
+
+    /// Whether the pod of this uid counted anywhere.
+    pub fn remove_pod(&mut self, uid: &str) -> bool {
+        self.snapshot.remove_pod(uid)
+    }
+
+    /// The name of the best node for a pod, which counts there from now on, or why it fits on none.
+    pub fn schedule(&mut self, pod: &Pod) -> Result<String, Diagnosis> {
+        let demand = Arc::new(Demand::of(pod));
+        let node = self.choose(pod, &demand)?;
+        self.count(pod, &node, demand);
+        Ok(node)
+    }
+
+    fn count(&mut self, pod: &Pod, node: &str, demand: Arc<Demand>) {
+        self.snapshot.place(pod.metadata.uid.as_deref().unwrap_or_default(), node, demand);
+    }
+
+    fn choose(&mut self, pod: &Pod, demand: &Demand) -> Result<String, Diagnosis> {
+        let nodes: Vec<(&String, &NodeInfo)> = self.snapshot.nodes().collect();
+        let enough = enough(nodes.len());
+        let mut diagnosis = Diagnosis::default();
+        let mut fitting = Vec::new();
+        let start = if nodes.is_empty() { 0 } else { self.next_node % nodes.len() };
+        let mut looked_at = 0;
+        for (name, info) in nodes[start..].iter().chain(&nodes[..start]) {
+            looked_at += 1;
+            let reasons = check(pod, demand, info);
+            if reasons.is_empty() {
+                fitting.push((*name, *info));
+                if fitting.len() == enough {
+                    break;
+                }
+            } else {
+                diagnosis.add(&reasons);
+            }
+        }
+        self.next_node = start + looked_at;
+        let infos: Vec<&NodeInfo> = fitting.iter().map(|(_, info)| *info).collect();
+        let scores = score(pod, demand, &infos);
+        // Of equals the first one after where the search began: all get their turn.
+        let best = scores.iter().enumerate().rev().max_by_key(|(_, score)| **score);
+        best.map(|(index, _)| fitting[index].0.clone()).ok_or(diagnosis)
+    }
+}
+
+/// How many fitting nodes are compared in a cluster of `nodes`: all in a small one, a shrinking part of a large one.
+fn enough(nodes: usize) -> usize {
+    if nodes <= ALL_NODES {
+        return nodes;
+    }
+    let percent = 50_usize.saturating_sub(nodes / 125).max(5);
+    (nodes * percent / 100).max(ALL_NODES)
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn large_clusters_are_sampled() {
+        assert_eq!(super::enough(3), 3);
+        assert_eq!(super::enough(100), 100);
+        assert_eq!(super::enough(1000), 420);
+        assert_eq!(super::enough(5000), 500);
+    }
+}
