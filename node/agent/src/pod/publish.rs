@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1 as core;
 use super::work::agrees;
 
 /// How long a status that tells of nothing new to others may wait for one that does.
-const SETTLE: SignedDuration = SignedDuration::from_millis(500);
+const SETTLE: SignedDuration = SignedDuration::from_secs(1);
 const RETRY: SignedDuration = SignedDuration::from_secs(1);
 
 #[derive(Default)]
@@ -102,17 +102,17 @@ mod tests {
     fn small_news_waits_for_more() {
         let mut publishing = Publishing::default();
         assert_eq!(publishing.offer(at(0), status("a"), false), None);
-        assert_eq!(publishing.due(), Some(at(500)));
+        assert_eq!(publishing.due(), Some(at(1000)));
         assert_eq!(publishing.offer(at(50), status("b"), false), None);
-        assert_eq!(publishing.due(), Some(at(500)));
-        assert_eq!(publishing.offer(at(500), status("c"), false), Some(status("c")));
+        assert_eq!(publishing.due(), Some(at(1000)));
+        assert_eq!(publishing.offer(at(1000), status("c"), false), Some(status("c")));
         // One at a time.
-        assert_eq!(publishing.offer(at(501), status("d"), true), None);
+        assert_eq!(publishing.offer(at(1001), status("d"), true), None);
         assert_eq!(publishing.due(), None);
-        publishing.written(at(510), Ok(Some(7)));
-        assert_eq!(publishing.offer(at(510), status("c"), true), None);
+        publishing.written(at(1010), Ok(Some(7)));
+        assert_eq!(publishing.offer(at(1010), status("c"), true), None);
         assert!(publishing.is_settled());
-        assert_eq!(publishing.offer(at(511), status("d"), true), Some(status("d")));
+        assert_eq!(publishing.offer(at(1011), status("d"), true), Some(status("d")));
     }
 
     #[test]
