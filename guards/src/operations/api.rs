@@ -80,10 +80,11 @@ pub async fn apply() -> Result<Taken> {
 
 /// Events that so many watchers read, each in a task of its own.
 pub async fn watch(watchers: usize) -> Result<Taken> {
-    const EVENTS: usize = 15;
+    const EVENTS: usize = 10;
     let running = Running::start(Options::default()).await?;
     let from = running.create_pods(0..WARM + EVENTS).await?;
-    let path = format!("/api/v1/pods?watch=true&allowWatchBookmarks=true&resourceVersion={from}");
+    // Ends are drawn by lot where none is given.
+    let path = format!("/api/v1/pods?watch=true&allowWatchBookmarks=true&timeoutSeconds=3000&resourceVersion={from}");
     let seen = Arc::new(Semaphore::new(0));
     for _ in 0..watchers {
         let mut lines = running.open(Method::GET, &path, "", String::new()).await?;

@@ -33,7 +33,7 @@ const ALL: &[Operation] = &[
 
 const FEW: usize = 8;
 /// So many that the noise of the writes, which both have, is little beside what their readers cost.
-const MANY: usize = 200;
+const MANY: usize = 400;
 
 /// What one time of an operation costs: the counts of a process, or what it has more than another.
 pub struct Cost {
