@@ -244,7 +244,8 @@ mod tests {
         let path = dir.path().join("addresses.json");
         std::fs::write(&path, "{\"version\":9}\n").unwrap();
         assert!(matches!(open(&dir, "10.0.0.0/28"), Err(Error::Version { found: 9, .. })));
-        let held = |pod: &str| format!("{{\"held\":{{\"pod\":{pod:?},\"namespace\":\"n\",\"address\":\"10.0.0.1\"}}}}\n");
+        let held =
+            |pod: &str| format!("{{\"held\":{{\"pod\":{pod:?},\"namespace\":\"n\",\"address\":\"10.0.0.1\"}}}}\n");
         let twice = ["{\"version\":2}\n", &held("a"), &held("b")].concat();
         for text in ["{\n", &held("a"), &twice] {
             std::fs::write(&path, text).unwrap();

@@ -105,13 +105,7 @@ impl Comparison {
     }
 
     /// Adds how the values at one step differ. Most are the same, and cost no more than that.
-    fn child(
-        &mut self,
-        shape: Shape<'_>,
-        step: impl FnOnce() -> Step,
-        old: Option<&Value>,
-        new: Option<&Value>,
-    ) {
+    fn child(&mut self, shape: Shape<'_>, step: impl FnOnce() -> Step, old: Option<&Value>, new: Option<&Value>) {
         if old == new {
             return;
         }

@@ -80,8 +80,7 @@ impl Parsed {
                 return Err(Error::UnsupportedMediaType("415: Unsupported Media Type".to_owned()));
             }
         };
-        let canonical =
-            codec::canonicalize_type(schema, &patched).map_err(|error| self.error(&patched, &error))?;
+        let canonical = codec::canonicalize_type(schema, &patched).map_err(|error| self.error(&patched, &error))?;
         if !canonical.strict.is_empty() {
             match self.validation {
                 FieldValidation::Ignore => {}
