@@ -36,7 +36,10 @@ impl Cluster {
     pub async fn start_as_user(program: &Path, user: u32, command: &str, arguments: &[&str]) -> Result<Self> {
         let dir = tempfile::Builder::new().prefix("sampan-bench-").tempdir()?;
         std::os::unix::fs::chown(dir.path(), Some(user), Some(user))?;
-        let mut base = Command::new(program);
+        // Where the program lies may be closed to others.
+        let own = dir.path().join("sampan");
+        std::fs::copy(program, &own).with_context(|| own.display().to_string())?;
+        let mut base = Command::new(&own);
         base.uid(user).gid(user).env("HOME", dir.path());
         Self::start_in(dir, program, base, command, arguments).await
     }
