@@ -8,8 +8,7 @@ use crate::load::{self, Load, Outcome};
 use crate::process;
 use crate::row::{Reach, Row};
 
-/// One takes minutes.
-const RUNS: usize = 1;
+const RUNS: usize = 3;
 const NODES: usize = 5000;
 const PODS: usize = 50_000;
 const NAMESPACE: &str = "schedule";
