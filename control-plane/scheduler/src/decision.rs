@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::core::v1::{Node, Pod, PodSpec};
 
-use crate::filter::{Diagnosis, check};
+use crate::filter::{Diagnosis, missing};
+use crate::fit::Kinds;
 use crate::score::score;
-use crate::snapshot::{Demand, NodeInfo, Snapshot};
+use crate::snapshot::{Demand, Snapshot};
 
 /// Clusters up to this size are looked at whole.
 const ALL_NODES: usize = 100;
@@ -15,6 +16,7 @@ const ALL_NODES: usize = 100;
 #[derive(Default)]
 pub struct Decisions {
     snapshot: Snapshot,
+    kinds: Kinds,
     /// Where the search for nodes goes on, so that all get their turn in large clusters.
     next_node: usize,
 }
@@ -30,7 +32,10 @@ impl Decisions {
 
     /// Counts a pod, which must have a uid, on a node.
     pub fn place(&mut self, pod: &Pod, node: &str) {
-        self.count(pod, node, Arc::new(Demand::of(pod)));
+        // Most news of a pod do not move it.
+        if !self.snapshot.is_placed(uid(pod), node) {
+            self.snapshot.place(uid(pod), node, Arc::new(Demand::of(pod)));
+        }
     }
 
     /// Whether the pod of this uid counted anywhere.
@@ -42,40 +47,49 @@ impl Decisions {
     pub fn schedule(&mut self, pod: &Pod) -> Result<String, Diagnosis> {
         let demand = Arc::new(Demand::of(pod));
         let node = self.choose(pod, &demand)?;
-        self.count(pod, &node, demand);
+        self.snapshot.place(uid(pod), &node, demand);
         Ok(node)
     }
 
-    fn count(&mut self, pod: &Pod, node: &str, demand: Arc<Demand>) {
-        self.snapshot.place(pod.metadata.uid.as_deref().unwrap_or_default(), node, demand);
-    }
-
     fn choose(&mut self, pod: &Pod, demand: &Demand) -> Result<String, Diagnosis> {
-        let nodes: Vec<(&String, &NodeInfo)> = self.snapshot.nodes().collect();
+        let without = PodSpec::default();
+        let spec = pod.spec.as_ref().unwrap_or(&without);
+        let nodes = self.snapshot.nodes();
+        let fits = self.kinds.of(spec);
         let enough = enough(nodes.len());
         let mut diagnosis = Diagnosis::default();
-        let mut fitting = Vec::new();
+        let (mut names, mut fitting) = (Vec::new(), Vec::new());
         let start = if nodes.is_empty() { 0 } else { self.next_node % nodes.len() };
         let mut looked_at = 0;
-        for (name, info) in nodes[start..].iter().chain(&nodes[..start]) {
+        for index in (start..nodes.len()).chain(0..start) {
+            let Some((name, info)) = nodes.get_index(index) else { break };
             looked_at += 1;
-            let reasons = check(pod, demand, info);
-            if reasons.is_empty() {
-                fitting.push((*name, *info));
-                if fitting.len() == enough {
-                    break;
-                }
-            } else {
-                diagnosis.add(&reasons);
+            let fit = fits.on(index, info, spec);
+            if let Some(reason) = &fit.mismatch {
+                diagnosis.add([reason.clone()]);
+                continue;
+            }
+            let missing = missing(demand, info);
+            if !missing.is_empty() {
+                diagnosis.add(missing);
+                continue;
+            }
+            names.push(name);
+            fitting.push((info, fit.wishes));
+            if fitting.len() == enough {
+                break;
             }
         }
         self.next_node = start + looked_at;
-        let infos: Vec<&NodeInfo> = fitting.iter().map(|(_, info)| *info).collect();
-        let scores = score(pod, demand, &infos);
+        let scores = score(demand, &fitting);
         // Of equals the first one after where the search began: all get their turn.
         let best = scores.iter().enumerate().rev().max_by_key(|(_, score)| **score);
-        best.map(|(index, _)| fitting[index].0.clone()).ok_or(diagnosis)
+        best.map(|(index, _)| names[index].clone()).ok_or(diagnosis)
     }
+}
+
+fn uid(pod: &Pod) -> &str {
+    pod.metadata.uid.as_deref().unwrap_or_default()
 }
 
 /// How many fitting nodes are compared in a cluster of `nodes`: all in a small one, a shrinking part of a large one.

@@ -1,9 +1,10 @@
 //! Which nodes a pod fits on, and in kube-scheduler's words why not on the others.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 
-use k8s_openapi::api::core::v1::{Node, NodeSelectorRequirement, NodeSelectorTerm, Pod, PodSpec, Taint, Toleration};
+use k8s_openapi::api::core::v1::{Node, NodeSelectorRequirement, NodeSelectorTerm, PodSpec, Taint, Toleration};
 use kube::ResourceExt as _;
 
 use crate::resources::Resources;
@@ -18,7 +19,7 @@ pub enum Reason {
     Affinity,
     HostPorts,
     TooManyPods,
-    Insufficient(String),
+    Insufficient(Cow<'static, str>),
 }
 
 impl fmt::Display for Reason {
@@ -39,14 +40,14 @@ impl fmt::Display for Reason {
 #[derive(Default)]
 pub struct Diagnosis {
     nodes: usize,
-    reasons: BTreeMap<String, usize>,
+    reasons: BTreeMap<Reason, usize>,
 }
 
 impl Diagnosis {
-    pub(crate) fn add(&mut self, reasons: &[Reason]) {
+    pub(crate) fn add(&mut self, reasons: impl IntoIterator<Item = Reason>) {
         self.nodes += 1;
         for reason in reasons {
-            *self.reasons.entry(reason.to_string()).or_default() += 1;
+            *self.reasons.entry(reason).or_default() += 1;
         }
     }
 }
@@ -62,25 +63,25 @@ impl fmt::Display for Diagnosis {
     }
 }
 
-/// Empty when the pod fits. What one kind of check finds is complete; the first kind that finds something ends it.
-pub fn check(pod: &Pod, demand: &Demand, info: &NodeInfo) -> Vec<Reason> {
-    let Some(spec) = &pod.spec else { return Vec::new() };
-    let node = &*info.node;
+/// What the pod's spec and the node's description say, whatever runs there.
+pub fn mismatch(spec: &PodSpec, node: &Node) -> Option<Reason> {
     let tolerations = spec.tolerations.as_deref().unwrap_or_default();
     if spec.node_name.as_deref().is_some_and(|name| !name.is_empty() && name != node.name_any()) {
-        return vec![Reason::OtherNode];
+        return Some(Reason::OtherNode);
     }
     if is_unschedulable(node) && !tolerates(tolerations, &unschedulable_taint()) {
-        return vec![Reason::Unschedulable];
+        return Some(Reason::Unschedulable);
     }
     let taints = node.spec.iter().flat_map(|spec| spec.taints.iter().flatten());
     let mut hard = taints.filter(|taint| matches!(taint.effect.as_str(), "NoSchedule" | "NoExecute"));
     if hard.any(|taint| !tolerates(tolerations, taint)) {
-        return vec![Reason::Taint];
+        return Some(Reason::Taint);
     }
-    if !matches_affinity(spec, node) {
-        return vec![Reason::Affinity];
-    }
+    (!matches_affinity(spec, node)).then_some(Reason::Affinity)
+}
+
+/// What is missing of that which pods share on a node; empty when there is room.
+pub fn missing(demand: &Demand, info: &NodeInfo) -> Vec<Reason> {
     if demand.host_ports.iter().any(|port| info.host_ports.iter().any(|held| held.conflicts(port))) {
         return vec![Reason::HostPorts];
     }
@@ -100,19 +101,24 @@ fn insufficient(requests: &Resources, info: &NodeInfo) -> Vec<Reason> {
     if info.pods + 1 > info.max_pods {
         reasons.push(Reason::TooManyPods);
     }
-    let mut check = |name: &str, asked: i64, used: i64, allocatable: i64| {
-        // What is not asked for cannot be missing, even on a node that is over-committed.
-        if asked > 0 && asked > allocatable - used {
-            reasons.push(Reason::Insufficient(name.to_owned()));
-        }
-    };
+    // What is not asked for cannot be missing, even on a node that is over-committed.
+    let lacks = |asked: i64, used: i64, allocatable: i64| asked > 0 && asked > allocatable - used;
     let (used, has) = (&info.used, &info.allocatable);
-    check("cpu", requests.cpu, used.cpu, has.cpu);
-    check("memory", requests.memory, used.memory, has.memory);
-    check("ephemeral-storage", requests.ephemeral_storage, used.ephemeral_storage, has.ephemeral_storage);
+    let known = [
+        ("cpu", requests.cpu, used.cpu, has.cpu),
+        ("memory", requests.memory, used.memory, has.memory),
+        ("ephemeral-storage", requests.ephemeral_storage, used.ephemeral_storage, has.ephemeral_storage),
+    ];
+    for (name, asked, used, allocatable) in known {
+        if lacks(asked, used, allocatable) {
+            reasons.push(Reason::Insufficient(name.into()));
+        }
+    }
     for (name, asked) in &requests.extended {
         let of = |resources: &Resources| resources.extended.get(name).copied().unwrap_or(0);
-        check(name, *asked, of(used), of(has));
+        if lacks(*asked, of(used), of(has)) {
+            reasons.push(Reason::Insufficient(name.clone().into()));
+        }
     }
     reasons
 }
@@ -191,9 +197,11 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use std::sync::Arc;
 
+    use k8s_openapi::api::core::v1::Pod;
     use serde_json::{Value, json};
 
     use super::*;
+    use crate::Decisions;
     use crate::snapshot::Snapshot;
 
     fn pod(spec: Value) -> Pod {
@@ -202,20 +210,11 @@ mod tests {
 
     /// What is wrong with each of these nodes, as a user reads it.
     fn diagnose(pod: &Pod, nodes: &[Value]) -> String {
-        let mut snapshot = Snapshot::default();
+        let mut decisions = Decisions::default();
         for node in nodes {
-            snapshot.set_node(Arc::new(serde_json::from_value(node.clone()).unwrap()));
+            decisions.set_node(Arc::new(serde_json::from_value(node.clone()).unwrap()));
         }
-        let demand = Demand::of(pod);
-        let mut diagnosis = Diagnosis::default();
-        for (_, info) in snapshot.nodes() {
-            let reasons = check(pod, &demand, info);
-            if reasons.is_empty() {
-                return "fits".to_owned();
-            }
-            diagnosis.add(&reasons);
-        }
-        diagnosis.to_string()
+        decisions.schedule(pod).map_or_else(|diagnosis| diagnosis.to_string(), |_| "fits".to_owned())
     }
 
     fn node(name: &str, spec: Value, labels: Value) -> Value {
@@ -290,9 +289,9 @@ mod tests {
         let pod = pod(json!({ "containers": [{ "name": "c", "ports": [{ "containerPort": 1, "hostPort": 80 }] }] }));
         let demand = Demand::of(&pod);
         snapshot.place("u", "a", Arc::new(demand.clone()));
-        let (_, info) = snapshot.nodes().next().unwrap();
-        assert_eq!(check(&pod, &demand, info), [Reason::HostPorts]);
+        let info = &snapshot.nodes()["a"];
+        assert_eq!(missing(&demand, info), [Reason::HostPorts]);
         let without = Demand { host_ports: Vec::new(), ..demand };
-        assert_eq!(check(&pod, &without, info), [Reason::TooManyPods]);
+        assert_eq!(missing(&without, info), [Reason::TooManyPods]);
     }
 }

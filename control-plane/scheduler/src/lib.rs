@@ -4,6 +4,7 @@
 
 mod decision;
 mod filter;
+mod fit;
 mod queue;
 mod resources;
 mod score;

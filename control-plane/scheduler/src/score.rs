@@ -1,6 +1,6 @@
 //! Which of the nodes that fit is best: a number from 0 to 100 for each wish, added by weight.
 
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Node, PodSpec};
 
 use crate::filter::{matches_term, tolerates};
 use crate::snapshot::{Demand, NodeInfo};
@@ -15,27 +15,49 @@ const SPREAD: i64 = 2;
 const TAINTS: i64 = 3;
 const IMAGES: i64 = 1;
 
+/// What a pod's spec and a node's description say for it, whatever runs there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wishes {
+    /// Sum of the weights of the preferred terms that match.
+    affinity: i64,
+    /// How many taints are not tolerated that ask to be avoided.
+    taints: i64,
+    /// How much of the images is there, 0 to 100.
+    images: i64,
+}
+
+impl Wishes {
+    pub fn of(spec: &PodSpec, node: &Node) -> Self {
+        Self {
+            affinity: preferred_affinity(spec, node),
+            taints: intolerable_taints(spec, node),
+            images: image_locality(spec, node),
+        }
+    }
+}
+
 /// Scores of `nodes`, in their order.
-pub fn score(pod: &Pod, demand: &Demand, nodes: &[&NodeInfo]) -> Vec<i64> {
-    let each = |score: &dyn Fn(&NodeInfo) -> i64| nodes.iter().map(|info| score(info)).collect::<Vec<i64>>();
-    let affinity = normalized(each(&|info| preferred_affinity(pod, info)), false);
-    let taints = normalized(each(&|info| intolerable_taints(pod, info)), true);
+pub fn score(demand: &Demand, nodes: &[(&NodeInfo, Wishes)]) -> Vec<i64> {
+    let of_wishes = |wish: fn(&Wishes) -> i64| nodes.iter().map(|(_, wishes)| wish(wishes)).collect::<Vec<i64>>();
+    let affinity = normalized(of_wishes(|wishes| wishes.affinity), false);
+    let taints = normalized(of_wishes(|wishes| wishes.taints), true);
     let spread = match &demand.owner {
         Some(owner) => {
-            normalized(each(&|info| info.owners.get(owner).copied().unwrap_or(0).try_into().unwrap_or(MAX)), true)
+            let siblings = |info: &NodeInfo| info.owners.get(owner).copied().unwrap_or(0).try_into().unwrap_or(MAX);
+            normalized(nodes.iter().map(|(info, _)| siblings(info)).collect(), true)
         }
         None => vec![0; nodes.len()],
     };
     nodes
         .iter()
         .enumerate()
-        .map(|(index, info)| {
+        .map(|(index, (info, wishes))| {
             RESOURCES * least_allocated(demand, info)
                 + BALANCE * balanced(demand, info)
                 + AFFINITY * affinity[index]
                 + TAINTS * taints[index]
                 + SPREAD * spread[index]
-                + IMAGES * image_locality(pod, info)
+                + IMAGES * wishes.images
         })
         .collect()
 }
@@ -72,26 +94,24 @@ fn balanced(demand: &Demand, info: &NodeInfo) -> i64 {
     MAX - difference / 2 / 10
 }
 
-fn preferred_affinity(pod: &Pod, info: &NodeInfo) -> i64 {
-    let preferred = pod
-        .spec
-        .iter()
-        .filter_map(|spec| spec.affinity.as_ref()?.node_affinity.as_ref())
+fn preferred_affinity(spec: &PodSpec, node: &Node) -> i64 {
+    let affinity = spec.affinity.as_ref().and_then(|affinity| affinity.node_affinity.as_ref());
+    let preferred = affinity
+        .into_iter()
         .flat_map(|affinity| affinity.preferred_during_scheduling_ignored_during_execution.iter().flatten());
-    preferred.filter(|term| matches_term(&term.preference, &info.node)).map(|term| i64::from(term.weight)).sum()
+    preferred.filter(|term| matches_term(&term.preference, node)).map(|term| i64::from(term.weight)).sum()
 }
 
-fn intolerable_taints(pod: &Pod, info: &NodeInfo) -> i64 {
-    let tolerations = pod.spec.as_ref().and_then(|spec| spec.tolerations.as_deref()).unwrap_or_default();
-    let taints = info.node.spec.iter().flat_map(|spec| spec.taints.iter().flatten());
+fn intolerable_taints(spec: &PodSpec, node: &Node) -> i64 {
+    let tolerations = spec.tolerations.as_deref().unwrap_or_default();
+    let taints = node.spec.iter().flat_map(|spec| spec.taints.iter().flatten());
     let soft = taints.filter(|taint| taint.effect == "PreferNoSchedule" && !tolerates(tolerations, taint));
     soft.count().try_into().unwrap_or(MAX)
 }
 
 /// 100 where all images are on the node already: for a module that means compiled, too.
-fn image_locality(pod: &Pod, info: &NodeInfo) -> i64 {
-    let Some(spec) = &pod.spec else { return 0 };
-    let held = info.node.status.iter().flat_map(|status| status.images.iter().flatten());
+fn image_locality(spec: &PodSpec, node: &Node) -> i64 {
+    let held = node.status.iter().flat_map(|status| status.images.iter().flatten());
     let names: Vec<&str> = held.flat_map(|image| image.names.iter().flatten()).map(String::as_str).collect();
     if names.is_empty() || spec.containers.is_empty() {
         return 0;
@@ -106,29 +126,29 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use std::sync::Arc;
 
+    use k8s_openapi::api::core::v1::Pod;
     use serde_json::{Value, json};
 
-    use super::*;
-    use crate::snapshot::Snapshot;
+    use crate::Decisions;
 
     /// The best of nodes `a`, `b`, …, after `placed` put pods there.
     fn best(pod: Value, nodes: &[Value], placed: &[(&str, Value)]) -> String {
-        let read = |pod: &Value| -> Pod { serde_json::from_value(pod.clone()).unwrap() };
-        let mut snapshot = Snapshot::default();
+        let read = |pod: &Value, uid: String| -> Pod {
+            let mut pod = pod.clone();
+            pod["metadata"]["uid"] = uid.into();
+            serde_json::from_value(pod).unwrap()
+        };
+        let mut decisions = Decisions::default();
         for (name, node) in ["a", "b", "c"].into_iter().zip(nodes) {
             let mut node = node.clone();
             node["metadata"]["name"] = name.into();
             node["status"]["allocatable"] = json!({ "cpu": "4", "memory": "4Gi", "pods": "100" });
-            snapshot.set_node(Arc::new(serde_json::from_value(node).unwrap()));
+            decisions.set_node(Arc::new(serde_json::from_value(node).unwrap()));
         }
         for (number, (on, pod)) in placed.iter().enumerate() {
-            snapshot.place(&number.to_string(), on, Arc::new(Demand::of(&read(pod))));
+            decisions.place(&read(pod, number.to_string()), on);
         }
-        let (names, infos): (Vec<_>, Vec<_>) = snapshot.nodes().unzip();
-        let pod = read(&pod);
-        let scores = score(&pod, &Demand::of(&pod), &infos);
-        let (index, _) = scores.iter().enumerate().max_by_key(|(index, score)| (**score, -(*index as i64))).unwrap();
-        names[index].clone()
+        decisions.schedule(&read(&pod, "new".into())).ok().unwrap()
     }
 
     fn pod(cpu: &str, owner: &str) -> Value {

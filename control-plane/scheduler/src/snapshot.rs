@@ -1,9 +1,10 @@
 //! What the scheduler knows of the cluster: nodes, and what the pods on them take.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{Node, Pod};
+use indexmap::IndexMap;
+use k8s_openapi::api::core::v1::{ContainerImage, Node, Pod};
 use kube::ResourceExt as _;
 use sampan_api::quantity::Quantity;
 
@@ -74,6 +75,8 @@ fn owner(pod: &Pod) -> Option<String> {
 #[derive(Debug)]
 pub struct NodeInfo {
     pub node: Arc<Node>,
+    /// Another one for every description of every node: what was worked out from one is good for that one only.
+    pub version: u64,
     pub allocatable: Resources,
     pub max_pods: usize,
     pub pods: usize,
@@ -84,9 +87,10 @@ pub struct NodeInfo {
 }
 
 impl NodeInfo {
-    fn new(node: Arc<Node>) -> Self {
+    fn new(node: Arc<Node>, version: u64) -> Self {
         let mut info = Self {
             node: node.clone(),
+            version,
             allocatable: Resources::default(),
             max_pods: 0,
             pods: 0,
@@ -95,11 +99,14 @@ impl NodeInfo {
             host_ports: Vec::new(),
             owners: HashMap::new(),
         };
-        info.update(node);
+        info.update(node, version);
         info
     }
 
-    fn update(&mut self, node: Arc<Node>) {
+    fn update(&mut self, node: Arc<Node>, version: u64) {
+        if !same_description(&self.node, &node) {
+            self.version = version;
+        }
         let list = node.status.as_ref().and_then(|status| status.allocatable.as_ref());
         self.allocatable = Resources::read(list);
         let pods = list.and_then(|list| list.get("pods")).and_then(|text| Quantity::parse(&text.0).ok());
@@ -139,6 +146,15 @@ impl NodeInfo {
     }
 }
 
+/// Whether all is equal that `Fit` looks at: a heartbeat changes nothing of it.
+fn same_description(one: &Node, other: &Node) -> bool {
+    one.spec == other.spec && one.metadata.labels == other.metadata.labels && images(one) == images(other)
+}
+
+fn images(node: &Node) -> Option<&Vec<ContainerImage>> {
+    node.status.as_ref()?.images.as_ref()
+}
+
 /// Where a pod counts, and what it takes there.
 struct Placed {
     node: String,
@@ -148,23 +164,25 @@ struct Placed {
 /// The cluster as the scheduler sees it: what the API told, and what it decided but has not heard back.
 #[derive(Default)]
 pub struct Snapshot {
-    nodes: BTreeMap<String, NodeInfo>,
+    nodes: IndexMap<String, NodeInfo>,
+    versions: u64,
     /// By pod uid; also of pods whose node is not known (yet).
     placed: HashMap<String, Placed>,
 }
 
 impl Snapshot {
-    pub fn nodes(&self) -> impl ExactSizeIterator<Item = (&String, &NodeInfo)> {
-        self.nodes.iter()
+    pub fn nodes(&self) -> &IndexMap<String, NodeInfo> {
+        &self.nodes
     }
 
     pub fn set_node(&mut self, node: Arc<Node>) {
         let name = node.name_any();
+        self.versions += 1;
         if let Some(info) = self.nodes.get_mut(&name) {
-            info.update(node);
+            info.update(node, self.versions);
             return;
         }
-        let mut info = NodeInfo::new(node);
+        let mut info = NodeInfo::new(node, self.versions);
         for placed in self.placed.values().filter(|placed| placed.node == name) {
             info.place(&placed.demand);
         }
@@ -172,12 +190,16 @@ impl Snapshot {
     }
 
     pub fn remove_node(&mut self, name: &str) {
-        self.nodes.remove(name);
+        self.nodes.swap_remove(name);
+    }
+
+    pub fn is_placed(&self, uid: &str, node: &str) -> bool {
+        self.placed.get(uid).is_some_and(|placed| placed.node == node)
     }
 
     /// Counts a pod on a node; again with another node moves it.
     pub fn place(&mut self, uid: &str, node: &str, demand: Arc<Demand>) {
-        if self.placed.get(uid).is_some_and(|placed| placed.node == node) {
+        if self.is_placed(uid, node) {
             return;
         }
         self.remove_pod(uid);
