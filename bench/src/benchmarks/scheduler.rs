@@ -11,6 +11,8 @@ use crate::row::{Reach, Row};
 const RUNS: usize = 3;
 const NODES: usize = 5000;
 const PODS: usize = 50_000;
+/// Room for the pods of all nodes.
+const RANGES: [&str; 4] = ["--cluster-cidr", "10.0.0.0/9", "--service-cidr", "10.200.0.0/16"];
 const NAMESPACE: &str = "schedule";
 
 /// Creates, decisions, bindings and their events all count: they share the machine.
@@ -18,7 +20,7 @@ pub async fn run(context: &Context) -> Result<Vec<Row>> {
     let mut runs = Vec::new();
     let mut cost = String::new();
     for _ in 0..RUNS {
-        let cluster = Cluster::start(&context.program, "server", &[]).await?;
+        let cluster = Cluster::start(&context.program, "server", &RANGES).await?;
         super::api::namespace(&cluster, NAMESPACE).await?;
         let kubeconfig = cluster.kubeconfig();
         let namespace = NAMESPACE.to_owned();

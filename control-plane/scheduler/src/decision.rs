@@ -6,7 +6,7 @@ use k8s_openapi::api::core::v1::{Node, Pod, PodSpec};
 
 use crate::filter::{Diagnosis, missing};
 use crate::fit::Kinds;
-use crate::score::score;
+use crate::score::{Candidate, score};
 use crate::snapshot::{Demand, Snapshot};
 
 /// Clusters up to this size are looked at whole.
@@ -58,7 +58,7 @@ impl Decisions {
         let fits = self.kinds.of(spec);
         let enough = enough(nodes.len());
         let mut diagnosis = Diagnosis::default();
-        let (mut names, mut fitting) = (Vec::new(), Vec::new());
+        let mut fitting = Vec::new();
         let start = if nodes.is_empty() { 0 } else { self.next_node % nodes.len() };
         let mut looked_at = 0;
         for index in (start..nodes.len()).chain(0..start) {
@@ -74,17 +74,16 @@ impl Decisions {
                 diagnosis.add(missing);
                 continue;
             }
-            names.push(name);
-            fitting.push((info, fit.wishes));
+            fitting.push(Candidate { name, info, wishes: fit.wishes });
             if fitting.len() == enough {
                 break;
             }
         }
         self.next_node = start + looked_at;
-        let scores = score(demand, &fitting);
+        let scores = score(demand, self.snapshot.siblings(demand), &fitting);
         // Of equals the first one after where the search began: all get their turn.
         let best = scores.iter().enumerate().rev().max_by_key(|(_, score)| **score);
-        best.map(|(index, _)| names[index].clone()).ok_or(diagnosis)
+        best.map(|(index, _)| fitting[index].name.to_owned()).ok_or(diagnosis)
     }
 }
 

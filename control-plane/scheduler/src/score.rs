@@ -1,5 +1,7 @@
 //! Which of the nodes that fit is best: a number from 0 to 100 for each wish, added by weight.
 
+use std::collections::HashMap;
+
 use k8s_openapi::api::core::v1::{Node, PodSpec};
 
 use crate::filter::{matches_term, tolerates};
@@ -36,22 +38,30 @@ impl Wishes {
     }
 }
 
-/// Scores of `nodes`, in their order.
-pub fn score(demand: &Demand, nodes: &[(&NodeInfo, Wishes)]) -> Vec<i64> {
-    let of_wishes = |wish: fn(&Wishes) -> i64| nodes.iter().map(|(_, wishes)| wish(wishes)).collect::<Vec<i64>>();
+/// A node that the pod fits on.
+pub struct Candidate<'a> {
+    pub name: &'a str,
+    pub info: &'a NodeInfo,
+    pub wishes: Wishes,
+}
+
+/// Scores of `nodes`, in their order; `siblings` are how many pods of the same owner are where, by name of the node.
+pub fn score(demand: &Demand, siblings: Option<&HashMap<String, usize>>, nodes: &[Candidate]) -> Vec<i64> {
+    let of_wishes = |wish: fn(&Wishes) -> i64| nodes.iter().map(|node| wish(&node.wishes)).collect::<Vec<i64>>();
     let affinity = normalized(of_wishes(|wishes| wishes.affinity), false);
     let taints = normalized(of_wishes(|wishes| wishes.taints), true);
-    let spread = match &demand.owner {
-        Some(owner) => {
-            let siblings = |info: &NodeInfo| info.owners.get(owner).copied().unwrap_or(0).try_into().unwrap_or(MAX);
-            normalized(nodes.iter().map(|(info, _)| siblings(info)).collect(), true)
+    let spread = match siblings {
+        Some(siblings) => {
+            let here = |node: &Candidate| siblings.get(node.name).copied().unwrap_or(0).try_into().unwrap_or(MAX);
+            normalized(nodes.iter().map(here).collect(), true)
         }
+        // All alike.
         None => vec![0; nodes.len()],
     };
     nodes
         .iter()
         .enumerate()
-        .map(|(index, (info, wishes))| {
+        .map(|(index, Candidate { info, wishes, .. })| {
             RESOURCES * least_allocated(demand, info)
                 + BALANCE * balanced(demand, info)
                 + AFFINITY * affinity[index]
@@ -86,12 +96,11 @@ fn least_allocated(demand: &Demand, info: &NodeInfo) -> i64 {
 fn balanced(demand: &Demand, info: &NodeInfo) -> i64 {
     let part = |used: i64, capacity: i64| {
         // Thousandths are exact enough for a score of 0 to 100.
-        if capacity == 0 { 1000 } else { (i128::from(used) * 1000 / i128::from(capacity)).clamp(0, 1000) }
+        if capacity == 0 { 1000 } else { (used.saturating_mul(1000) / capacity).clamp(0, 1000) }
     };
     let cpu = part(info.used.cpu + demand.requests.cpu, info.allocatable.cpu);
     let memory = part(info.used.memory + demand.requests.memory, info.allocatable.memory);
-    let difference = i64::try_from((cpu - memory).abs()).unwrap_or(1000);
-    MAX - difference / 2 / 10
+    MAX - (cpu - memory).abs() / 2 / 10
 }
 
 fn preferred_affinity(spec: &PodSpec, node: &Node) -> i64 {

@@ -83,7 +83,6 @@ pub struct NodeInfo {
     pub used: Resources,
     pub assumed: (i64, i64),
     pub host_ports: Vec<HostPort>,
-    pub owners: HashMap<String, usize>,
 }
 
 impl NodeInfo {
@@ -97,7 +96,6 @@ impl NodeInfo {
             used: Resources::default(),
             assumed: (0, 0),
             host_ports: Vec::new(),
-            owners: HashMap::new(),
         };
         info.update(node, version);
         info
@@ -120,9 +118,6 @@ impl NodeInfo {
         self.assumed.0 += demand.assumed.0;
         self.assumed.1 += demand.assumed.1;
         self.host_ports.extend(demand.host_ports.iter().cloned());
-        if let Some(owner) = &demand.owner {
-            *self.owners.entry(owner.clone()).or_default() += 1;
-        }
     }
 
     fn take_away(&mut self, demand: &Demand) {
@@ -133,14 +128,6 @@ impl NodeInfo {
         for port in &demand.host_ports {
             if let Some(index) = self.host_ports.iter().position(|held| held == port) {
                 self.host_ports.swap_remove(index);
-            }
-        }
-        if let Some(owner) = &demand.owner
-            && let Some(count) = self.owners.get_mut(owner)
-        {
-            *count -= 1;
-            if *count == 0 {
-                self.owners.remove(owner);
             }
         }
     }
@@ -168,6 +155,8 @@ pub struct Snapshot {
     versions: u64,
     /// By pod uid; also of pods whose node is not known (yet).
     placed: HashMap<String, Placed>,
+    /// By owner and name of the node: how many of the owner's pods are there.
+    siblings: HashMap<String, HashMap<String, usize>>,
 }
 
 impl Snapshot {
@@ -206,6 +195,9 @@ impl Snapshot {
         if let Some(info) = self.nodes.get_mut(node) {
             info.place(&demand);
         }
+        if let Some(owner) = &demand.owner {
+            *self.siblings.entry(owner.clone()).or_default().entry(node.to_owned()).or_default() += 1;
+        }
         self.placed.insert(uid.to_owned(), Placed { node: node.to_owned(), demand });
     }
 
@@ -215,7 +207,25 @@ impl Snapshot {
         if let Some(info) = self.nodes.get_mut(&placed.node) {
             info.take_away(&placed.demand);
         }
+        if let Some(owner) = &placed.demand.owner
+            && let Some(nodes) = self.siblings.get_mut(owner)
+        {
+            if let Some(count) = nodes.get_mut(&placed.node) {
+                *count -= 1;
+                if *count == 0 {
+                    nodes.remove(&placed.node);
+                }
+            }
+            if nodes.is_empty() {
+                self.siblings.remove(owner);
+            }
+        }
         true
+    }
+
+    /// How many pods of this one's owner are where, by name of the node.
+    pub fn siblings(&self, demand: &Demand) -> Option<&HashMap<String, usize>> {
+        self.siblings.get(demand.owner.as_ref()?)
     }
 }
 
@@ -269,8 +279,14 @@ mod tests {
                 let here: Vec<_> = expected.values().filter(|(at, _)| at == name).collect();
                 prop_assert_eq!(info.pods, here.len());
                 prop_assert_eq!(info.used.cpu, here.iter().map(|(_, cpu)| cpu).sum::<i64>());
-                prop_assert_eq!(info.owners.values().sum::<usize>(), here.len());
+                let siblings = |cpu: i64| snapshot.siblings(&demand(cpu, Some(format!("o{cpu}")), None));
+                let known = (0..3).filter_map(|cpu| siblings(cpu)?.get(name)).sum::<usize>();
+                prop_assert_eq!(known, here.len());
             }
+            for pod in 0..6 {
+                snapshot.remove_pod(&format!("u{pod}"));
+            }
+            prop_assert!(snapshot.siblings.is_empty());
         }
     }
 
