@@ -293,14 +293,45 @@ impl<'a> Write<'a> {
         }
     }
 
-    /// Changes an object: `change` makes the new one out of the old and is asked again when another
-    /// write came between.
+    /// Changes an object as a client asked: `change` makes the new one out of the old and is asked again when
+    /// another write came between.
     pub async fn update(
         &self,
         name: &str,
         preconditions: Preconditions<'_>,
         warnings: &mut Vec<String>,
         mut change: impl FnMut(&Value, &mut Vec<String>) -> Result<Value, Error>,
+    ) -> Result<Written, Error> {
+        self.replace(name, preconditions, warnings, |old, told| {
+            let new = change(old, told)?;
+            self.prepare_update(name, new, old, told)
+        })
+        .await
+    }
+
+    /// A change of the server's own, which leaves the object valid: what was checked and defaulted before is not
+    /// again, and it is no field manager's.
+    pub async fn alter(
+        &self,
+        name: &str,
+        preconditions: Preconditions<'_>,
+        mut change: impl FnMut(&mut Value) -> Result<(), Error>,
+    ) -> Result<Written, Error> {
+        self.replace(name, preconditions, &mut Vec::new(), |old, _| {
+            let mut new = old.clone();
+            change(&mut new)?;
+            metadata(&mut new)?.remove("resourceVersion");
+            Ok((new, None))
+        })
+        .await
+    }
+
+    async fn replace(
+        &self,
+        name: &str,
+        preconditions: Preconditions<'_>,
+        warnings: &mut Vec<String>,
+        mut change: impl FnMut(&Value, &mut Vec<String>) -> Result<(Value, Option<Taken<'a>>), Error>,
     ) -> Result<Written, Error> {
         let cache = self.cache()?;
         for _ in 0..ATTEMPTS {
@@ -310,9 +341,7 @@ impl<'a> Write<'a> {
                 return Err(self.uid_conflict(name, preconditions.uid, meta(&old, "uid")));
             }
             let mut told = Vec::new();
-            let new = change(&old, &mut told)?;
-            let (new, taken) = self.prepare_update(name, new, &old, &mut told)?;
-            let mut new = new;
+            let (mut new, taken) = change(&old, &mut told)?;
             // Nothing but times of managers: not a write.
             if managed::same_but_times(&new, &old) {
                 warnings.append(&mut told);

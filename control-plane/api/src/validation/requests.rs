@@ -154,9 +154,14 @@ pub fn binding(binding: &Value, name: &str) -> Result<(), Error> {
     if !matches!(kind.str(), "" | "Node") {
         errors.not_supported(kind.path(), kind.str(), &["Node", "<empty>"]);
     }
-    if target.child("name").is_empty() {
-        errors.required(target.child("name").path(), "");
+    // All of it becomes the pod's.
+    let (node, metadata) = (target.child("name"), Field::root(binding).child("metadata"));
+    match node.str() {
+        "" => errors.required(node.path(), ""),
+        name => errors.invalid_all(node.path(), name, names::is_dns_subdomain(name)),
     }
+    metadata::annotations(&metadata.child("annotations"), &mut errors);
+    metadata::labels(&metadata.child("labels"), &mut errors);
     object_error("Binding", name, errors)
 }
 

@@ -8,7 +8,7 @@ use sampan_api::{Error, Kind, codec, kinds};
 use serde_json::{Map, Value, json};
 
 use super::{Context, body_media, delete};
-use crate::registry::{Preconditions, meta};
+use crate::registry::{MODIFIED, Preconditions, conflict, meta};
 use crate::respond;
 
 fn done(context: &Context) -> Result<Response, Error> {
@@ -25,7 +25,7 @@ pub async fn bind(context: &mut Context, body: &Bytes) -> Result<Response, Error
     const SCHEMA: &str = "io.k8s.api.core.v1.Binding";
     let gvk = ("", "v1", "Binding");
     let decoded = codec::decode_type(SCHEMA, gvk, body, media, context.field_validation())?;
-    let mut warnings = decoded.warnings;
+    context.warnings.extend(decoded.warnings);
     let binding = decoded.object;
     let given = meta(&binding, "name").to_owned();
     let name = if context.path.subresource.is_empty() { given.clone() } else { context.path.name.clone() };
@@ -33,74 +33,23 @@ pub async fn bind(context: &mut Context, body: &Bytes) -> Result<Response, Error
         return Err(Error::BadRequest("name in URL does not match name in Binding object".to_owned()));
     }
     requests::binding(&binding, &name)?;
-    let node = binding.pointer("/target/name").and_then(Value::as_str).unwrap_or_default().to_owned();
     let uid = meta(&binding, "uid").to_owned();
     let version = meta(&binding, "resourceVersion").to_owned();
-    let annotations = binding.pointer("/metadata/annotations").and_then(Value::as_object).cloned();
     let now = context.app.now_text();
-    let manager = context.field_manager();
-    let preconditions = Preconditions { uid: &uid };
-    let written = context
-        .write(pods, "binding", Some(&manager), dry_run)
-        .update(&name, preconditions, &mut warnings, |old, _| {
-            let refuse = |message: String| {
-                let resource = "pods/binding".to_owned();
-                Err(Error::Conflict { resource, name: name.clone(), message })
-            };
-            if !meta(old, "deletionTimestamp").is_empty() {
-                return refuse(format!("pod {name} is being deleted, cannot be assigned to a host"));
+    context
+        .write(pods, "binding", None, dry_run)
+        .alter(&name, Preconditions { uid: &uid }, |pod| {
+            if !version.is_empty() && version != "0" && version != meta(pod, "resourceVersion") {
+                return Err(conflict(pods, &name, MODIFIED));
             }
-            if let Some(bound) = old.pointer("/spec/nodeName").and_then(Value::as_str).filter(|node| !node.is_empty()) {
-                return refuse(format!("pod {name} is already assigned to node {bound:?}"));
-            }
-            let gated =
-                old.pointer("/spec/schedulingGates").and_then(Value::as_array).is_some_and(|list| !list.is_empty());
-            if gated {
-                return refuse(format!("pod {name} has non-empty .spec.schedulingGates"));
-            }
-            let mut new = old.clone();
-            if let Some(metadata) = new.get_mut("metadata").and_then(Value::as_object_mut) {
-                metadata.insert("resourceVersion".to_owned(), version.clone().into());
-                if let Some(annotations) = &annotations {
-                    let own = metadata.entry("annotations").or_insert_with(|| Value::Object(Map::new()));
-                    if let Some(own) = own.as_object_mut() {
-                        own.extend(annotations.clone());
-                    }
-                }
-                let count = metadata.get("generation").and_then(Value::as_i64).unwrap_or_default();
-                metadata.insert("generation".to_owned(), (count + 1).into());
-            }
-            if let Some(spec) = new.get_mut("spec").and_then(Value::as_object_mut) {
-                spec.insert("nodeName".to_owned(), node.clone().into());
-            }
-            scheduled(&mut new, &now);
-            Ok(new)
+            kinds::pod::update::bind(pod, &binding, &now).map_err(|message| Error::Conflict {
+                resource: "pods/binding".to_owned(),
+                name: name.clone(),
+                message,
+            })
         })
-        .await;
-    context.warnings.append(&mut warnings);
-    written?;
+        .await?;
     done(context)
-}
-
-/// Sets the condition that says that a pod has a node.
-fn scheduled(pod: &mut Value, now: &str) {
-    let Some(pod) = pod.as_object_mut() else {
-        return;
-    };
-    let Some(status) = pod.entry("status").or_insert_with(|| json!({})).as_object_mut() else {
-        return;
-    };
-    let conditions = status.entry("conditions").or_insert_with(|| json!([]));
-    let Some(conditions) = conditions.as_array_mut() else {
-        return;
-    };
-    let condition = json!({"type": "PodScheduled", "status": "True", "lastProbeTime": null, "lastTransitionTime": now});
-    let same = |entry: &Value| entry.get("type").and_then(Value::as_str) == Some("PodScheduled");
-    match conditions.iter_mut().find(|entry| same(entry)) {
-        Some(entry) if entry.get("status").and_then(Value::as_str) == Some("True") => {}
-        Some(entry) => *entry = condition,
-        None => conditions.push(condition),
-    }
 }
 
 /// `POST pods/NAME/eviction`: a delete that budgets may hold back. There are no budgets yet.

@@ -113,7 +113,16 @@ async fn a_bound_pod_has_time_to_end() {
         let mounts = &made["spec"]["containers"][0]["volumeMounts"];
         assert_eq!(mounts[0]["mountPath"], "/var/run/secrets/kubernetes.io/serviceaccount");
     }
-    let binding = json!({"metadata": {"name": "bound"}, "target": {"kind": "Node", "name": "n1"}});
+    let path = format!("{PODS}/bound/binding");
+    let wrong = json!({"metadata": {"name": "bound", "labels": {"a b": "c"}}, "target": {"name": "No_node"}});
+    let (code, error) = harness.call(Method::POST, &path, wrong).await;
+    assert_eq!(code, StatusCode::UNPROCESSABLE_ENTITY);
+    let causes = error["details"]["causes"].as_array().unwrap();
+    assert_eq!(causes.iter().map(|cause| &cause["field"]).collect::<Vec<_>>(), ["target.name", "metadata.labels"]);
+    let stale = json!({"metadata": {"name": "bound", "resourceVersion": "1"}, "target": {"name": "n1"}});
+    assert_eq!(harness.call(Method::POST, &path, stale).await.0, StatusCode::CONFLICT);
+    let about = json!({"name": "bound", "annotations": {"example.com/why": "because"}});
+    let binding = json!({"metadata": about, "target": {"kind": "Node", "name": "n1"}});
     let (code, _) = harness.call(Method::POST, &format!("{PODS}/bound/binding"), binding.clone()).await;
     assert_eq!(code, StatusCode::CREATED);
     let (code, error) = harness.call(Method::POST, &format!("{PODS}/bound/binding"), binding).await;
@@ -124,6 +133,10 @@ async fn a_bound_pod_has_time_to_end() {
     );
     let (_, bound) = harness.call(Method::GET, &format!("{PODS}/bound"), Value::Null).await;
     assert_eq!(bound["spec"]["nodeName"], "n1");
+    assert_eq!(bound["metadata"]["annotations"]["example.com/why"], "because");
+    assert_eq!(bound["metadata"]["generation"], 2);
+    // A binding is no field manager's.
+    assert!(!bound["metadata"]["managedFields"].to_string().contains("nodeName"), "{bound}");
     assert_eq!(bound["status"]["conditions"][0]["type"], "PodScheduled");
 
     harness.call(Method::DELETE, &format!("{PODS}/free"), Value::Null).await;

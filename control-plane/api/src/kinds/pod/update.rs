@@ -491,7 +491,7 @@ pub fn validate_resize(new: &Value, old: &Value) -> FieldErrors {
     errors
 }
 
-/// Puts a pod on a node; `Err` says why not.
+/// Puts a pod on the node of a binding that was checked, so that what is valid stays valid; `Err` says why not.
 pub fn bind(pod: &mut Value, binding: &Value, now: &str) -> Result<(), String> {
     let name = pod.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default().to_owned();
     if pod.pointer("/metadata/deletionTimestamp").is_some() {
@@ -515,6 +515,9 @@ pub fn bind(pod: &mut Value, binding: &Value, now: &str) -> Result<(), String> {
             edit::ensure(edit::ensure(map, "metadata"), key).extend(extra.clone());
         }
     }
+    let metadata = edit::ensure(map, "metadata");
+    let generation = metadata.get("generation").and_then(Value::as_i64).unwrap_or_default();
+    metadata.insert("generation".to_owned(), (generation + 1).into());
     let status = edit::ensure(map, "status");
     let scheduled = serde_json::json!({
         "type": "PodScheduled", "status": "True", "lastProbeTime": null, "lastTransitionTime": now,
@@ -522,6 +525,7 @@ pub fn bind(pod: &mut Value, binding: &Value, now: &str) -> Result<(), String> {
     let list = status.entry("conditions").or_insert_with(|| serde_json::json!([]));
     if let Some(list) = list.as_array_mut() {
         match list.iter_mut().find(|one| one.get("type").and_then(Value::as_str) == Some("PodScheduled")) {
+            Some(one) if one.get("status").and_then(Value::as_str) == Some("True") => {}
             Some(one) => *one = scheduled,
             None => list.push(scheduled),
         }
