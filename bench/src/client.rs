@@ -117,6 +117,18 @@ impl Connection {
         self.call(Method::GET, path, "", Bytes::new()).await
     }
 
+    /// Reads the answer to its last byte and keeps none of it: what a reader does with it is not the server's cost.
+    pub async fn get_and_forget(&mut self, path: &str) -> Result<()> {
+        let response = self.send(Method::GET, path, "", Bytes::new()).await?;
+        let status = response.status();
+        let mut body = response.into_body();
+        while let Some(frame) = body.frame().await {
+            frame?;
+        }
+        ensure!(status.is_success(), "GET {path}: {status}");
+        Ok(())
+    }
+
     pub async fn create(&mut self, path: &str, object: &Value) -> Result<Value> {
         let body = serde_json::to_vec(object)?;
         Ok(serde_json::from_slice(&self.call(Method::POST, path, "application/json", body).await?)?)

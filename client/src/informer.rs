@@ -115,7 +115,8 @@ impl Informers {
             let task = informer.clone();
             let api = Api::all(self.inner.client.clone());
             let shutdown = self.inner.shutdown.clone();
-            let mut config = watcher::Config::default();
+            // What is there comes as the first events: decoded one by one as they arrive, not a page at a time.
+            let mut config = watcher::Config::default().streaming_lists();
             if !fields.is_empty() {
                 config = config.fields(fields);
             }
@@ -313,7 +314,7 @@ impl<K: Object> Informer<K> {
         while let Some(event) = events.next().await {
             match event {
                 Ok(watcher::Event::Init) => relisted.clear(),
-                // A list is in the order of names: what it holds counts as seen at its end.
+                // What is there comes in the order of names: it counts as seen at its end.
                 Ok(watcher::Event::InitApply(object)) => {
                     newest = newest.max(revision(&object));
                     relisted.insert(key(&object));

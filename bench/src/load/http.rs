@@ -40,7 +40,7 @@ async fn repeat(open: Vec<Connection>, path: &str, length: Duration) -> Result<O
                 if start >= end {
                     return Ok::<_, anyhow::Error>(latencies);
                 }
-                connection.get(&path).await?;
+                connection.get_and_forget(&path).await?;
                 latencies.push(ms(start));
             }
         });

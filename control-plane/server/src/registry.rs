@@ -318,7 +318,8 @@ impl<'a> Write<'a> {
         mut change: impl FnMut(&mut Value) -> Result<(), Error>,
     ) -> Result<Written, Error> {
         self.replace(name, preconditions, &mut Vec::new(), |old, _| {
-            let mut new = old.clone();
+            // Not copied: nothing is compared with it.
+            let mut new = std::mem::take(old);
             change(&mut new)?;
             metadata(&mut new)?.remove("resourceVersion");
             Ok((new, None))
@@ -326,22 +327,23 @@ impl<'a> Write<'a> {
         .await
     }
 
+    /// `change` may take the old object if what it makes of it is never the same.
     async fn replace(
         &self,
         name: &str,
         preconditions: Preconditions<'_>,
         warnings: &mut Vec<String>,
-        mut change: impl FnMut(&Value, &mut Vec<String>) -> Result<(Value, Option<Taken<'a>>), Error>,
+        mut change: impl FnMut(&mut Value, &mut Vec<String>) -> Result<(Value, Option<Taken<'a>>), Error>,
     ) -> Result<Written, Error> {
         let cache = self.cache()?;
         for _ in 0..ATTEMPTS {
             let stored = cache.get(self.namespace, name).ok_or_else(|| not_found(self.kind, name))?;
-            let old = shown(self.kind, &stored);
+            let mut old = shown(self.kind, &stored);
             if !preconditions.uid.is_empty() && preconditions.uid != meta(&old, "uid") {
                 return Err(self.uid_conflict(name, preconditions.uid, meta(&old, "uid")));
             }
             let mut told = Vec::new();
-            let (mut new, taken) = change(&old, &mut told)?;
+            let (mut new, taken) = change(&mut old, &mut told)?;
             // Nothing but times of managers: not a write.
             if managed::same_but_times(&new, &old) {
                 warnings.append(&mut told);

@@ -101,35 +101,41 @@ pub fn negotiate(headers: &HeaderMap, query: &Query, list: bool) -> Result<Form,
     Err(Error::NotAcceptable(NOT_ACCEPTABLE.to_owned()))
 }
 
-/// A body of shared pieces with a known length. Small ones are copied together as they are sent: a piece
-/// is encrypted and written at least once each.
+/// What is sent at once where pieces are smaller.
+const CHUNK: usize = 64 << 10;
+
+/// What comes next of shared pieces: small ones are copied together, for each that is sent is encrypted and
+/// written, and wakes who reads it.
+pub fn joined(pieces: &mut VecDeque<Bytes>) -> Option<Bytes> {
+    let first = pieces.pop_front()?;
+    let mut length = first.len();
+    let more = pieces.iter().take_while(|piece| {
+        length += piece.len();
+        length <= CHUNK
+    });
+    let more = more.count();
+    if more == 0 {
+        return Some(first);
+    }
+    let length = first.len() + pieces.iter().take(more).map(Bytes::len).sum::<usize>();
+    let mut chunk = BytesMut::with_capacity(length);
+    chunk.extend_from_slice(&first);
+    pieces.drain(..more).for_each(|piece| chunk.extend_from_slice(&piece));
+    Some(chunk.freeze())
+}
+
+/// A body of shared pieces with a known length.
 struct Pieces {
     pieces: VecDeque<Bytes>,
     left: u64,
 }
-
-/// What is sent at once where pieces are smaller.
-const CHUNK: usize = 64 << 10;
 
 impl http_body::Body for Pieces {
     type Data = Bytes;
     type Error = std::convert::Infallible;
 
     fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
-        let Some(first) = self.pieces.pop_front() else { return Poll::Ready(None) };
-        let fits = |has: usize, next: Option<&Bytes>| next.is_some_and(|next| has + next.len() <= CHUNK);
-        let chunk = if fits(first.len(), self.pieces.front()) {
-            let mut chunk = BytesMut::with_capacity(CHUNK.min(usize::try_from(self.left).unwrap_or(CHUNK)));
-            chunk.extend_from_slice(&first);
-            while fits(chunk.len(), self.pieces.front())
-                && let Some(next) = self.pieces.pop_front()
-            {
-                chunk.extend_from_slice(&next);
-            }
-            chunk.freeze()
-        } else {
-            first
-        };
+        let Some(chunk) = joined(&mut self.pieces) else { return Poll::Ready(None) };
         self.left -= chunk.len() as u64;
         Poll::Ready(Some(Ok(Frame::data(chunk))))
     }
@@ -269,6 +275,31 @@ pub fn shaped(kind: &Kind, form: Form, object: Value, query: &Query, now: i64) -
             let version = object.pointer("/metadata/resourceVersion").cloned();
             let metadata = version.map_or_else(|| json!({}), |version| json!({"resourceVersion": version}));
             table::table(kind, &[object], metadata, include(query), true, now)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        /// Nothing is lost, nothing changes its place, and only what is large by itself is larger than a chunk.
+        #[test]
+        fn pieces_are_joined(sizes in prop::collection::vec(0..CHUNK * 5 / 4, 0..20)) {
+            let pieces: Vec<Bytes> =
+                sizes.iter().enumerate().map(|(number, size)| Bytes::from(vec![number as u8; *size])).collect();
+            let mut left: VecDeque<Bytes> = pieces.iter().cloned().collect();
+            let mut chunks = Vec::new();
+            while let Some(chunk) = joined(&mut left) {
+                prop_assert!(chunk.len() <= CHUNK || pieces.contains(&chunk));
+                chunks.push(chunk);
+            }
+            prop_assert_eq!(chunks.concat(), pieces.concat());
+            prop_assert!(chunks.windows(2).all(|two| two[0].len() + two[1].len() > CHUNK));
         }
     }
 }

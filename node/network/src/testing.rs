@@ -8,7 +8,7 @@ use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
-use futures::StreamExt;
+use futures::{StreamExt, TryStreamExt};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, StreamBody};
 use kube::Client;
@@ -128,14 +128,27 @@ impl FakeApi {
         }
         if query.contains("watch=true") || query.contains("watch=1") {
             let from = query.split('&').find_map(|it| it.strip_prefix("resourceVersion=")).unwrap();
-            return Ok(http::Response::new(self.watch(plural, from.parse().unwrap())));
+            return Ok(http::Response::new(match query.contains("sendInitialEvents=true") {
+                true => self.watch_all(plural),
+                false => self.watch(plural, from.parse().unwrap()),
+            }));
         }
-        let list = json!({
-            "kind": "List", "apiVersion": "v1",
-            "metadata": { "resourceVersion": self.objects.lock().unwrap().log.len().to_string() },
-            "items": self.current(&plural),
+        Ok(http::Response::builder().status(405).body(whole(&json!({}))).unwrap())
+    }
+
+    /// All that is there, then what comes.
+    fn watch_all(self, plural: String) -> Answer {
+        let last = self.objects.lock().unwrap().log.len();
+        let end = json!({
+            "resourceVersion": last.to_string(),
+            "annotations": { "k8s.io/initial-events-end": "true" },
         });
-        Ok(http::Response::new(whole(&list)))
+        let added = self.current(&plural).into_iter().map(|it| json!({ "type": "ADDED", "object": it }));
+        let bookmark = json!({ "type": "BOOKMARK", "object": { "kind": "Any", "apiVersion": "v1", "metadata": end } });
+        let lines: String = added.chain([bookmark]).map(|event| format!("{event}\n")).collect();
+        let first = Full::new(Bytes::from(lines)).into_data_stream().map_ok(http_body::Frame::data);
+        StreamBody::new(first.chain(self.watch(plural, last).into_data_stream().map_ok(http_body::Frame::data)))
+            .boxed_unsync()
     }
 
     fn watch(self, plural: String, from: usize) -> Answer {

@@ -237,6 +237,22 @@ impl FakeApi {
         let (plural, namespace) = (plural.to_owned(), namespace.to_owned());
         let selector = query.get("fieldSelector").cloned();
         let (api, revision) = (self.clone(), self.revision.subscribe());
+        let (from, initial) = match query.get("sendInitialEvents").is_some_and(|it| it == "true") {
+            true => {
+                let state = self.lock();
+                let items = state.list(&plural, &namespace, selector.as_ref());
+                (state.revision, Some(initial_events(&items)))
+            }
+            false => (from, None),
+        };
+        let late = self.clone();
+        let initial = futures::stream::iter(initial).then(move |lines| {
+            let late = late.clone();
+            async move {
+                late.pause().await;
+                Ok(http_body::Frame::data(lines))
+            }
+        });
         let frames = futures::stream::unfold((from, revision), move |(from, mut revision)| {
             let (api, plural, namespace, selector) = (api.clone(), plural.clone(), namespace.clone(), selector.clone());
             async move {
@@ -260,8 +276,19 @@ impl FakeApi {
                 Some((Ok(frame), (state.revision, revision.clone())))
             }
         });
-        Response::builder().status(200).body(StreamBody::new(frames.boxed())).unwrap()
+        Response::builder().status(200).body(StreamBody::new(initial.chain(frames).boxed())).unwrap()
     }
+}
+
+/// What a watch begins with that asked for all that is there.
+fn initial_events(list: &Value) -> Bytes {
+    let end = json!({
+        "resourceVersion": list["metadata"]["resourceVersion"],
+        "annotations": { "k8s.io/initial-events-end": "true" },
+    });
+    let added = list["items"].as_array().into_iter().flatten().map(|it| json!({ "type": "ADDED", "object": it }));
+    let bookmark = json!({ "type": "BOOKMARK", "object": { "kind": "Any", "apiVersion": "v1", "metadata": end } });
+    added.chain([bookmark]).map(|event| format!("{event}\n")).collect::<String>().into()
 }
 
 fn whole(answer: Answer) -> Response<Frames> {

@@ -120,8 +120,8 @@ pub async fn serve(context: &mut Context, kind: &'static Kind) -> Result<Respons
 impl Watch {
     async fn next(&mut self) -> Option<Bytes> {
         loop {
-            if let Some(line) = self.pending.pop_front() {
-                return Some(line);
+            if let Some(chunk) = respond::joined(&mut self.pending) {
+                return Some(chunk);
             }
             let watcher = self.watcher.as_mut()?;
             match watcher.poll(BATCH) {

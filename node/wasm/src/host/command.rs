@@ -41,7 +41,7 @@ pub async fn call(template: Arc<Template>, loaded: Loaded, stdio: Stdio) -> anyh
             Ok(0)
         }
         Loaded::Command(pre) => {
-            let mut store = template.component(stdio)?;
+            let mut store = template.component(stdio, template.mounts()?);
             let command = pre.instantiate_async(&mut store).await?;
             let result = command.wasi_cli_run().call_run(&mut store).await?;
             Ok(if result.is_ok() { 0 } else { 1 })

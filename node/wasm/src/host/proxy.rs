@@ -1,7 +1,7 @@
 //! `wasi:http/proxy` components: a listener, and a fresh instance for each request.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -14,7 +14,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, oneshot};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use wasmtime_wasi::runtime::AbortOnDropJoinHandle;
+use wasmtime_wasi::filesystem::WasiFilesystemCtx;
 use wasmtime_wasi_http::WasiHttpView as _;
 use wasmtime_wasi_http::p2::bindings::ProxyPre;
 use wasmtime_wasi_http::p2::bindings::http::types::{ErrorCode, Scheme};
@@ -41,6 +41,8 @@ struct Service {
     template: Arc<Template>,
     pre: ProxyPre<State>,
     ticker: Ticker,
+    /// Opened by the first request, for all: an idle container holds no descriptor for them.
+    mounts: OnceLock<WasiFilesystemCtx>,
     requests: Semaphore,
     timeout: Duration,
     address: SocketAddr,
@@ -67,6 +69,7 @@ pub async fn serve(container: &Container, pre: ProxyPre<State>, listener: TcpLis
         template: container.template.clone(),
         pre,
         ticker: container.ticker(),
+        mounts: OnceLock::new(),
         requests: Semaphore::new(match spec.max_requests {
             0 => REQUESTS,
             most => most as usize,
@@ -188,50 +191,64 @@ impl Service {
                 request.headers_mut().insert(header::HOST, host);
             }
         }
-        let (sender, receiver) = oneshot::channel();
+        let (sender, mut receiver) = oneshot::channel();
         let service = self.clone();
-        // A task of its own: the guest may go on after its answer has begun.
-        let guest = AbortOnDropJoinHandle::from(self.guests.spawn(async move {
+        let mut guest = Box::pin(async move {
             let kill = service.kill.clone();
             tokio::select! {
                 biased;
                 () = kill.cancelled() => Err(anyhow::anyhow!("container stopped")),
                 result = service.handle(request, sender) => result,
             }
-        }));
-        match receiver.await {
-            Ok(Ok(response)) => {
-                self.detach(guest);
-                response
-            }
-            Ok(Err(error)) => {
-                self.template.say(&format!("the guest answered with an error: {error}"));
-                self.detach(guest);
-                plain(StatusCode::INTERNAL_SERVER_ERROR, "internal error\n")
-            }
-            // The sender went with the store: the guest ended without an answer.
-            Err(_) => {
-                let error = match guest.await {
-                    Ok(()) => anyhow::anyhow!("the guest ended without an answer"),
-                    Err(error) => error,
-                };
-                self.report(&error);
-                match error.is::<TimedOut>() {
-                    true => plain(StatusCode::GATEWAY_TIMEOUT, "the guest took too long\n"),
-                    false => plain(StatusCode::INTERNAL_SERVER_ERROR, "internal error\n"),
-                }
+        });
+        // Within the connection's task until the answer has begun: no thread has to be woken for it, and most
+        // guests are done by then.
+        let (answer, ended) = tokio::select! {
+            biased;
+            result = &mut guest => (receiver.try_recv().ok(), Some(result)),
+            answer = &mut receiver => (answer.ok(), None),
+        };
+        let Some(answer) = answer else {
+            // The sender went with the store, which goes with the guest.
+            let result = match ended {
+                Some(result) => result,
+                None => guest.await,
+            };
+            let error = match result {
+                Ok(()) => anyhow::anyhow!("the guest ended without an answer"),
+                Err(error) => error,
+            };
+            self.report(&error);
+            return match error.is::<TimedOut>() {
+                true => plain(StatusCode::GATEWAY_TIMEOUT, "the guest took too long\n"),
+                false => plain(StatusCode::INTERNAL_SERVER_ERROR, "internal error\n"),
+            };
+        };
+        match ended {
+            Some(Ok(())) => {}
+            Some(Err(error)) => self.report(&error),
+            // It goes on after its answer has begun, and its failure is still told.
+            None => {
+                let service = self.clone();
+                self.guests.spawn(async move {
+                    if let Err(error) = guest.await {
+                        service.report(&error);
+                    }
+                });
             }
         }
+        answer.unwrap_or_else(|error| {
+            self.template.say(&format!("the guest answered with an error: {error}"));
+            plain(StatusCode::INTERNAL_SERVER_ERROR, "internal error\n")
+        })
     }
 
-    /// Lets a guest finish after its answer's head; its failure is still told.
-    fn detach(self: &Arc<Self>, guest: AbortOnDropJoinHandle<anyhow::Result<()>>) {
-        let service = self.clone();
-        self.guests.spawn(async move {
-            if let Err(error) = guest.await {
-                service.report(&error);
-            }
-        });
+    fn mounts(&self) -> anyhow::Result<WasiFilesystemCtx> {
+        if let Some(open) = self.mounts.get() {
+            return Ok(open.clone());
+        }
+        let open = self.template.mounts()?;
+        Ok(self.mounts.get_or_init(|| open).clone())
     }
 
     fn report(&self, error: &anyhow::Error) {
@@ -253,7 +270,7 @@ impl Service {
         let _permit = self.requests.acquire().await?;
         self.template.memory.room().await;
         let guest = async {
-            let mut store = self.template.component(self.template.stdio())?;
+            let mut store = self.template.component(self.template.stdio(), self.mounts()?);
             let mut view = store.data_mut().http();
             let request = view.new_incoming_request(Scheme::Http, request)?;
             let out = view.new_response_outparam(sender)?;

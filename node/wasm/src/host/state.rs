@@ -9,6 +9,7 @@ use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use wasmtime::component::{Component, Linker, ResourceTable};
 use wasmtime::{Engine, Store};
 use wasmtime_wasi::cli::StdoutStream;
+use wasmtime_wasi::filesystem::WasiFilesystemCtx;
 use wasmtime_wasi::p1::WasiP1Ctx;
 use wasmtime_wasi::p2::bindings::CommandPre;
 use wasmtime_wasi::{FsPerms, WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
@@ -171,28 +172,26 @@ impl Template {
         }
     }
 
-    fn wasi(&self, stdio: Stdio) -> anyhow::Result<WasiCtxBuilder> {
-        let mut wasi = self.sandbox()?;
+    fn wasi(&self, stdio: Stdio) -> WasiCtxBuilder {
+        let mut wasi = WasiCtxBuilder::new();
+        wasi.max_random_size(RANDOM_BYTES);
+        for variable in &self.spec.env {
+            wasi.env(&variable.name, &variable.value);
+        }
+        if !self.spec.working_dir.is_empty() {
+            wasi.initial_cwd(&self.spec.working_dir);
+        }
         wasi.args(&stdio.args).stdout(stdio.stdout).stderr(stdio.stderr);
         if let Some(stdin) = stdio.stdin {
             wasi.stdin(stdin);
         }
-        Ok(wasi)
+        wasi
     }
 
-    /// What all instances of the container have in common.
-    fn sandbox(&self) -> anyhow::Result<WasiCtxBuilder> {
-        let spec = &self.spec;
-        let mut wasi = WasiCtxBuilder::new();
-        wasi.max_random_size(RANDOM_BYTES);
-        for variable in &spec.env {
-            wasi.env(&variable.name, &variable.value);
-        }
-        if !spec.working_dir.is_empty() {
-            wasi.initial_cwd(&spec.working_dir);
-        }
-        for mount in &spec.mounts {
-            let dir = open_mount(&mount.source, &spec.pod_uid).with_context(|| format!("mount {}", mount.target))?;
+    fn mount(&self, wasi: &mut WasiCtxBuilder) -> anyhow::Result<()> {
+        for mount in &self.spec.mounts {
+            let dir =
+                open_mount(&mount.source, &self.spec.pod_uid).with_context(|| format!("mount {}", mount.target))?;
             let perms = match mount.read_only {
                 true => FsPerms::ReadOnly,
                 false => FsPerms::ReadWrite,
@@ -200,7 +199,14 @@ impl Template {
             wasi.preopened_dir(format!("/proc/self/fd/{}", dir.as_raw_fd()), &mount.target, perms)
                 .map_err(|error| anyhow::anyhow!("mount {}: {error:#}", mount.target))?;
         }
-        Ok(wasi)
+        Ok(())
+    }
+
+    /// The mounts, open; instances may share them.
+    pub fn mounts(&self) -> anyhow::Result<WasiFilesystemCtx> {
+        let mut wasi = WasiCtxBuilder::new();
+        self.mount(&mut wasi)?;
+        Ok(std::mem::take(wasi.build().filesystem()))
     }
 
     /// A line of the host's own about the guest, where a program's own last words would be.
@@ -211,14 +217,16 @@ impl Template {
         }
     }
 
-    pub fn component(&self, mut stdio: Stdio) -> anyhow::Result<Store<State>> {
+    pub fn component(&self, mut stdio: Stdio, mounts: WasiFilesystemCtx) -> Store<State> {
         let share = std::mem::replace(&mut stdio.share, Share::new(self.memory.clone()));
         let mut table = ResourceTable::new();
         table.set_max_capacity(HANDLES);
+        let mut wasi = self.wasi(stdio).build();
+        *wasi.filesystem() = mounts;
         let mut store = Store::new(
             &self.engine,
             State {
-                wasi: self.wasi(stdio)?.build(),
+                wasi,
                 http: WasiHttpCtx::new(),
                 table,
                 hooks: Hooks { net: self.net.clone() },
@@ -228,13 +236,14 @@ impl Template {
         );
         store.limiter(|state| &mut state.share);
         self.limit(&mut store);
-        Ok(store)
+        store
     }
 
     pub fn core(&self, mut stdio: Stdio) -> anyhow::Result<Store<CoreState>> {
         let share = std::mem::replace(&mut stdio.share, Share::new(self.memory.clone()));
-        let wasi = self.wasi(stdio)?.build_p1();
-        let mut store = Store::new(&self.engine, CoreState { wasi, share });
+        let mut wasi = self.wasi(stdio);
+        self.mount(&mut wasi)?;
+        let mut store = Store::new(&self.engine, CoreState { wasi: wasi.build_p1(), share });
         store.limiter(|state| &mut state.share);
         self.limit(&mut store);
         Ok(store)
@@ -250,7 +259,7 @@ impl Template {
 
     /// Opens every mount once, so that what is wrong with one is said at the start.
     pub fn check_mounts(&self) -> anyhow::Result<()> {
-        self.sandbox().map(drop)
+        self.mounts().map(drop)
     }
 }
 

@@ -147,13 +147,14 @@ impl Table {
         Ok(())
     }
 
-    /// Takes the changes in and tells the script that leads from the old state to the new.
+    /// Takes the changes in and tells the script that leads from the old state to the new, if the kernel has the old.
     fn update(&mut self, changes: &[(Key, Vec<Port>)]) -> String {
         let table = self.settings.table.clone();
         let (mut before, mut script, mut after) = (String::new(), String::new(), String::new());
         let mut touched: BTreeMap<Place, Option<String>> = BTreeMap::new();
         for (key, ports) in changes {
-            let new = rules(key, ports);
+            let Settings { pod_cidr, node_addresses, .. } = &self.settings;
+            let new = rules(key, ports, |address| pod_cidr.contains(address) || node_addresses.contains(address));
             let old = self.services.remove(key).unwrap_or_default();
             // Some versions of nft cannot add a rule with these maps to a table that is there.
             let most = new.chains.iter().map(|chain| chain.count()).max().unwrap_or(0);
@@ -179,7 +180,7 @@ impl Table {
                     let _ = writeln!(after, "delete set ip {table} at-{part}");
                 }
             }
-            for place in old.elements.keys().chain(new.elements.keys()) {
+            for place in old.elements.keys().chain(new.elements.keys()).filter(|_| self.loaded) {
                 if !touched.contains_key(place) {
                     touched.insert(place.clone(), self.winner(place).cloned());
                 }

@@ -125,7 +125,8 @@ impl Chain {
     }
 }
 
-pub(super) fn rules(key: &Key, ports: &[Port]) -> Rules {
+/// `here` says which addresses are of this machine.
+pub(super) fn rules(key: &Key, ports: &[Port], here: impl Fn(&Ipv4Addr) -> bool) -> Rules {
     let mut rules = Rules::default();
     for port in ports {
         let (protocol, number) = (port.protocol.lower(), port.port);
@@ -135,8 +136,9 @@ pub(super) fn rules(key: &Key, ports: &[Port]) -> Rules {
             }
             continue;
         }
-        for endpoint in port.inside.iter().chain(&port.outside) {
-            let address = endpoint.address;
+        // Who reaches itself does so where it is.
+        let own = port.inside.iter().chain(&port.outside).map(|endpoint| endpoint.address).filter(&here);
+        for address in own {
             rules.set(Map::Hairpin, format!("{address} . {address}"), String::new());
         }
         let inside = rules.target(key, port, &port.inside, false);

@@ -142,9 +142,10 @@ fn port(address: u8, endpoints: &[u8]) -> Port {
 }
 
 fn loaded() -> (Table, Kernel) {
-    let table = Table::new(settings());
+    let mut table = Table::new(settings());
     let mut kernel = Kernel::default();
     kernel.run(&table.whole());
+    table.loaded = true;
     (table, kernel)
 }
 
@@ -169,6 +170,17 @@ fn an_address_leads_to_its_endpoints() {
     assert_eq!(kernel.lead("10.96.0.1", "tcp", 80), Vec::<String>::new());
     assert!(kernel.get("hairpin", "10.244.0.2 . 10.244.0.2").is_none());
     assert_eq!(table.update(&[(key("a"), vec![port(1, &[])])]), "");
+}
+
+#[test]
+fn only_pods_of_the_node_reach_themselves_through_it() {
+    let (mut table, mut kernel) = loaded();
+    let mut one = port(1, &[1]);
+    one.inside.push(Endpoint { address: Ipv4Addr::new(10, 244, 7, 1), port: 8080 });
+    one.inside.push(Endpoint { address: Ipv4Addr::new(192, 0, 2, 1), port: 8080 });
+    kernel.run(&table.update(&[(key("a"), vec![one])]));
+    let masqueraded = |address: &str| kernel.get("hairpin", &format!("{address} . {address}")).is_some();
+    assert!(masqueraded("10.244.0.1") && masqueraded("192.0.2.1") && !masqueraded("10.244.7.1"));
 }
 
 #[test]
