@@ -143,6 +143,7 @@ fn leave_out(pod: &mut Pod) {
         for container in spec.containers.iter_mut().chain(spec.init_containers.iter_mut().flatten()) {
             *container = Container {
                 name: std::mem::take(&mut container.name),
+                image: container.image.take(),
                 ports: container.ports.take(),
                 resources: container.resources.take(),
                 restart_policy: container.restart_policy.take(),
@@ -179,4 +180,67 @@ pub async fn node_ready(client: Client, name: &str, since: Timestamp) -> Result<
         }
     }
     anyhow::bail!("the watch of node {name} ended")
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::sync::Arc;
+
+    use sampan_scheduler::Decisions;
+    use serde_json::json;
+
+    use super::*;
+
+    /// Every wish alone leads a pod to the last of the nodes, and does so without what is left out.
+    #[test]
+    fn what_is_left_out_does_not_decide() {
+        let node = |name: &str, more: serde_json::Value| {
+            let mut node = json!({
+                "metadata": { "name": name, "labels": { "zone": name } },
+                "status": { "allocatable": { "cpu": "4", "memory": "4Gi", "pods": "9" } },
+            });
+            json_patch::merge(&mut node, &more);
+            Arc::new(serde_json::from_value::<Node>(node).unwrap())
+        };
+        let taint = |effect: &str| json!({ "spec": { "taints": [{ "key": "k", "effect": effect }] } });
+        let term = json!({ "matchExpressions": [{ "key": "zone", "operator": "In", "values": ["b"] }] });
+        let small = json!({ "status": { "allocatable": { "cpu": "1" } } });
+        let images = json!({ "status": { "images": [{ "names": ["here:v1"] }] } });
+        let container = json!({ "name": "c", "image": "here:v1" });
+        let asks = json!({ "name": "c", "image": "x", "resources": { "requests": { "cpu": "2" } } });
+        let sidecar = json!({ "name": "s", "image": "x", "restartPolicy": "Always", "resources": asks["resources"] });
+        let port = json!({ "name": "c", "image": "x", "ports": [{ "containerPort": 1, "hostPort": 80 }] });
+        let nothing = json!({});
+        let cases = [
+            (json!({ "containers": [container] }), &nothing, &images),
+            (json!({ "containers": [asks] }), &small, &nothing),
+            (json!({ "containers": [container], "initContainers": [sidecar] }), &small, &nothing),
+            (json!({ "containers": [container], "nodeSelector": { "zone": "b" } }), &nothing, &nothing),
+            (json!({ "containers": [container] }), &taint("NoSchedule"), &nothing),
+            (json!({ "containers": [container] }), &taint("PreferNoSchedule"), &nothing),
+            (
+                json!({ "containers": [container], "affinity": { "nodeAffinity": {
+                    "preferredDuringSchedulingIgnoredDuringExecution": [{ "weight": 9, "preference": term }] } } }),
+                &nothing,
+                &nothing,
+            ),
+            (json!({ "containers": [port] }), &nothing, &nothing),
+        ];
+        for (number, (spec, first, second)) in cases.into_iter().enumerate() {
+            let mut decisions = Decisions::default();
+            decisions.set_node(node("a", first.clone()));
+            decisions.set_node(node("b", second.clone()));
+            let pod = |uid: &str| {
+                let pod = json!({ "metadata": { "name": uid, "uid": uid }, "spec": spec });
+                let mut pod = serde_json::from_value::<Pod>(pod).unwrap();
+                leave_out(&mut pod);
+                pod
+            };
+            if spec.pointer("/containers/0/ports").is_some() {
+                decisions.place(&pod("there"), "a");
+            }
+            assert_eq!(decisions.schedule(&pod("new")).ok().unwrap(), "b", "case {number}: {spec}");
+        }
+    }
 }
