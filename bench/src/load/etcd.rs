@@ -1,14 +1,14 @@
 //! etcd, asked by its own protocol: puts, each answered once it is on the disk.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use http::uri::PathAndQuery;
 use tonic::client::Grpc;
 use tonic::transport::{Channel, Endpoint};
 use tonic_prost::ProstCodec;
 
-use super::{Meter, Outcome, ms};
+use super::{Outcome, for_long};
 
 /// Writers that share a connection.
 const SHARE: usize = 8;
@@ -31,30 +31,15 @@ pub async fn run(url: &str, writers: usize, value_bytes: usize, length: Duration
         channels.push(Endpoint::from_shared(url.to_owned())?.connect().await?);
     }
     let value = bytes::Bytes::from(vec![b'v'; value_bytes]);
-    let meter = Meter::begin();
-    let end = Instant::now() + length;
-    let mut tasks = tokio::task::JoinSet::new();
-    for writer in 0..writers {
-        let channel = channels.get(writer / SHARE).cloned().context("no connection")?;
+    let workers = (0..writers).map(|writer| (writer, channels[writer / SHARE].clone())).collect();
+    let each = move |(writer, channel), number| {
         let value = value.clone();
-        tasks.spawn(async move {
-            let mut latencies = Vec::new();
-            for number in 0.. {
-                let start = Instant::now();
-                if start >= end {
-                    break;
-                }
-                put(&channel, super::store::key(writer, number), value.clone()).await?;
-                latencies.push(ms(start));
-            }
-            Ok::<_, anyhow::Error>(latencies)
-        });
-    }
-    let mut latencies = Vec::new();
-    while let Some(task) = tasks.join_next().await {
-        latencies.extend(task??);
-    }
-    Ok(meter.end(&latencies))
+        async move {
+            put(&channel, super::store::key(writer, number), value).await?;
+            Ok((writer, channel))
+        }
+    };
+    for_long(workers, length, each).await
 }
 
 async fn put(channel: &Channel, key: String, value: bytes::Bytes) -> Result<()> {

@@ -2,11 +2,11 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::Result;
 
-use super::{Meter, Outcome, ms};
+use super::{Outcome, for_long};
 use crate::client::{Api, Connection};
 
 pub async fn api(kubeconfig: &Path, path: &str, connections: usize, length: Duration) -> Result<Outcome> {
@@ -28,26 +28,12 @@ pub async fn plain(authority: &str, connections: usize, length: Duration) -> Res
 
 async fn repeat(open: Vec<Connection>, path: &str, length: Duration) -> Result<Outcome> {
     let path: Arc<str> = path.into();
-    let meter = Meter::begin();
-    let end = Instant::now() + length;
-    let mut tasks = tokio::task::JoinSet::new();
-    for mut connection in open {
+    let each = move |mut connection: Connection, _| {
         let path = path.clone();
-        tasks.spawn(async move {
-            let mut latencies = Vec::new();
-            loop {
-                let start = Instant::now();
-                if start >= end {
-                    return Ok::<_, anyhow::Error>(latencies);
-                }
-                connection.get_and_forget(&path).await?;
-                latencies.push(ms(start));
-            }
-        });
-    }
-    let mut latencies = Vec::new();
-    while let Some(task) = tasks.join_next().await {
-        latencies.extend(task??);
-    }
-    Ok(meter.end(&latencies))
+        async move {
+            connection.get_and_forget(&path).await?;
+            Ok(connection)
+        }
+    };
+    for_long(open, length, each).await
 }

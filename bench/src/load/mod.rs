@@ -138,6 +138,41 @@ fn raise_open_files() {
     let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
 }
 
+/// Each of `workers` does the same over and over, counted from 0, for so long.
+async fn for_long<W, F>(
+    workers: Vec<W>,
+    length: Duration,
+    each: impl Fn(W, usize) -> F + Clone + Send + 'static,
+) -> Result<Outcome>
+where
+    W: Send + 'static,
+    F: Future<Output = Result<W>> + Send + 'static,
+{
+    let meter = Meter::begin();
+    let end = Instant::now() + length;
+    let mut tasks = tokio::task::JoinSet::new();
+    for mut worker in workers {
+        let each = each.clone();
+        tasks.spawn(async move {
+            let mut latencies = Vec::new();
+            for number in 0.. {
+                let start = Instant::now();
+                if start >= end {
+                    break;
+                }
+                worker = each(worker, number).await?;
+                latencies.push(ms(start));
+            }
+            Ok::<_, anyhow::Error>(latencies)
+        });
+    }
+    let mut latencies = Vec::new();
+    while let Some(task) = tasks.join_next().await {
+        latencies.extend(task??);
+    }
+    Ok(meter.end(&latencies))
+}
+
 /// Runs `each` for 0 to `count` on connections of its own.
 async fn spread_out<F>(
     api: &Api,

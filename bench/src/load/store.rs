@@ -9,7 +9,7 @@ use redb::{Builder, Durability, TableDefinition};
 use sampan_store::{Options, RedbStore, Store as _};
 use serde::{Deserialize, Serialize};
 
-use super::{Meter, Outcome, ms};
+use super::{Meter, Outcome, for_long, ms};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Engine {
@@ -34,29 +34,15 @@ pub fn key(writer: usize, number: usize) -> String {
 async fn sampan(path: &Path, writers: usize, value_bytes: usize, length: Duration) -> Result<Outcome> {
     let store = Arc::new(RedbStore::open(path, Options::default())?);
     let value = bytes::Bytes::from(vec![b'v'; value_bytes]);
-    let meter = Meter::begin();
-    let end = Instant::now() + length;
-    let mut tasks = tokio::task::JoinSet::new();
-    for writer in 0..writers {
-        let (store, value) = (store.clone(), value.clone());
-        tasks.spawn(async move {
-            let mut latencies = Vec::new();
-            for number in 0.. {
-                let start = Instant::now();
-                if start >= end {
-                    break;
-                }
-                store.create(&key(writer, number), value.clone()).await?;
-                latencies.push(ms(start));
-            }
-            Ok::<_, sampan_store::Error>(latencies)
-        });
-    }
-    let mut latencies = Vec::new();
-    while let Some(task) = tasks.join_next().await {
-        latencies.extend(task??);
-    }
-    let mut outcome = meter.end(&latencies);
+    let shared = store.clone();
+    let each = move |writer, number| {
+        let (store, value) = (shared.clone(), value.clone());
+        async move {
+            store.create(&key(writer, number), value).await?;
+            Ok(writer)
+        }
+    };
+    let mut outcome = for_long((0..writers).collect(), length, each).await?;
     let stats = store.stats();
     outcome.note = format!("{:.1} writes a commit", stats.writes as f64 / stats.commits.max(1) as f64);
     store.close();

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use futures::TryStreamExt as _;
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Container, ContainerStatus, Node, Pod};
+use k8s_openapi::api::core::v1::{Container, ContainerStatus, Node, Pod, ResourceRequirements};
 use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Api, Client, ResourceExt as _};
 use sampan_client::Informers;
@@ -145,7 +145,7 @@ fn leave_out(pod: &mut Pod) {
                 name: std::mem::take(&mut container.name),
                 image: container.image.take(),
                 ports: container.ports.take(),
-                resources: container.resources.take(),
+                resources: container.resources.take().map(|asked| ResourceRequirements { limits: None, ..asked }),
                 restart_policy: container.restart_policy.take(),
                 ..Container::default()
             };

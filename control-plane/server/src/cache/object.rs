@@ -19,7 +19,8 @@ pub struct Object {
     pub namespace: Box<str>,
     pub name: Box<str>,
     pub uid: Box<str>,
-    pub labels: BTreeMap<String, String>,
+    /// Sorted by key: a map of so few is mostly room.
+    labels: Box<[(Box<str>, Box<str>)]>,
     /// Values of the kind's selectable fields, in their order.
     pub fields: Box<[String]>,
     pub revision: Revision,
@@ -226,7 +227,7 @@ impl Object {
             namespace: shape.metadata.namespace.into(),
             name: shape.metadata.name.into(),
             uid: shape.metadata.uid.into(),
-            labels: shape.metadata.labels,
+            labels: shape.metadata.labels.into_iter().map(|(key, value)| (key.into(), value.into())).collect(),
             fields,
             revision,
             created,
@@ -234,6 +235,11 @@ impl Object {
             start,
             metadata: start + metadata + 1,
         })
+    }
+
+    pub fn label(&self, key: &str) -> Option<&str> {
+        let at = self.labels.binary_search_by(|(own, _)| (**own).cmp(key)).ok()?;
+        self.labels.get(at).map(|(_, value)| &**value)
     }
 
     /// The whole object.

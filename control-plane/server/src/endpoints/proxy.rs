@@ -160,8 +160,7 @@ fn service_address(context: &Context) -> Result<String, Error> {
         .ok_or_else(|| Error::ServiceUnavailable(format!("no service port {port:?} found for service {name:?}")))?;
     let port_name = text(chosen, "name");
     let slices = context.app.kind_cache("discovery.k8s.io", "endpointslices").ok_or(Error::UnknownPath)?;
-    let (found, _) = slices
-        .list(namespace, None, 0, |slice| slice.labels.get("kubernetes.io/service-name").is_some_and(|of| of == name));
+    let (found, _) = slices.list(namespace, None, 0, |slice| slice.label("kubernetes.io/service-name") == Some(name));
     let mut candidates: Vec<(String, u64)> = Vec::new();
     for slice in found.objects.iter().map(|slice| slice.value()) {
         let port = slice

@@ -59,11 +59,7 @@ impl Selection {
             };
             (own == value) == *equal
         });
-        fields
-            && self
-                .labels
-                .as_ref()
-                .is_none_or(|labels| labels.matches_with(|key| object.labels.get(key).map(String::as_str)))
+        fields && self.labels.as_ref().is_none_or(|labels| labels.matches_with(|key| object.label(key)))
     }
 }
 

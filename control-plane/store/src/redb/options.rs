@@ -47,7 +47,7 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Self {
-            cache_bytes: 32 << 20,
+            cache_bytes: 8 << 20,
             keep_history: Duration::from_secs(300),
             keep_bytes: 64 << 20,
             max_value: 2 << 20,
