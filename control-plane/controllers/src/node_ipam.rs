@@ -41,7 +41,7 @@ pub(crate) async fn run(context: Context) {
     let (learner, keys) = (controller.clone(), queue.clone());
     queue::feed(&nodes, &context.shutdown, move |change| {
         match &change {
-            Change::Deleted(node) => learner.ranges().release(&node.name_any()),
+            Change::Deleted(node) => learner.ranges().release(&uid(node)),
             Change::Added(node) | Change::Updated { new: node, .. } => learner.learn(node),
         }
         keys.add(change.object().name_any());
@@ -63,7 +63,7 @@ impl Ipam {
 
     fn learn(&self, node: &Node) {
         if let Some(range) = range_of(node) {
-            self.ranges().take(&node.name_any(), range);
+            self.ranges().take(&uid(node), range);
         }
     }
 }
@@ -78,7 +78,7 @@ impl Controller for Ipam {
             return Ok(None);
         }
         let Some(pods) = pods_of(&node) else { return Ok(None) };
-        let Some(range) = self.ranges().give(key, pods) else {
+        let Some(range) = self.ranges().give(&uid(&node), pods) else {
             let cluster = self.ranges().cluster;
             let text = format!("Node {key} status is now: CIDRNotAvailable");
             self.events.record(&*node, EventKind::Normal, "CIDRNotAvailable", text);
@@ -94,7 +94,7 @@ impl Controller for Ipam {
         let written = found(api.patch(key, &PatchParams::default(), &patch).await);
         // It stays given when nobody can say whether it was written: the next try writes the same.
         if matches!(written, Ok(None)) {
-            self.ranges().release(key);
+            self.ranges().release(&uid(&node));
         }
         written?;
         Ok(None)
@@ -105,6 +105,11 @@ fn range_of(node: &Node) -> Option<IpNet> {
     node.spec.as_ref()?.pod_cidr.as_ref()?.parse().ok()
 }
 
+/// Not the name: the end of a node may be heard of after another one has come under its name.
+fn uid(node: &Node) -> String {
+    node.uid().unwrap_or_default()
+}
+
 /// How many pods a node takes; `None` until it says so.
 fn pods_of(node: &Node) -> Option<u32> {
     // A quantity: a thousand pods are "1k".
@@ -112,7 +117,7 @@ fn pods_of(node: &Node) -> Option<u32> {
     u32::try_from(pods.value()).ok()
 }
 
-/// Which parts of the cluster's range are whose. A node has one at most.
+/// Which parts of the cluster's range are whose, by the node's uid. A node has one at most.
 struct Ranges {
     cluster: IpNet,
     of: HashMap<String, IpNet>,
@@ -259,6 +264,20 @@ mod tests {
             }
             prop_assert_eq!(ranges.give("first", 110), Some(net("10.42.0.0/24")));
         }
+    }
+
+    #[test]
+    fn a_node_that_is_made_again_is_another_one() {
+        let node =
+            |uid: &str| -> Node { serde_json::from_value(json!({ "metadata": { "name": "a", "uid": uid } })).unwrap() };
+        let mut ranges = Ranges::new(net("10.42.0.0/16"));
+        let first = ranges.give(&uid(&node("1")), 110);
+        let again = ranges.give(&uid(&node("2")), 110);
+        assert_ne!(first, again);
+        // The news of the first one's end come late.
+        ranges.release(&uid(&node("1")));
+        assert_eq!(ranges.give("other", 110), first);
+        assert_ne!(ranges.give("third", 110), again);
     }
 
     #[test]
