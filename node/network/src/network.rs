@@ -421,8 +421,8 @@ impl State {
 /// The table of this node, where there is `nft`. One of an earlier process stays in force until
 /// the Services are known; without `nft` none can be left.
 async fn prepare_table(machine: &Machine, config: &Config, v4: &V4, records: &mut Records) -> Result<Option<Table>> {
-    let name = nft::table_name(&config.cluster_id, &config.node_name);
-    let stale: Vec<String> = records.tables().iter().filter(|it| **it != name).cloned().collect();
+    let tables = nft::table_names(&config.cluster_id, &config.node_name);
+    let stale: Vec<String> = records.tables().iter().filter(|it| !tables.contains(it)).cloned().collect();
     for table in stale {
         nft::delete_table(&table).await?;
         records.remove_table(&table)?;
@@ -431,9 +431,11 @@ async fn prepare_table(machine: &Machine, config: &Config, v4: &V4, records: &mu
         tracing::info!("no nft program: Services go through the userspace proxy");
         return Ok(None);
     }
-    records.add_table(&name)?;
+    for name in &tables {
+        records.add_table(name)?;
+    }
     Ok(Some(Table::new(Settings {
-        table: name,
+        tables,
         node_name: config.node_name.clone(),
         pod_cidr: v4.pod,
         cluster_cidr: v4.cluster,

@@ -4,6 +4,7 @@
 pub(crate) mod catalog;
 pub(crate) mod conntrack;
 pub(crate) mod model;
+mod netfilter;
 pub(crate) mod nft;
 pub(crate) mod proxy;
 

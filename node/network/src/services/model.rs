@@ -36,6 +36,13 @@ impl Protocol {
         }
     }
 
+    pub(crate) fn number(self) -> u8 {
+        match self {
+            Self::Tcp => 6,
+            Self::Udp => 17,
+        }
+    }
+
     pub(crate) fn upper(self) -> &'static str {
         match self {
             Self::Tcp => "TCP",

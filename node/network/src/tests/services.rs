@@ -1,6 +1,6 @@
 //! Services in a network namespace of the test's own.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 
 use super::*;
 
@@ -180,6 +180,104 @@ fn services_by_the_proxy_as_root() {
     in_fresh_network(|| services(false));
 }
 
+fn settings() -> Settings {
+    Settings {
+        tables: nft::table_names("many", "node"),
+        node_name: "node".to_owned(),
+        pod_cidr: "10.244.0.0/24".parse().unwrap(),
+        cluster_cidr: "10.244.0.0/16".parse().unwrap(),
+        service_cidr: "10.96.0.0/16".parse().unwrap(),
+        cluster_dns: "10.96.0.10".parse().unwrap(),
+        tunnels: "v0a0b0c0d010203".to_owned(),
+        node_addresses: Vec::new(),
+    }
+}
+
+fn key(number: u32) -> (String, String) {
+    ("shop".to_owned(), format!("web-{number}"))
+}
+
+fn port(number: u32, endpoints: u8) -> Port {
+    Port {
+        name: String::new(),
+        protocol: Protocol::Tcp,
+        cluster_ips: vec![Ipv4Addr::from(u32::from(Ipv4Addr::new(10, 96, 1, 0)) + number)],
+        external_ips: Vec::new(),
+        port: 80,
+        node_port: None,
+        affinity: None,
+        inside: (1..=endpoints).map(|last| Endpoint { address: Ipv4Addr::new(10, 244, 0, last), port: 80 }).collect(),
+        outside: Vec::new(),
+        keep_source: false,
+    }
+}
+
+async fn nft(arguments: &[&str]) -> String {
+    let output = tokio::process::Command::new(nft::program().unwrap()).args(arguments).output().await.unwrap();
+    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// What the kernel has, in the words of `nft`: elements of a kind of every map.
+async fn listed(table: &str) -> BTreeSet<String> {
+    let text = nft(&["list", "table", "ip", table]).await;
+    assert!(!text.contains("dormant"), "{text}");
+    let words: Vec<&str> = text.split_whitespace().collect();
+    let mut all = BTreeSet::new();
+    let mut name = "";
+    for (at, word) in words.iter().enumerate() {
+        match (*word, &words[at + 1..]) {
+            ("map" | "set", [declared, "{", ..]) => name = declared,
+            ("elements", ["=", "{", rest @ ..]) => {
+                let list = rest.split(|word| *word == "}").next().unwrap().join(" ");
+                all.extend(list.split(", ").map(|element| format!("{name} {element}")));
+            }
+            _ => {}
+        }
+    }
+    all
+}
+
+/// The kernel understands elements as the `nft` program does.
+#[test]
+fn elements_are_what_nft_says_they_are() {
+    if !has_nft() {
+        return;
+    }
+    in_fresh_network(|| async {
+        let mut table = Table::new(settings());
+        let [first, second] = settings().tables;
+        let node = Port { node_port: Some(30080), outside: port(0, 2).inside, ..port(0, 2) };
+        let outside = Port { external_ips: vec![Ipv4Addr::new(192, 0, 2, 7)], keep_source: true, ..node.clone() };
+        let refused =
+            Port { external_ips: vec![Ipv4Addr::new(192, 0, 2, 8)], protocol: Protocol::Udp, port: 53, ..port(3, 1) };
+        let sticky = Port { affinity: Some(60), ..node.clone() };
+        let of = |ports: [&Port; 4]| (0..).map(key).zip(ports.map(|it| vec![it.clone()])).collect::<Vec<_>>();
+        table.apply(&of([&node, &port(1, 3), &outside, &refused])).await.unwrap();
+        assert_eq!((listed(&first).await, table.loads), (table.shown(), 1));
+        // Places that lead elsewhere, places that are gone and new ones.
+        let other = Port { port: 8080, ..refused };
+        table.apply(&of([&sticky, &port(1, 1), &port(2, 32), &other])).await.unwrap();
+        assert_eq!((listed(&first).await, table.loads), (table.shown(), 1));
+        table.apply(&of([&port(0, 2), &port(1, 1), &port(2, 32), &other])).await.unwrap();
+        assert_eq!((listed(&first).await, table.loads), (table.shown(), 1));
+        let chains = nft(&["list", "table", "ip", &first]).await;
+        assert!(!chains.contains("sticky"), "{chains}");
+
+        // Somebody else's hand: what is not as we think is made anew, the old in force until then.
+        nft(&["delete", "element", "ip", &first, "services", "{ 10.96.1.1 . tcp . 80 }"]).await;
+        table.apply(&of([&node, &port(1, 0), &outside, &other])).await.unwrap();
+        assert_eq!((listed(&second).await, table.loads), (table.shown(), 2));
+        assert!(!nft(&["list", "tables"]).await.lines().any(|line| line.ends_with(&first)));
+        // A process that comes after this one replaces its table too.
+        let mut next = Table::new(settings());
+        next.apply(&of([&node, &port(1, 2), &outside, &other])).await.unwrap();
+        assert_eq!(listed(&first).await, next.shown());
+        assert_eq!(nft(&["list", "tables"]).await.lines().count(), 1);
+    });
+}
+
+/// The promise that made us lay Services out flat.
 /// The promise that made us lay Services out flat.
 #[test]
 fn ten_thousand_services_load_in_seconds() {
@@ -187,31 +285,7 @@ fn ten_thousand_services_load_in_seconds() {
         return;
     }
     in_fresh_network(|| async {
-        let mut table = Table::new(Settings {
-            table: "sampan-many".to_owned(),
-            node_name: "node".to_owned(),
-            pod_cidr: "10.244.0.0/24".parse().unwrap(),
-            cluster_cidr: "10.244.0.0/16".parse().unwrap(),
-            service_cidr: "10.96.0.0/16".parse().unwrap(),
-            cluster_dns: "10.96.0.10".parse().unwrap(),
-            tunnels: "v0a0b0c0d010203".to_owned(),
-            node_addresses: Vec::new(),
-        });
-        let port = |number: u32, endpoints: u8| Port {
-            name: String::new(),
-            protocol: Protocol::Tcp,
-            cluster_ips: vec![Ipv4Addr::from(u32::from(Ipv4Addr::new(10, 96, 1, 0)) + number)],
-            external_ips: Vec::new(),
-            port: 80,
-            node_port: None,
-            affinity: None,
-            inside: (1..=endpoints)
-                .map(|last| Endpoint { address: Ipv4Addr::new(10, 244, 0, last), port: 80 })
-                .collect(),
-            outside: Vec::new(),
-            keep_source: false,
-        };
-        let key = |number: u32| ("shop".to_owned(), format!("web-{number}"));
+        let mut table = Table::new(settings());
         let all: Vec<_> = (0..10_000).map(|number| (key(number), vec![port(number, 3)])).collect();
         let start = Instant::now();
         table.apply(&all).await.unwrap();

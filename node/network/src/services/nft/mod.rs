@@ -4,22 +4,26 @@
 //! Only Services that stick to a client's endpoint have chains of their own. A change of one
 //! Service changes its elements and nothing else.
 
+mod batch;
+mod element;
+mod program;
 mod rules;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::net::Ipv4Addr;
-use std::path::PathBuf;
-use std::process::Stdio;
+use std::sync::Arc;
 
 use ipnet::Ipv4Net;
 use sha2::{Digest, Sha256};
-use tokio::io::AsyncWriteExt;
-use tokio::process::Command;
 
-use super::model::{Key, Port};
-use crate::error::{Error, Result};
-use rules::{Chain, Map, Place, Rules, element, rules};
+use super::model::{Key, Port, Protocol};
+use crate::error::Result;
+use batch::{Elements, active_tables};
+use element::{Chain, Map, Place, Value};
+use program::run;
+pub(crate) use program::{delete_table, program};
+use rules::{Rules, rules};
 
 /// Set on a packet whose source is to become the machine's own.
 const MASQUERADE: u32 = 0x1000_0000;
@@ -29,71 +33,23 @@ const KEEP: u32 = !MASQUERADE;
 /// For so many endpoints a port there are chains from the beginning.
 const ENDPOINTS: usize = 32;
 
-/// Where the `nft` program is, if it is installed.
-pub(crate) fn program() -> Option<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path)
-        .chain(["/usr/sbin", "/sbin"].map(PathBuf::from))
-        .map(|dir| dir.join("nft"))
-        .find(|file| file.is_file())
-}
-
-/// The name of a node's table; nodes and clusters on one machine have one each.
-pub(crate) fn table_name(cluster_id: &str, node_name: &str) -> String {
+/// The names of a node's table, of which one at a time is in force: where all is loaded anew, the
+/// other one is made first. Nodes and clusters on one machine have names of their own.
+pub(crate) fn table_names(cluster_id: &str, node_name: &str) -> [String; 2] {
     let cluster: String = cluster_id.chars().filter(char::is_ascii_alphanumeric).collect();
-    format!("sampan-{cluster}-{}", hash(&[node_name], 4))
+    let node = digest(&[node_name]) >> 32;
+    ["", "-2"].map(|which| format!("sampan-{cluster}-{node:08x}{which}"))
 }
 
-fn hash(parts: &[&str], bytes: usize) -> String {
+fn digest(parts: &[&str]) -> u64 {
     let digest = Sha256::digest(parts.join("/"));
-    digest.iter().take(bytes).fold(String::new(), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
-}
-
-/// Runs a script; all of it or nothing takes effect.
-async fn run(doing: &'static str, script: &str) -> Result<()> {
-    let failed = |message: String| Error::Nft { doing, message };
-    let program = program().ok_or_else(|| failed("the program is not installed".to_owned()))?;
-    let mut child = Command::new(program)
-        .args(["-f", "-"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()
-        .map_err(|error| failed(error.to_string()))?;
-    let mut stdin = child.stdin.take();
-    let feed = async {
-        if let Some(stdin) = &mut stdin {
-            // It may end before it has read all: what it says then is what matters.
-            let _ = stdin.write_all(script.as_bytes()).await;
-        }
-        drop(stdin);
-    };
-    let ((), output) = tokio::join!(feed, child.wait_with_output());
-    let output = output.map_err(|error| failed(error.to_string()))?;
-    if output.status.success() {
-        return Ok(());
-    }
-    let message: String = String::from_utf8_lossy(&output.stderr).chars().take(2000).collect();
-    Err(failed(message))
-}
-
-/// Removes a table; false if there was none.
-pub(crate) async fn delete_table(name: &str) -> Result<bool> {
-    match run("to remove a table", &format!("delete table ip {name}\n")).await {
-        Ok(()) => Ok(true),
-        Err(Error::Nft { message, .. }) if message.contains("No such file") => Ok(false),
-        Err(error) => Err(error),
-    }
+    digest.first_chunk().map_or(0, |bytes| u64::from_be_bytes(*bytes))
 }
 
 /// What a table is about, besides Services.
 #[derive(Clone, Debug)]
 pub(crate) struct Settings {
-    pub(crate) table: String,
+    pub(crate) tables: [String; 2],
     pub(crate) node_name: String,
     pub(crate) pod_cidr: Ipv4Net,
     pub(crate) cluster_cidr: Ipv4Net,
@@ -108,131 +64,156 @@ pub(crate) struct Settings {
 /// The table as the kernel has it, or should.
 pub(crate) struct Table {
     settings: Settings,
-    services: BTreeMap<Key, Rules>,
-    /// Who claims a place; two Services may claim one (an external address): the first has it.
-    claims: BTreeMap<Place, BTreeMap<Key, String>>,
+    services: BTreeMap<Arc<Key>, Rules>,
+    claims: BTreeMap<Place, Claims>,
     /// There is a chain for every count of endpoints up to here.
     most_endpoints: usize,
-    loaded: bool,
+    /// Which of its names is in force, if that is as we think.
+    loaded: Option<String>,
     /// How often all of it was loaded.
     pub(crate) loads: usize,
+}
+
+/// Who claims a place, in order. Two Services may claim one (an external address): the first has it.
+#[derive(Default)]
+struct Claims(Vec<(Arc<Key>, Value)>);
+
+impl Claims {
+    fn winner(&self) -> Option<Value> {
+        self.0.first().map(|claim| claim.1)
+    }
+
+    fn set(&mut self, key: &Arc<Key>, value: Value) {
+        match self.0.binary_search_by(|claim| claim.0.cmp(key)) {
+            Ok(index) => self.0.iter_mut().skip(index).take(1).for_each(|claim| claim.1 = value),
+            Err(index) => self.0.insert(index, (key.clone(), value)),
+        }
+    }
+
+    fn remove(&mut self, key: &Key) {
+        self.0.retain(|claim| *claim.0 != *key);
+    }
+}
+
+/// What leads from one state of the table to the next: chains that are needed first, the elements,
+/// and an end to chains that nothing leads to any more.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Update {
+    before: String,
+    elements: Elements,
+    after: String,
+}
+
+impl Update {
+    async fn apply(self, table: &str) -> Result<()> {
+        if !self.before.is_empty() {
+            run("chains of Services", &self.before).await?;
+        }
+        self.elements.apply(table).await?;
+        if !self.after.is_empty() {
+            run("chains of Services that are gone", &self.after).await?;
+        }
+        Ok(())
+    }
 }
 
 impl Table {
     pub(crate) fn new(settings: Settings) -> Self {
         let (services, claims) = Default::default();
-        Self { settings, services, claims, most_endpoints: ENDPOINTS, loaded: false, loads: 0 }
+        Self { settings, services, claims, most_endpoints: ENDPOINTS, loaded: None, loads: 0 }
     }
 
-    /// Applies what became of some Services: in one piece, or the whole table anew where the
-    /// kernel may have another idea of it than we.
+    /// Applies what became of some Services; or loads all anew where the kernel may have another
+    /// idea of the table than we.
     pub(crate) async fn apply(&mut self, changes: &[(Key, Vec<Port>)]) -> Result<()> {
-        let script = self.update(changes);
-        if self.loaded {
-            if script.is_empty() {
-                return Ok(());
-            }
-            self.loaded = false;
-            match run("a change of Services", &script).await {
+        let update = self.update(changes);
+        if let Some(table) = self.loaded.take() {
+            match update.apply(&table).await {
                 Ok(()) => {
-                    self.loaded = true;
+                    self.loaded = Some(table);
                     return Ok(());
                 }
                 Err(error) => tracing::warn!(%error, "loading all Services anew"),
             }
         }
-        run("the table of Services", &self.whole()).await?;
-        self.loaded = true;
+        self.load().await
+    }
+
+    /// Makes the table beside the one that is in force, if there is one, and puts it in its place.
+    async fn load(&mut self) -> Result<()> {
+        let active = active_tables().await?;
+        let [first, second] = &self.settings.tables;
+        let (table, other) = if active.contains(first) { (second, first) } else { (first, second) };
+        run("the table of Services", &self.chains(table)).await?;
+        self.elements().apply(table).await?;
+        let switch = format!("add table ip {table}\nadd table ip {other}\ndelete table ip {other}\n");
+        run("the table of Services in force", &switch).await?;
+        self.loaded = Some(table.clone());
         self.loads += 1;
         Ok(())
     }
 
-    /// Takes the changes in and tells the script that leads from the old state to the new, if the kernel has the old.
-    fn update(&mut self, changes: &[(Key, Vec<Port>)]) -> String {
-        let table = self.settings.table.clone();
-        let (mut before, mut script, mut after) = (String::new(), String::new(), String::new());
-        let mut touched: BTreeMap<Place, Option<String>> = BTreeMap::new();
+    /// Takes the changes in and tells what leads from the old state to the new, if the kernel has the old.
+    fn update(&mut self, changes: &[(Key, Vec<Port>)]) -> Update {
+        let mut update = Update::default();
+        let mut touched: BTreeMap<Place, Option<Value>> = BTreeMap::new();
         for (key, ports) in changes {
             let Settings { pod_cidr, node_addresses, .. } = &self.settings;
             let new = rules(key, ports, |address| pod_cidr.contains(address) || node_addresses.contains(address));
-            let old = self.services.remove(key).unwrap_or_default();
+            let (key, old) =
+                self.services.remove_entry(key).unwrap_or_else(|| (Arc::new(key.clone()), Rules::default()));
             // Some versions of nft cannot add a rule with these maps to a table that is there.
-            let most = new.chains.iter().map(|chain| chain.count()).max().unwrap_or(0);
+            let most = new.most_endpoints();
             if most > self.most_endpoints {
                 self.most_endpoints = most.next_power_of_two();
-                self.loaded = false;
+                self.loaded = None;
             }
-            for (name, sticky) in &new.sticky {
-                if old.sticky.get(name) != Some(sticky) {
-                    sticky.write(&table, name, &mut before);
-                }
+            if let Some(table) = &self.loaded {
+                sticky_chains(table, &old, &new, &mut update);
             }
-            for (name, sticky) in &old.sticky {
-                let stays = new.sticky.get(name);
-                if stays.is_none() {
-                    for chain in [format!("sticky-masq-{name}"), format!("sticky-{name}")] {
-                        let _ = writeln!(after, "flush chain ip {table} {chain}\ndelete chain ip {table} {chain}");
-                    }
-                }
-                let left = stays.map(|it| it.parts(name)).unwrap_or_default();
-                for part in sticky.parts(name).difference(&left) {
-                    let _ = writeln!(after, "flush chain ip {table} to-{part}\ndelete chain ip {table} to-{part}");
-                    let _ = writeln!(after, "delete set ip {table} at-{part}");
-                }
-            }
-            for place in old.elements.keys().chain(new.elements.keys()).filter(|_| self.loaded) {
-                if !touched.contains_key(place) {
-                    touched.insert(place.clone(), self.winner(place).cloned());
-                }
+            for place in old.elements.keys().chain(new.elements.keys()).filter(|_| self.loaded.is_some()) {
+                touched.entry(*place).or_insert_with(|| self.claims.get(place).and_then(Claims::winner));
             }
             for place in old.elements.keys().filter(|place| !new.elements.contains_key(*place)) {
                 if let Some(claims) = self.claims.get_mut(place) {
-                    claims.remove(key);
-                    if claims.is_empty() {
+                    claims.remove(&key);
+                    if claims.0.is_empty() {
                         self.claims.remove(place);
                     }
                 }
             }
             for (place, value) in &new.elements {
-                self.claims.entry(place.clone()).or_default().insert(key.clone(), value.clone());
+                self.claims.entry(*place).or_default().set(&key, *value);
             }
             if new != Rules::default() {
-                self.services.insert(key.clone(), new);
+                self.services.insert(key, new);
             }
         }
-        let (mut gone, mut come) = (BTreeMap::<Map, Vec<String>>::new(), BTreeMap::<Map, Vec<String>>::new());
-        for ((map, place), old) in &touched {
-            let new = self.winner(&(*map, place.clone()));
-            if old.as_ref() == new {
-                continue;
-            }
-            if old.is_some() {
-                gone.entry(*map).or_default().push(place.clone());
-            }
-            if let Some(value) = new {
-                come.entry(*map).or_default().push(element(place, value));
+        for (place, old) in touched {
+            let new = self.claims.get(&place).and_then(Claims::winner);
+            if old != new {
+                update.elements.gone.extend(old.map(|_| place));
+                update.elements.come.extend(new.map(|value| (place, value)));
             }
         }
-        for (verb, elements) in [("delete", gone), ("add", come)] {
-            for (map, list) in elements {
-                let _ = writeln!(script, "{verb} element ip {table} {} {{ {} }}", map.name(), list.join(", "));
-            }
-        }
-        before + &script + &after
+        update
     }
 
-    fn winner(&self, place: &Place) -> Option<&String> {
-        self.claims.get(place)?.first_key_value().map(|(_, value)| value)
+    /// All elements that there should be.
+    fn elements(&self) -> Elements {
+        let dns = self.settings.cluster_dns;
+        let dns = [Protocol::Tcp, Protocol::Udp].map(|it| (Place::at(Map::Answered, dns, it, 53), Value::Nothing));
+        let claimed = self.claims.iter().filter_map(|(place, claims)| Some((*place, claims.winner()?)));
+        Elements { gone: Vec::new(), come: claimed.chain(dns).collect() }
     }
 
-    /// The script that replaces whatever table there is.
-    fn whole(&self) -> String {
-        let Settings { table, pod_cidr, cluster_cidr, service_cidr, cluster_dns, tunnels, node_addresses, .. } =
-            &self.settings;
+    /// The script that makes a table with all but elements, not in force yet.
+    fn chains(&self, table: &str) -> String {
+        let Settings { pod_cidr, cluster_cidr, service_cidr, tunnels, node_addresses, .. } = &self.settings;
         let mut text = format!("add table ip {table}\ndelete table ip {table}\n");
         let _ = writeln!(
             text,
-            "table ip {table} {{\n  comment \"node {}\"",
+            "table ip {table} {{\n  flags dormant\n  comment \"node {}\"",
             self.settings.node_name.replace(['"', '\\'], "")
         );
         for map in Map::ALL {
@@ -276,29 +257,40 @@ impl Table {
 "
         );
         text.push_str("}\n");
-        for chain in Chain::ALL.iter().flat_map(|kind| (1..=self.most_endpoints).map(kind)) {
-            let name = chain.name();
-            let _ = writeln!(text, "add chain ip {table} {name}\nadd rule ip {table} {name} {}", chain.rules());
+        for chain in Chain::SHARED.iter().flat_map(|kind| (1..=self.most_endpoints).map(kind)) {
+            let _ = writeln!(text, "add chain ip {table} {chain}\nadd rule ip {table} {chain} {}", chain.rule());
         }
         for (name, sticky) in self.services.values().flat_map(|rules| &rules.sticky) {
-            sticky.write(table, name, &mut text);
-        }
-        let mut elements: BTreeMap<Map, Vec<String>> = BTreeMap::new();
-        for ((map, place), claims) in &self.claims {
-            if let Some((_, value)) = claims.first_key_value() {
-                elements.entry(*map).or_default().push(element(place, value));
-            }
-        }
-        let dns = ["tcp", "udp"].map(|protocol| format!("{cluster_dns} . {protocol} . 53"));
-        elements.entry(Map::Answered).or_default().extend(dns);
-        for (map, list) in elements {
-            let _ = writeln!(text, "add element ip {table} {} {{ {} }}", map.name(), list.join(", "));
+            sticky.write(table, *name, &mut text);
         }
         if !node_addresses.is_empty() {
             let list: Vec<String> = node_addresses.iter().map(ToString::to_string).collect();
             let _ = writeln!(text, "add element ip {table} node-addresses {{ {} }}", list.join(", "));
         }
         text
+    }
+}
+
+/// The chains that a Service's ports with sticking clients need, and those that they needed.
+fn sticky_chains(table: &str, old: &Rules, new: &Rules, update: &mut Update) {
+    let (before, after) = (&mut update.before, &mut update.after);
+    for (name, sticky) in &new.sticky {
+        if old.sticky.get(name) != Some(sticky) {
+            sticky.write(table, *name, before);
+        }
+    }
+    for (name, sticky) in &old.sticky {
+        let stays = new.sticky.get(name);
+        if stays.is_none() {
+            for chain in [Chain::StickyMasqueraded(*name), Chain::Sticky(*name)] {
+                let _ = writeln!(after, "flush chain ip {table} {chain}\ndelete chain ip {table} {chain}");
+            }
+        }
+        let left: BTreeSet<String> = stays.map(|it| it.parts(*name)).unwrap_or_default();
+        for part in sticky.parts(*name).difference(&left) {
+            let _ = writeln!(after, "flush chain ip {table} to-{part}\ndelete chain ip {table} to-{part}");
+            let _ = writeln!(after, "delete set ip {table} at-{part}");
+        }
     }
 }
 

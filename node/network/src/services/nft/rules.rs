@@ -6,63 +6,8 @@ use std::fmt::Write as _;
 use std::net::Ipv4Addr;
 
 use super::super::model::{Endpoint, Key, Port, Protocol};
-use super::{MASQUERADE, hash};
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Map {
-    Services,
-    Endpoints,
-    NodePorts,
-    NodeEndpoints,
-    /// Addresses outside of the Service range that have no endpoint now.
-    Refused,
-    /// What a program of the machine answers itself.
-    Answered,
-    Hairpin,
-}
-
-impl Map {
-    pub(super) const ALL: [Self; 7] = [
-        Self::Services,
-        Self::Endpoints,
-        Self::NodePorts,
-        Self::NodeEndpoints,
-        Self::Refused,
-        Self::Answered,
-        Self::Hairpin,
-    ];
-
-    pub(super) fn name(self) -> &'static str {
-        match self {
-            Self::Services => "services",
-            Self::Endpoints => "endpoints",
-            Self::NodePorts => "node-ports",
-            Self::NodeEndpoints => "node-endpoints",
-            Self::Refused => "refused",
-            Self::Answered => "answered",
-            Self::Hairpin => "hairpin",
-        }
-    }
-
-    pub(super) fn declaration(self) -> &'static str {
-        match self {
-            Self::Services => "map services { type ipv4_addr . inet_proto . inet_service : verdict; }",
-            Self::Endpoints => {
-                "map endpoints { typeof ip daddr . meta l4proto . th dport . numgen random mod 65536 : ip daddr . th dport; }"
-            }
-            Self::NodePorts => "map node-ports { type inet_proto . inet_service : verdict; }",
-            Self::NodeEndpoints => {
-                "map node-endpoints { typeof meta l4proto . th dport . numgen random mod 65536 : ip daddr . th dport; }"
-            }
-            Self::Refused => "set refused { type ipv4_addr . inet_proto . inet_service; }",
-            Self::Answered => "set answered { type ipv4_addr . inet_proto . inet_service; }",
-            Self::Hairpin => "set hairpin { type ipv4_addr . ipv4_addr; }",
-        }
-    }
-}
-
-/// An element's place; its value is empty in a set.
-pub(super) type Place = (Map, String);
+use super::element::{Chain, Map, Place, StickyName, Value};
+use super::{MASQUERADE, digest};
 
 /// The chains of a port that sticks to a client's endpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -75,42 +20,27 @@ pub(super) struct Sticky {
 /// All that one Service needs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Rules {
-    pub(super) elements: BTreeMap<Place, String>,
-    pub(super) sticky: BTreeMap<String, Sticky>,
-    pub(super) chains: BTreeSet<Chain>,
-}
-
-/// Chains that all Services share; there is one of a kind for each count of endpoints.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Chain {
-    /// By cluster or external address, keeping the client's.
-    Pick(usize),
-    PickMasqueraded(usize),
-    /// By node port.
-    Node(usize),
-    NodeMasqueraded(usize),
+    pub(super) elements: BTreeMap<Place, Value>,
+    pub(super) sticky: BTreeMap<StickyName, Sticky>,
 }
 
 impl Chain {
-    pub(super) const ALL: [fn(usize) -> Self; 4] =
+    /// Those that all Services share, of a count of endpoints.
+    pub(super) const SHARED: [fn(usize) -> Self; 4] =
         [Self::Pick, Self::PickMasqueraded, Self::Node, Self::NodeMasqueraded];
 
-    pub(super) fn count(self) -> usize {
-        let (Self::Pick(count) | Self::PickMasqueraded(count) | Self::Node(count) | Self::NodeMasqueraded(count)) =
-            self;
-        count
-    }
-
-    pub(super) fn name(self) -> String {
+    /// For how many endpoints it is, if it is one of those that all Services share.
+    fn count(self) -> Option<usize> {
         match self {
-            Self::Pick(count) => format!("pick-{count}"),
-            Self::PickMasqueraded(count) => format!("pick-masq-{count}"),
-            Self::Node(count) => format!("node-{count}"),
-            Self::NodeMasqueraded(count) => format!("node-masq-{count}"),
+            Self::Pick(count) | Self::PickMasqueraded(count) | Self::Node(count) | Self::NodeMasqueraded(count) => {
+                Some(count)
+            }
+            Self::Sticky(_) | Self::StickyMasqueraded(_) => None,
         }
     }
 
-    pub(super) fn rules(self) -> String {
+    /// The rule of one that all Services share.
+    pub(super) fn rule(self) -> String {
         let mark = format!("meta mark set meta mark or {MASQUERADE:#x}");
         match self {
             Self::Pick(count) => {
@@ -119,8 +49,9 @@ impl Chain {
             Self::Node(count) => {
                 format!("dnat ip to meta l4proto . th dport . numgen random mod {count} map @node-endpoints")
             }
-            Self::PickMasqueraded(count) => format!("{mark} {}", Self::Pick(count).rules()),
-            Self::NodeMasqueraded(count) => format!("{mark} {}", Self::Node(count).rules()),
+            Self::PickMasqueraded(count) => format!("{mark} {}", Self::Pick(count).rule()),
+            Self::NodeMasqueraded(count) => format!("{mark} {}", Self::Node(count).rule()),
+            Self::Sticky(_) | Self::StickyMasqueraded(_) => String::new(),
         }
     }
 }
@@ -129,92 +60,74 @@ impl Chain {
 pub(super) fn rules(key: &Key, ports: &[Port], here: impl Fn(&Ipv4Addr) -> bool) -> Rules {
     let mut rules = Rules::default();
     for port in ports {
-        let (protocol, number) = (port.protocol.lower(), port.port);
         if port.needs_proxy() {
             for address in &port.cluster_ips {
-                rules.set(Map::Answered, format!("{address} . {protocol} . {number}"), String::new());
+                rules.set(Place::at(Map::Answered, *address, port.protocol, port.port), Value::Nothing);
             }
             continue;
         }
         // Who reaches itself does so where it is.
         let own = port.inside.iter().chain(&port.outside).map(|endpoint| endpoint.address).filter(&here);
         for address in own {
-            rules.set(Map::Hairpin, format!("{address} . {address}"), String::new());
+            rules.set(Place::hairpin(address), Value::Nothing);
         }
-        let inside = rules.target(key, port, &port.inside, false);
-        let outside = rules.target(key, port, &port.outside, !port.keep_source);
+        let inside = rules.sticky(key, port, &port.inside);
+        let outside = rules.sticky(key, port, &port.outside);
+        let (chain, by_node) = match (outside, port.keep_source) {
+            (None, true) => (Chain::Pick(port.outside.len()), Chain::Node(port.outside.len())),
+            (None, false) => (Chain::PickMasqueraded(port.outside.len()), Chain::NodeMasqueraded(port.outside.len())),
+            (Some(name), true) => (Chain::Sticky(name), Chain::Sticky(name)),
+            (Some(name), false) => (Chain::StickyMasqueraded(name), Chain::StickyMasqueraded(name)),
+        };
         for address in &port.cluster_ips {
-            rules.address(port, *address, &port.inside, inside.as_deref(), Chain::Pick);
+            let chain = inside.map_or(Chain::Pick(port.inside.len()), Chain::Sticky);
+            rules.lead(Place::at(Map::Services, *address, port.protocol, port.port), chain, &port.inside);
         }
         for address in &port.external_ips {
-            let chain = if port.keep_source { Chain::Pick } else { Chain::PickMasqueraded };
-            rules.address(port, *address, &port.outside, outside.as_deref(), chain);
+            rules.lead(Place::at(Map::Services, *address, port.protocol, port.port), chain, &port.outside);
             if port.outside.is_empty() {
-                rules.set(Map::Refused, format!("{address} . {protocol} . {number}"), String::new());
+                rules.set(Place::at(Map::Refused, *address, port.protocol, port.port), Value::Nothing);
             }
         }
-        if let Some(node_port) = port.node_port.filter(|_| !port.outside.is_empty()) {
-            let verdict = outside.unwrap_or_else(|| {
-                for (index, endpoint) in port.outside.iter().enumerate() {
-                    let place = format!("{protocol} . {node_port} . {index}");
-                    rules.set(Map::NodeEndpoints, place, target(endpoint));
-                }
-                let count = port.outside.len();
-                rules.chain(if port.keep_source { Chain::Node(count) } else { Chain::NodeMasqueraded(count) })
-            });
-            rules.set(Map::NodePorts, format!("{protocol} . {node_port}"), format!("goto {verdict}"));
+        if let Some(number) = port.node_port {
+            rules.lead(Place::node_port(port.protocol, number), by_node, &port.outside);
         }
     }
     rules
 }
 
-pub(super) fn target(endpoint: &Endpoint) -> String {
-    format!("{} . {}", endpoint.address, endpoint.port)
-}
-
 impl Rules {
-    fn set(&mut self, map: Map, place: String, value: String) {
-        self.elements.insert((map, place), value);
+    fn set(&mut self, place: Place, value: Value) {
+        self.elements.insert(place, value);
     }
 
-    fn chain(&mut self, chain: Chain) -> String {
-        self.chains.insert(chain);
-        chain.name()
+    /// The largest count of endpoints that a chain is needed for.
+    pub(super) fn most_endpoints(&self) -> usize {
+        let count = |value: &Value| if let Value::Goto(chain) = value { chain.count() } else { None };
+        self.elements.values().filter_map(count).max().unwrap_or(0)
     }
 
-    /// The chain of a port that sticks to a client's endpoint, or none.
-    fn target(&mut self, key: &Key, port: &Port, endpoints: &[Endpoint], masquerade: bool) -> Option<String> {
+    /// Names the chains of a port that sticks to a client's endpoint.
+    fn sticky(&mut self, key: &Key, port: &Port, endpoints: &[Endpoint]) -> Option<StickyName> {
         let seconds = port.affinity.filter(|_| !endpoints.is_empty())?;
         let side = if port.inside == *endpoints { "in" } else { "out" };
-        let name = hash(&[&key.0, &key.1, &port.name, port.protocol.lower(), side], 8);
-        let chain = format!("{}{name}", if masquerade { "sticky-masq-" } else { "sticky-" });
+        let name = StickyName(digest(&[&key.0, &key.1, &port.name, port.protocol.lower(), side]));
         let sticky = Sticky { protocol: port.protocol, seconds, endpoints: endpoints.to_vec() };
         self.sticky.insert(name, sticky);
-        Some(chain)
+        Some(name)
     }
 
-    fn address(
-        &mut self,
-        port: &Port,
-        address: Ipv4Addr,
-        endpoints: &[Endpoint],
-        sticky: Option<&str>,
-        chain: fn(usize) -> Chain,
-    ) {
+    /// Leads a place to a chain, and the chain, where it looks them up, to the endpoints.
+    fn lead(&mut self, place: Place, chain: Chain, endpoints: &[Endpoint]) {
         if endpoints.is_empty() {
             return;
         }
-        let place = format!("{address} . {} . {}", port.protocol.lower(), port.port);
-        let verdict = match sticky {
-            Some(chain) => chain.to_owned(),
-            None => {
-                for (index, endpoint) in endpoints.iter().enumerate() {
-                    self.set(Map::Endpoints, format!("{place} . {index}"), target(endpoint));
-                }
-                self.chain(chain(endpoints.len()))
+        if chain.count().is_some() {
+            for (index, endpoint) in (0..).zip(endpoints) {
+                self.set(place.endpoint(index), Value::Endpoint(*endpoint));
             }
-        };
-        self.set(Map::Services, place, format!("goto {verdict}"));
+        }
+        self.set(place, Value::Goto(chain));
     }
 }
 
@@ -227,16 +140,16 @@ impl Port {
 
 impl Sticky {
     /// An endpoint's chain, and the set of the clients that are at it.
-    fn endpoint(name: &str, endpoint: &Endpoint) -> String {
+    fn endpoint(name: StickyName, endpoint: &Endpoint) -> String {
         format!("{name}-{}-{}", endpoint.address, endpoint.port).replace('.', "-")
     }
 
-    pub(super) fn parts(&self, name: &str) -> BTreeSet<String> {
+    pub(super) fn parts(&self, name: StickyName) -> BTreeSet<String> {
         self.endpoints.iter().map(|endpoint| Self::endpoint(name, endpoint)).collect()
     }
 
     /// (Re)writes the chains; the clients of an endpoint that stays stay with it.
-    pub(super) fn write(&self, table: &str, name: &str, script: &mut String) {
+    pub(super) fn write(&self, table: &str, name: StickyName, script: &mut String) {
         let seconds = self.seconds;
         for endpoint in &self.endpoints {
             let part = Self::endpoint(name, endpoint);
@@ -254,7 +167,7 @@ impl Sticky {
                 endpoint.port
             );
         }
-        for chain in [format!("sticky-{name}"), format!("sticky-masq-{name}")] {
+        for chain in [Chain::Sticky(name), Chain::StickyMasqueraded(name)] {
             let _ = writeln!(script, "add chain ip {table} {chain}\nflush chain ip {table} {chain}");
         }
         for part in self.parts(name) {
@@ -273,8 +186,4 @@ impl Sticky {
             "add rule ip {table} sticky-masq-{name} meta mark set meta mark or {MASQUERADE:#x} goto sticky-{name}"
         );
     }
-}
-
-pub(super) fn element(place: &str, value: &str) -> String {
-    if value.is_empty() { place.to_owned() } else { format!("{place} : {value}") }
 }
