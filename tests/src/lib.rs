@@ -13,6 +13,7 @@ mod segment;
 mod terminal;
 
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, Once, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -78,6 +79,20 @@ pub fn within<T>(limit: Duration, what: &str, ask: &mut dyn FnMut() -> Option<T>
     }
 }
 
+/// Why the test fails: said again after all that is shown then, where somebody looks first.
+static PANIC: Mutex<String> = Mutex::new(String::new());
+
+fn remember_panics() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let before = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            *PANIC.lock().unwrap_or_else(PoisonError::into_inner) = panic.to_string();
+            before(panic);
+        }));
+    });
+}
+
 /// A running `sampan up` or `sampan server`, and its kubeconfig.
 pub struct Cluster {
     dir: tempfile::TempDir,
@@ -124,6 +139,7 @@ impl Cluster {
     }
 
     fn new(place: Place, command: &'static str, arguments: &[&str]) -> Self {
+        remember_panics();
         let dir = tempfile::Builder::new().prefix("sampan-test-").tempdir().unwrap();
         let arguments = arguments.iter().map(ToString::to_string).collect();
         Self { dir, process: None, arguments, command, own_disk: false, place }
@@ -286,7 +302,8 @@ fn with_kubeconfig<'a>(kubeconfig: &'a Path, arguments: &[&'a str]) -> Vec<&'a s
 impl Drop for Cluster {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprintln!("{}", self.situation());
+            let why = PANIC.lock().unwrap_or_else(PoisonError::into_inner);
+            eprintln!("{}\n--- failed\n{why}", self.situation());
         }
         if let Some(process) = self.process.take() {
             process.terminate();

@@ -81,7 +81,7 @@ async fn tables() -> Result<BTreeSet<String>> {
     Ok(nft(&["list", "tables"]).await?.lines().map(str::to_owned).collect())
 }
 
-/// Waits until a table that was not there before holds all Services.
+/// Waits until a table that was not there before is in force and holds all Services.
 async fn programmed(before: &BTreeSet<String>, start: Instant) -> Result<Duration> {
     let all = async {
         loop {
@@ -90,6 +90,10 @@ async fn programmed(before: &BTreeSet<String>, start: Instant) -> Result<Duratio
                 let (Some(family), Some(name)) = (words.next(), words.next()) else { continue };
                 // Asked before, so that the asking is not measured.
                 let seen = start.elapsed();
+                let Ok(table) = nft(&["-t", "list", "table", family, name]).await else { continue };
+                if table.contains("flags dormant") {
+                    continue;
+                }
                 let Ok(text) = nft(&["-j", "list", "map", family, name, "services"]).await else { continue };
                 if elements(&text)? >= COUNT {
                     return Ok(seen);

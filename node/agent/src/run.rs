@@ -21,6 +21,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::api;
 use crate::image::{Images, Puller, collect};
@@ -82,10 +83,23 @@ struct Cluster {
 /// Runs the agent until shutdown. Returns early only when the node cannot be.
 pub fn run(config: Config, client: Client, shutdown: CancellationToken) -> BoxFuture<'static, anyhow::Result<()>> {
     // Boxed: compiled with this crate, not again with each program that calls it.
-    Box::pin(live(config, client, shutdown))
+    Box::pin(async move {
+        let background = TaskTracker::new();
+        let outcome = live(config, client, shutdown, &background).await;
+        // Somebody may be about to take away what these still make.
+        background.close();
+        background.wait().await;
+        outcome
+    })
 }
 
-async fn live(config: Config, client: Client, shutdown: CancellationToken) -> anyhow::Result<()> {
+/// What is to end before others go on runs in `background`.
+async fn live(
+    config: Config,
+    client: Client,
+    shutdown: CancellationToken,
+    background: &TaskTracker,
+) -> anyhow::Result<()> {
     api::make_dirs(&config.dir)?;
     let paths = Paths::new(&config.dir);
     let cache = Cache::open(paths.modules(), sampan_wasm::compile::Options::default())
@@ -140,6 +154,7 @@ async fn live(config: Config, client: Client, shutdown: CancellationToken) -> an
             node_addresses: config.addresses.clone(),
         },
         informers.clone(),
+        background.clone(),
         stop.clone(),
     )
     .await

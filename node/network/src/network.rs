@@ -9,6 +9,7 @@ use ipnet::{IpNet, Ipv4Net};
 use sampan_client::{EventRecorder, Informers};
 use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::addresses::Addresses;
 use crate::dns::{self, forward};
@@ -179,23 +180,25 @@ fn check(config: &Config) -> Result<V4> {
 }
 
 impl Network {
-    /// Guards first, then what an earlier process left, then Services and DNS. `shutdown` ends the
-    /// tasks and leaves what pods need; [`clean`](crate::clean) takes that away.
+    /// Guards first, then what an earlier process left, then Services and DNS. `shutdown` ends what runs in `tasks`
+    /// and leaves what pods need; [`clean`](crate::clean) takes that away, once the tasks have ended.
     pub fn start(
         config: Config,
         informers: Informers,
+        tasks: TaskTracker,
         shutdown: CancellationToken,
     ) -> BoxFuture<'static, Result<Self>> {
         let machine =
             Machine { upstream: forward::Source::File("/etc/resolv.conf".into()), nftables: nft::program().is_some() };
         // Boxed: compiled with this crate, not again with each program that calls it.
-        Box::pin(Self::start_on(machine, config, informers, shutdown))
+        Box::pin(Self::start_on(machine, config, informers, tasks, shutdown))
     }
 
     pub(crate) async fn start_on(
         machine: Machine,
         config: Config,
         informers: Informers,
+        tasks: TaskTracker,
         shutdown: CancellationToken,
     ) -> Result<Self> {
         let v4 = check(&config)?;
@@ -263,12 +266,14 @@ impl Network {
         let follow = (catalog, informers.clone(), shutdown.clone());
         let nodes_known = CancellationToken::new();
         let known = nodes_known.clone();
-        tokio::spawn(async move {
+        tasks.spawn(async move {
             let (catalog, informers, shutdown) = follow;
-            catalog.follow(&informers, shutdown.clone()).await;
+            if !catalog.follow(&informers, shutdown.clone()).await {
+                return;
+            }
             ready.cancel();
             // Who is on this machine too decides what is said, not what is done.
-            let _ = tokio::time::timeout(NODES_KNOWN, known.cancelled()).await;
+            shutdown.run_until_cancelled(tokio::time::timeout(NODES_KNOWN, known.cancelled())).await;
             services.run(shutdown).await;
         });
         let overlay = Overlay::new(&config.cluster_id, &config.node_name, v4.pod, metric.value());
@@ -279,7 +284,7 @@ impl Network {
             shared,
             known: nodes_known,
         };
-        tokio::spawn(nodes.follow(informers, shutdown));
+        tasks.spawn(nodes.follow(informers, shutdown));
         Ok(network)
     }
 

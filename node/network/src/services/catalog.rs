@@ -166,14 +166,14 @@ impl Catalog {
         self.write(|state| state.apply_slice(change));
     }
 
-    /// Keeps up with the cluster; returns when the first lists are in.
-    pub(crate) async fn follow(&self, informers: &Informers, shutdown: CancellationToken) {
+    /// Keeps up with the cluster; returns when the first lists are in, or with false when it ended before.
+    pub(crate) async fn follow(&self, informers: &Informers, shutdown: CancellationToken) -> bool {
         let services = informers.all::<Service>();
         let slices = informers.all::<EndpointSlice>();
         let both = async { tokio::join!(services.synced(), slices.synced()) };
         tokio::select! {
             _ = both => {}
-            () = shutdown.cancelled() => return,
+            () = shutdown.cancelled() => return false,
         }
         let mut services = services.subscribe();
         let mut slices = slices.subscribe();
@@ -195,6 +195,7 @@ impl Catalog {
                 }
             }
         });
+        true
     }
 }
 

@@ -34,7 +34,8 @@ pub(crate) struct Services {
 
 impl Services {
     pub(crate) async fn run(mut self, shutdown: CancellationToken) {
-        loop {
+        // What one begins to do is done before another one may take it away.
+        while !shutdown.is_cancelled() {
             let complete = self.sync().await;
             let again = async { if complete { std::future::pending().await } else { sleep(AGAIN).await } };
             tokio::select! {

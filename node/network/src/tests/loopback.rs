@@ -20,7 +20,7 @@ fn on_loopback(dir: &Path) -> Config {
 async fn unprivileged_everything_is_on_loopback() {
     let dir = tempfile::tempdir().unwrap();
     let api = FakeApi::new();
-    let Node0 { network, shutdown } = start(&api, on_loopback(dir.path()), false).await;
+    let Node0 { network, shutdown, .. } = start(&api, on_loopback(dir.path()), false).await;
     let shop = network.tenant("shop").await.unwrap();
     assert_eq!(shop.netns, None);
     let one = network.assign("shop", "one").await.unwrap();
@@ -52,7 +52,11 @@ async fn ranges_must_make_sense() {
     let good = on_loopback(dir.path());
     let attempt = |config: Config| async {
         let informers = Informers::new(FakeApi::new().client(), CancellationToken::new());
-        Network::start(config, informers, CancellationToken::new()).await.map(drop).unwrap_err().to_string()
+        Network::start(config, informers, TaskTracker::new(), CancellationToken::new())
+            .await
+            .map(drop)
+            .unwrap_err()
+            .to_string()
     };
     let outside = Config {
         cluster_cidr: "10.0.0.0/8".parse().unwrap(),

@@ -87,14 +87,19 @@ fn a_restart_finds_everything_and_clean_leaves_nothing() {
         }
         // The address is free again once the first one's tasks have ended.
         tokio::task::yield_now().await;
+        // One that ends before it knows any Service leaves them as they are.
+        start(&api, config(dir.path(), "node-0"), nftables).await.stop().await;
+        if nftables {
+            assert!(hear(None, None, web).await.unwrap().starts_with("one "), "Services go on without us");
+        }
+        tokio::task::yield_now().await;
         let second = start(&api, config(dir.path(), "node-0"), nftables).await;
         assert_eq!(second.network.assigned().await.len(), 1);
         assert_eq!(second.network.assign("shop", "one").await.unwrap(), one);
         assert_eq!(second.network.tenant("shop").await.unwrap(), shop);
         assert_eq!(hear(None, None, (one, 80)).await.unwrap(), format!("one {}", tenants::GATEWAY));
         until("it answers", || async { hear(Some(&shop), Some(one), web).await.is_ok() }).await;
-        second.shutdown.cancel();
-        drop(second);
+        second.stop().await;
 
         // Another node's and another's table stay.
         let other_dir = tempfile::tempdir().unwrap();
@@ -107,9 +112,11 @@ fn a_restart_finds_everything_and_clean_leaves_nothing() {
         assert!(is_unreachable(&hear(None, None, (one, 80)).await));
         assert!(is_refused(&hear(None, None, (two, 80)).await));
         assert!(is_refused(&hear(None, None, (ip("10.96.3.4"), 80)).await));
-        other.shutdown.cancel();
-        drop(other);
+        other.stop().await;
         clean(other_dir.path()).await.unwrap();
+        if nftables {
+            assert_eq!(services::nft(&["list", "tables"]).await, "");
+        }
         assert_eq!(Netlink::here().unwrap().routes().await.unwrap().len(), before);
     });
 }
@@ -195,7 +202,7 @@ fn ranges_in_use_are_refused() {
         let first = start(&api, config(one.path(), "node-0"), false).await;
         let other = Config { cluster_id: "ffffffff".to_owned(), ..config(two.path(), "node-0") };
         let informers = Informers::new(api.client(), CancellationToken::new());
-        let refused = Network::start(other, informers.clone(), CancellationToken::new()).await;
+        let refused = Network::start(other, informers.clone(), TaskTracker::new(), CancellationToken::new()).await;
         assert!(matches!(refused, Err(Error::RangeInUse { .. })));
         first.shutdown.cancel();
         clean(one.path()).await.unwrap();
@@ -204,7 +211,7 @@ fn ranges_in_use_are_refused() {
             cluster_dns: ip("10.244.0.10"),
             ..config(two.path(), "node-0")
         };
-        let refused = Network::start(both, informers, CancellationToken::new()).await;
+        let refused = Network::start(both, informers, TaskTracker::new(), CancellationToken::new()).await;
         assert!(matches!(refused, Err(Error::RangesOverlap { .. })));
     });
 }

@@ -42,15 +42,25 @@ fn config(dir: &Path, node: &str) -> Config {
 
 struct Node0 {
     network: Network,
+    tasks: TaskTracker,
     shutdown: CancellationToken,
 }
 
+impl Node0 {
+    /// Ends what it does; what it made stays.
+    async fn stop(self) {
+        self.shutdown.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+}
+
 async fn start(api: &FakeApi, config: Config, nftables: bool) -> Node0 {
-    let shutdown = CancellationToken::new();
+    let (tasks, shutdown) = (TaskTracker::new(), CancellationToken::new());
     let informers = Informers::new(api.client(), shutdown.clone());
     let machine = Machine { upstream: forward::Source::Fixed(Vec::new()), nftables };
-    let network = Network::start_on(machine, config, informers, shutdown.clone()).await.unwrap();
-    Node0 { network, shutdown }
+    let network = Network::start_on(machine, config, informers, tasks.clone(), shutdown.clone()).await.unwrap();
+    Node0 { network, tasks, shutdown }
 }
 
 /// Answers each connection with its name and who it sees.

@@ -212,7 +212,7 @@ fn port(number: u32, endpoints: u8) -> Port {
     }
 }
 
-async fn nft(arguments: &[&str]) -> String {
+pub async fn nft(arguments: &[&str]) -> String {
     let output = tokio::process::Command::new(nft::program().unwrap()).args(arguments).output().await.unwrap();
     assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()

@@ -54,8 +54,8 @@ impl Elements {
     }
 
     fn apply_here(mut self, table: &str) -> io::Result<()> {
-        self.gone.sort_unstable();
-        self.come.sort_unstable_by_key(|it| it.0);
+        self.gone.sort_unstable_by_key(|it| it.map);
+        self.come.sort_unstable_by_key(|it| it.0.map);
         let gone = self.gone.chunk_by(|a, b| a.map == b.map).flat_map(|of_map| of_map.chunks(TOGETHER));
         let come = self.come.chunk_by(|a, b| a.0.map == b.0.map).flat_map(|of_map| of_map.chunks(TOGETHER));
         let (gone, come): (Vec<_>, Vec<_>) = (gone.collect(), come.collect());

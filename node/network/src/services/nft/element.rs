@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 
 use super::super::model::{Endpoint, Protocol};
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) enum Map {
     Services,
     Endpoints,
@@ -41,25 +41,26 @@ impl Map {
         }
     }
 
+    /// As `nft` is told, up to how much it may hold.
     pub(super) fn declaration(self) -> &'static str {
         match self {
-            Self::Services => "map services { type ipv4_addr . inet_proto . inet_service : verdict; }",
+            Self::Services => "map services { type ipv4_addr . inet_proto . inet_service : verdict;",
             Self::Endpoints => {
-                "map endpoints { typeof ip daddr . meta l4proto . th dport . numgen random mod 65536 : ip daddr . th dport; }"
+                "map endpoints { typeof ip daddr . meta l4proto . th dport . numgen random mod 65536 : ip daddr . th dport;"
             }
-            Self::NodePorts => "map node-ports { type inet_proto . inet_service : verdict; }",
+            Self::NodePorts => "map node-ports { type inet_proto . inet_service : verdict;",
             Self::NodeEndpoints => {
-                "map node-endpoints { typeof meta l4proto . th dport . numgen random mod 65536 : ip daddr . th dport; }"
+                "map node-endpoints { typeof meta l4proto . th dport . numgen random mod 65536 : ip daddr . th dport;"
             }
-            Self::Refused => "set refused { type ipv4_addr . inet_proto . inet_service; }",
-            Self::Answered => "set answered { type ipv4_addr . inet_proto . inet_service; }",
-            Self::Hairpin => "set hairpin { type ipv4_addr . ipv4_addr; }",
+            Self::Refused => "set refused { type ipv4_addr . inet_proto . inet_service;",
+            Self::Answered => "set answered { type ipv4_addr . inet_proto . inet_service;",
+            Self::Hairpin => "set hairpin { type ipv4_addr . ipv4_addr;",
         }
     }
 }
 
 /// What is looked up: a map or set, and the parts that it has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct Place {
     pub(super) map: Map,
     pub(super) address: Option<Ipv4Addr>,

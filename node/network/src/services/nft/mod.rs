@@ -9,7 +9,7 @@ mod element;
 mod program;
 mod rules;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt::Write as _;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
@@ -64,14 +64,36 @@ pub(crate) struct Settings {
 /// The table as the kernel has it, or should.
 pub(crate) struct Table {
     settings: Settings,
-    services: BTreeMap<Arc<Key>, Rules>,
-    claims: BTreeMap<Place, Claims>,
+    services: HashMap<Arc<Key>, Rules>,
+    claims: HashMap<Place, Claims>,
+    sizes: [Size; Map::ALL.len()],
     /// There is a chain for every count of endpoints up to here.
     most_endpoints: usize,
     /// Which of its names is in force, if that is as we think.
     loaded: Option<String>,
     /// How often all of it was loaded.
     pub(crate) loads: usize,
+}
+
+/// How many elements a map holds, and for how many it was made: one that grows sorts all anew every time.
+#[derive(Clone, Copy, Debug, Default)]
+struct Size {
+    held: usize,
+    room: usize,
+}
+
+impl Size {
+    const LEAST: usize = 1024;
+    /// What is there besides what Services claim.
+    const OWN: usize = 2;
+
+    fn make_room(&mut self) {
+        self.room = (2 * (self.held + Self::OWN)).next_power_of_two().max(Self::LEAST);
+    }
+
+    fn is_full(self) -> bool {
+        self.held + Self::OWN > self.room
+    }
 }
 
 /// Who claims a place, in order. Two Services may claim one (an external address): the first has it.
@@ -119,8 +141,8 @@ impl Update {
 
 impl Table {
     pub(crate) fn new(settings: Settings) -> Self {
-        let (services, claims) = Default::default();
-        Self { settings, services, claims, most_endpoints: ENDPOINTS, loaded: None, loads: 0 }
+        let (services, claims, sizes) = Default::default();
+        Self { settings, services, claims, sizes, most_endpoints: ENDPOINTS, loaded: None, loads: 0 }
     }
 
     /// Applies what became of some Services; or loads all anew where the kernel may have another
@@ -141,6 +163,7 @@ impl Table {
 
     /// Makes the table beside the one that is in force, if there is one, and puts it in its place.
     async fn load(&mut self) -> Result<()> {
+        self.sizes.iter_mut().for_each(Size::make_room);
         let active = active_tables().await?;
         let [first, second] = &self.settings.tables;
         let (table, other) = if active.contains(first) { (second, first) } else { (first, second) };
@@ -171,32 +194,50 @@ impl Table {
             if let Some(table) = &self.loaded {
                 sticky_chains(table, &old, &new, &mut update);
             }
-            for place in old.elements.keys().chain(new.elements.keys()).filter(|_| self.loaded.is_some()) {
-                touched.entry(*place).or_insert_with(|| self.claims.get(place).and_then(Claims::winner));
-            }
-            for place in old.elements.keys().filter(|place| !new.elements.contains_key(*place)) {
-                if let Some(claims) = self.claims.get_mut(place) {
-                    claims.remove(&key);
-                    if claims.0.is_empty() {
-                        self.claims.remove(place);
-                    }
+            if self.loaded.is_some() {
+                for (place, _) in old.elements.iter().chain(&new.elements) {
+                    touched.entry(*place).or_insert_with(|| self.winner(place));
                 }
             }
+            for (place, _) in &old.elements {
+                self.let_go(place, &key);
+            }
             for (place, value) in &new.elements {
-                self.claims.entry(*place).or_default().set(&key, *value);
+                let claims = self.claims.entry(*place).or_insert_with(|| {
+                    self.sizes[place.map as usize].held += 1;
+                    Claims::default()
+                });
+                claims.set(&key, *value);
             }
             if new != Rules::default() {
                 self.services.insert(key, new);
             }
         }
+        if self.sizes.iter().any(|size| size.is_full()) {
+            self.loaded = None;
+        }
         for (place, old) in touched {
-            let new = self.claims.get(&place).and_then(Claims::winner);
+            let new = self.winner(&place);
             if old != new {
                 update.elements.gone.extend(old.map(|_| place));
                 update.elements.come.extend(new.map(|value| (place, value)));
             }
         }
         update
+    }
+
+    fn winner(&self, place: &Place) -> Option<Value> {
+        self.claims.get(place)?.winner()
+    }
+
+    fn let_go(&mut self, place: &Place, key: &Key) {
+        if let Some(claims) = self.claims.get_mut(place) {
+            claims.remove(key);
+            if claims.0.is_empty() {
+                self.claims.remove(place);
+                self.sizes[place.map as usize].held -= 1;
+            }
+        }
     }
 
     /// All elements that there should be.
@@ -217,7 +258,7 @@ impl Table {
             self.settings.node_name.replace(['"', '\\'], "")
         );
         for map in Map::ALL {
-            let _ = writeln!(text, "  {}", map.declaration());
+            let _ = writeln!(text, "  {} size {}; }}", map.declaration(), self.sizes[map as usize].room);
         }
         let _ = write!(
             text,

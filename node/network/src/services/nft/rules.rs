@@ -20,7 +20,8 @@ pub(super) struct Sticky {
 /// All that one Service needs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Rules {
-    pub(super) elements: BTreeMap<Place, Value>,
+    /// By place, each once.
+    pub(super) elements: Vec<(Place, Value)>,
     pub(super) sticky: BTreeMap<StickyName, Sticky>,
 }
 
@@ -93,18 +94,20 @@ pub(super) fn rules(key: &Key, ports: &[Port], here: impl Fn(&Ipv4Addr) -> bool)
             rules.lead(Place::node_port(port.protocol, number), by_node, &port.outside);
         }
     }
+    rules.elements.sort_by_key(|element| element.0);
+    rules.elements.dedup_by_key(|element| element.0);
     rules
 }
 
 impl Rules {
     fn set(&mut self, place: Place, value: Value) {
-        self.elements.insert(place, value);
+        self.elements.push((place, value));
     }
 
     /// The largest count of endpoints that a chain is needed for.
     pub(super) fn most_endpoints(&self) -> usize {
-        let count = |value: &Value| if let Value::Goto(chain) = value { chain.count() } else { None };
-        self.elements.values().filter_map(count).max().unwrap_or(0)
+        let count = |element: &(Place, Value)| if let Value::Goto(chain) = element.1 { chain.count() } else { None };
+        self.elements.iter().filter_map(count).max().unwrap_or(0)
     }
 
     /// Names the chains of a port that sticks to a client's endpoint.

@@ -166,6 +166,7 @@ fn port(address: u8, endpoints: &[u8]) -> Port {
 fn loaded() -> (Table, Kernel) {
     let mut table = Table::new(settings());
     let mut kernel = Kernel::default();
+    table.sizes.iter_mut().for_each(Size::make_room);
     kernel.load(&table);
     table.loaded = Some("loaded".to_owned());
     (table, kernel)
@@ -270,6 +271,23 @@ fn more_endpoints_than_there_are_chains() {
     kernel.load(&table);
     assert_eq!(kernel.lead("10.96.0.1", "tcp", 80).len(), 33);
     assert!(kernel.chains.contains_key("node-masq-64"));
+}
+
+#[test]
+fn more_elements_than_there_is_room_for() {
+    let (mut table, _) = loaded();
+    let many = |from: u16, to: u16| (from..to).map(|number| Port { port: number, ..port(1, &[1]) }).collect::<Vec<_>>();
+    let room = u16::try_from(Size::LEAST - Size::OWN).unwrap();
+    table.update(&[(key("a"), many(1, room))]);
+    table.update(&[(key("b"), many(room, room + 1))]);
+    assert!(table.loaded.is_some());
+    table.update(&[(key("b"), Vec::new())]);
+    table.update(&[(key("b"), many(room, room + 2))]);
+    assert!(table.loaded.is_none());
+    table.sizes.iter_mut().for_each(Size::make_room);
+    assert!(
+        table.chains("t").contains("map services { type ipv4_addr . inet_proto . inet_service : verdict; size 4096; }")
+    );
 }
 
 fn any_port() -> impl Strategy<Value = Port> {
