@@ -6,6 +6,7 @@ use k8s_openapi::api::core::v1::{Node, Pod, PodSpec};
 
 use crate::filter::{Diagnosis, missing};
 use crate::fit::Kinds;
+use crate::neighbours::{GroupId, Identity, Labels, Neighbours, OfAll};
 use crate::score::{Candidate, score};
 use crate::snapshot::{Demand, Snapshot};
 
@@ -17,6 +18,7 @@ const ALL_NODES: usize = 100;
 pub struct Decisions {
     snapshot: Snapshot,
     kinds: Kinds,
+    domains: OfAll,
     /// Where the search for nodes goes on, so that all get their turn in large clusters.
     next_node: usize,
 }
@@ -30,12 +32,28 @@ impl Decisions {
         self.snapshot.remove_node(name);
     }
 
-    /// Counts a pod, which must have a uid, on a node.
-    pub fn place(&mut self, pod: &Pod, node: &str) {
-        // Most news of a pod do not move it.
-        if !self.snapshot.is_placed(uid(pod), node) {
-            self.snapshot.place(uid(pod), node, Arc::new(Demand::of(pod)));
+    pub fn set_namespace(&mut self, name: String, labels: Labels) {
+        self.snapshot.groups_mut().set_namespace(name, labels);
+    }
+
+    pub fn remove_namespace(&mut self, name: &str) {
+        self.snapshot.groups_mut().remove_namespace(name);
+    }
+
+    /// Counts a pod, which must have a uid, on a node. Most news of a pod say nothing new about that: false then.
+    pub fn place(&mut self, pod: &Pod, node: &str) -> bool {
+        if self.snapshot.is_placed(pod, node) {
+            return false;
         }
+        let group = self.enter(pod);
+        let ending = pod.metadata.deletion_timestamp.is_some();
+        self.snapshot.place(uid(pod), node, Arc::new(Demand::of(pod)), group, ending);
+        true
+    }
+
+    fn enter(&mut self, pod: &Pod) -> GroupId {
+        let without = PodSpec::default();
+        self.snapshot.groups_mut().enter(Identity::of(pod), pod.spec.as_ref().unwrap_or(&without))
     }
 
     /// Whether the pod of this uid counted anywhere.
@@ -45,17 +63,21 @@ impl Decisions {
 
     /// The name of the best node for a pod, which counts there from now on, or why it fits on none.
     pub fn schedule(&mut self, pod: &Pod) -> Result<String, Diagnosis> {
-        let demand = Arc::new(Demand::of(pod));
-        let node = self.choose(pod, &demand)?;
-        self.snapshot.place(uid(pod), &node, demand);
-        Ok(node)
+        let (demand, group) = (Arc::new(Demand::of(pod)), self.enter(pod));
+        let chosen = self.choose(pod, &demand, group);
+        match &chosen {
+            Ok(node) => self.snapshot.place(uid(pod), node, demand, group, false),
+            Err(_) => self.snapshot.groups_mut().leave(group),
+        }
+        chosen
     }
 
-    fn choose(&mut self, pod: &Pod, demand: &Demand) -> Result<String, Diagnosis> {
+    fn choose(&mut self, pod: &Pod, demand: &Demand, group: GroupId) -> Result<String, Diagnosis> {
         let without = PodSpec::default();
         let spec = pod.spec.as_ref().unwrap_or(&without);
-        let nodes = self.snapshot.nodes();
         let fits = self.kinds.of(spec);
+        let neighbours = Neighbours::of(&mut self.snapshot, group, spec, &mut self.domains, &mut fits.domains);
+        let nodes = self.snapshot.nodes();
         let enough = enough(nodes.len());
         let mut diagnosis = Diagnosis::default();
         let mut fitting = Vec::new();
@@ -74,13 +96,18 @@ impl Decisions {
                 diagnosis.add(missing);
                 continue;
             }
-            fitting.push(Candidate { name, info, wishes: fit.wishes });
+            if let Some(reason) = neighbours.objection(index) {
+                diagnosis.add([reason]);
+                continue;
+            }
+            fitting.push(Candidate { index, name, info, wishes: fit.wishes });
             if fitting.len() == enough {
                 break;
             }
         }
         self.next_node = start + looked_at;
-        let scores = score(demand, self.snapshot.siblings(demand), &fitting);
+        let siblings = self.snapshot.siblings(demand).filter(|_| !self.snapshot.groups().spread_themselves(group));
+        let scores = score(demand, siblings, &neighbours, &fitting);
         // Of equals the first one after where the search began: all get their turn.
         let best = scores.iter().enumerate().rev().max_by_key(|(_, score)| **score);
         best.map(|(index, _)| fitting[index].name.to_owned()).ok_or(diagnosis)

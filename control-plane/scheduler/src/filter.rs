@@ -20,6 +20,18 @@ pub enum Reason {
     HostPorts,
     TooManyPods,
     Insufficient(Cow<'static, str>),
+    Spread,
+    SpreadLabel,
+    PodAffinity,
+    PodAntiAffinity,
+    OthersAntiAffinity,
+}
+
+impl Reason {
+    /// Whether other pods may change it by coming.
+    fn is_about_pods(&self) -> bool {
+        matches!(self, Self::Spread | Self::PodAffinity)
+    }
 }
 
 impl fmt::Display for Reason {
@@ -32,6 +44,13 @@ impl fmt::Display for Reason {
             Self::HostPorts => out.write_str("node(s) didn't have free ports for the requested pod ports"),
             Self::TooManyPods => out.write_str("Too many pods"),
             Self::Insufficient(resource) => write!(out, "Insufficient {resource}"),
+            Self::Spread => out.write_str("node(s) didn't match pod topology spread constraints"),
+            Self::SpreadLabel => {
+                out.write_str("node(s) didn't match pod topology spread constraints (missing required label)")
+            }
+            Self::PodAffinity => out.write_str("node(s) didn't match pod affinity rules"),
+            Self::PodAntiAffinity => out.write_str("node(s) didn't match pod anti-affinity rules"),
+            Self::OthersAntiAffinity => out.write_str("node(s) didn't satisfy existing pods anti-affinity rules"),
         }
     }
 }
@@ -50,6 +69,11 @@ impl Diagnosis {
             *self.reasons.entry(reason).or_default() += 1;
         }
     }
+
+    /// Whether a pod that comes somewhere may make a node fit.
+    pub fn waits_for_pods(&self) -> bool {
+        self.reasons.keys().any(Reason::is_about_pods)
+    }
 }
 
 impl fmt::Display for Diagnosis {
@@ -65,16 +89,13 @@ impl fmt::Display for Diagnosis {
 
 /// What the pod's spec and the node's description say, whatever runs there.
 pub fn mismatch(spec: &PodSpec, node: &Node) -> Option<Reason> {
-    let tolerations = spec.tolerations.as_deref().unwrap_or_default();
     if spec.node_name.as_deref().is_some_and(|name| !name.is_empty() && name != node.name_any()) {
         return Some(Reason::OtherNode);
     }
-    if is_unschedulable(node) && !tolerates(tolerations, &unschedulable_taint()) {
+    if is_unschedulable(node) && !tolerates(tolerations(spec), &unschedulable_taint()) {
         return Some(Reason::Unschedulable);
     }
-    let taints = node.spec.iter().flat_map(|spec| spec.taints.iter().flatten());
-    let mut hard = taints.filter(|taint| matches!(taint.effect.as_str(), "NoSchedule" | "NoExecute"));
-    if hard.any(|taint| !tolerates(tolerations, taint)) {
+    if !tolerates_taints(spec, node) {
         return Some(Reason::Taint);
     }
     (!matches_affinity(spec, node)).then_some(Reason::Affinity)
@@ -86,6 +107,17 @@ pub fn missing(demand: &Demand, info: &NodeInfo) -> Vec<Reason> {
         return vec![Reason::HostPorts];
     }
     insufficient(&demand.requests, info)
+}
+
+fn tolerations(spec: &PodSpec) -> &[Toleration] {
+    spec.tolerations.as_deref().unwrap_or_default()
+}
+
+/// Whether it tolerates all taints that keep pods away.
+pub fn tolerates_taints(spec: &PodSpec, node: &Node) -> bool {
+    let taints = node.spec.iter().flat_map(|spec| spec.taints.iter().flatten());
+    let mut hard = taints.filter(|taint| matches!(taint.effect.as_str(), "NoSchedule" | "NoExecute"));
+    hard.all(|taint| tolerates(tolerations(spec), taint))
 }
 
 fn is_unschedulable(node: &Node) -> bool {
@@ -147,7 +179,7 @@ pub fn tolerates(tolerations: &[Toleration], taint: &Taint) -> bool {
 }
 
 /// `nodeSelector` and the required node affinity.
-fn matches_affinity(spec: &PodSpec, node: &Node) -> bool {
+pub fn matches_affinity(spec: &PodSpec, node: &Node) -> bool {
     let labels = node.labels();
     if spec.node_selector.iter().flatten().any(|(key, value)| labels.get(key) != Some(value)) {
         return false;
@@ -202,6 +234,7 @@ mod tests {
 
     use super::*;
     use crate::Decisions;
+    use crate::neighbours::Identity;
     use crate::snapshot::Snapshot;
 
     fn pod(spec: Value) -> Pod {
@@ -288,7 +321,8 @@ mod tests {
         snapshot.set_node(Arc::new(serde_json::from_value(small).unwrap()));
         let pod = pod(json!({ "containers": [{ "name": "c", "ports": [{ "containerPort": 1, "hostPort": 80 }] }] }));
         let demand = Demand::of(&pod);
-        snapshot.place("u", "a", Arc::new(demand.clone()));
+        let group = snapshot.groups_mut().enter(Identity::of(&pod), pod.spec.as_ref().unwrap());
+        snapshot.place("u", "a", Arc::new(demand.clone()), group, false);
         let info = &snapshot.nodes()["a"];
         assert_eq!(missing(&demand, info), [Reason::HostPorts]);
         let without = Demand { host_ports: Vec::new(), ..demand };

@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use k8s_openapi::api::core::v1::{Node, PodSpec};
 
 use crate::filter::{self, Reason};
+use crate::neighbours::OfKind;
 use crate::score::Wishes;
 use crate::snapshot::NodeInfo;
 
@@ -29,6 +30,8 @@ impl Fit {
 pub struct Fits {
     /// With the version of the node that it was worked out from.
     known: Vec<Option<(u64, Fit)>>,
+    /// Of the nodes that count when such pods are spread.
+    pub domains: OfKind,
     used: u64,
 }
 

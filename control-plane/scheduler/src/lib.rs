@@ -5,6 +5,7 @@
 mod decision;
 mod filter;
 mod fit;
+mod neighbours;
 mod queue;
 mod resources;
 mod score;
@@ -17,7 +18,7 @@ use anyhow::Result;
 use futures::future::BoxFuture;
 use http::Request;
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
 use kube::ResourceExt as _;
 use kube::api::{Api, Patch, PatchParams};
 use sampan_client::{Change, EventKind, EventRecorder, Informers};
@@ -45,14 +46,15 @@ pub fn run(informers: Informers, shutdown: CancellationToken) -> BoxFuture<'stat
 }
 
 async fn schedule(informers: Informers, shutdown: CancellationToken) -> Result<()> {
-    let (pods, nodes) = (informers.all::<Pod>(), informers.all::<Node>());
-    pods.synced().await;
-    nodes.synced().await;
-    let (mut pods, mut nodes) = (pods.subscribe(), nodes.subscribe());
+    let (pods, nodes, namespaces) = (informers.all::<Pod>(), informers.all::<Node>(), informers.all::<Namespace>());
+    tokio::join!(pods.synced(), nodes.synced(), namespaces.synced());
+    let (mut pods, mut nodes, mut namespaces) = (pods.subscribe(), nodes.subscribe(), namespaces.subscribe());
     let (outcomes, mut unbound) = mpsc::unbounded_channel();
     let mut scheduler = Scheduler {
         decisions: Decisions::default(),
         queue: Queue::default(),
+        awaited: false,
+        room: false,
         binder: Binder {
             events: EventRecorder::new(informers.client().clone(), NAME, None),
             client: informers.client().clone(),
@@ -64,7 +66,10 @@ async fn schedule(informers: Informers, shutdown: CancellationToken) -> Result<(
     let mut retry = None;
     loop {
         // All that is known first: a decision on old news would be made twice.
-        let mut room = false;
+        let mut room = std::mem::take(&mut scheduler.room);
+        while let Ok(change) = namespaces.try_recv() {
+            room |= scheduler.namespace_changed(&change);
+        }
         while let Ok(change) = nodes.try_recv() {
             room |= scheduler.node_changed(&change);
         }
@@ -76,30 +81,35 @@ async fn schedule(informers: Informers, shutdown: CancellationToken) -> Result<(
             room = true;
         }
         if room {
-            retry = scheduler.queue.unpark(Instant::now());
+            retry = scheduler.unpark();
         }
         if scheduler.schedule_one().await {
             continue;
         }
         tokio::select! {
             () = shutdown.cancelled() => return Ok(()),
+            Some(change) = namespaces.recv() => {
+                if scheduler.namespace_changed(&change) {
+                    retry = scheduler.unpark();
+                }
+            }
             Some(change) = nodes.recv() => {
                 if scheduler.node_changed(&change) {
-                    retry = scheduler.queue.unpark(Instant::now());
+                    retry = scheduler.unpark();
                 }
             }
             Some(change) = pods.recv() => {
                 if scheduler.pod_changed(&change) {
-                    retry = scheduler.queue.unpark(Instant::now());
+                    retry = scheduler.unpark();
                 }
             }
             Some(pod) = unbound.recv() => {
                 scheduler.unbound(&pod);
-                retry = scheduler.queue.unpark(Instant::now());
+                retry = scheduler.unpark();
             }
             // What changed while a pod was backing off counts when the time is over.
             () = tokio::time::sleep(retry.map_or(IDLE, |at| at.saturating_duration_since(Instant::now()))) => {
-                retry = scheduler.queue.unpark(Instant::now());
+                retry = scheduler.unpark();
             }
         }
     }
@@ -109,6 +119,10 @@ struct Scheduler {
     decisions: Decisions,
     queue: Queue,
     binder: Binder,
+    /// Some pods found no node for want of other pods.
+    awaited: bool,
+    /// One was placed that they may have waited for.
+    room: bool,
 }
 
 impl Scheduler {
@@ -143,12 +157,28 @@ impl Scheduler {
         match spec.and_then(|spec| spec.node_name.as_deref()).filter(|node| !node.is_empty()) {
             Some(node) => {
                 self.queue.remove(&uid);
-                self.decisions.place(pod, node);
+                return self.decisions.place(pod, node) && self.awaited;
             }
             None if is_ours(pod) => self.queue.put(pod.clone()),
             None => self.queue.remove(&uid),
         }
         false
+    }
+
+    /// Whether this may make room for a pod that found none: terms may mean other namespaces now.
+    fn namespace_changed(&mut self, change: &Change<Namespace>) -> bool {
+        let namespace = change.object();
+        match change {
+            Change::Deleted(_) => self.decisions.remove_namespace(&namespace.name_any()),
+            _ => self.decisions.set_namespace(namespace.name_any(), namespace.labels().clone()),
+        }
+        self.awaited
+    }
+
+    /// Pods that found no node are tried again. Answers when those may be that are still backing off.
+    fn unpark(&mut self) -> Option<Instant> {
+        self.awaited = false;
+        self.queue.unpark(Instant::now())
     }
 
     /// A binding failed: the place is free again, the pod waits for another try.
@@ -162,8 +192,12 @@ impl Scheduler {
     async fn schedule_one(&mut self) -> bool {
         let Some(pod) = self.queue.next() else { return false };
         match self.decisions.schedule(&pod) {
-            Ok(node) => self.binder.bind(pod, node).await,
+            Ok(node) => {
+                self.room |= self.awaited;
+                self.binder.bind(pod, node).await;
+            }
             Err(diagnosis) => {
+                self.awaited |= diagnosis.waits_for_pods();
                 self.queue.park(&pod.uid().unwrap_or_default(), Instant::now());
                 self.binder.cannot(pod, diagnosis.to_string()).await;
             }

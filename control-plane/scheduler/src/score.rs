@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use k8s_openapi::api::core::v1::{Node, PodSpec};
 
 use crate::filter::{matches_term, tolerates};
+use crate::neighbours::Neighbours;
 use crate::snapshot::{Demand, NodeInfo};
 
 const MAX: i64 = 100;
@@ -14,6 +15,7 @@ const RESOURCES: i64 = 1;
 const BALANCE: i64 = 1;
 const AFFINITY: i64 = 2;
 const SPREAD: i64 = 2;
+const NEIGHBOURS: i64 = 2;
 const TAINTS: i64 = 3;
 const IMAGES: i64 = 1;
 
@@ -40,14 +42,24 @@ impl Wishes {
 
 /// A node that the pod fits on.
 pub struct Candidate<'a> {
+    /// Its place in the snapshot.
+    pub index: usize,
     pub name: &'a str,
     pub info: &'a NodeInfo,
     pub wishes: Wishes,
 }
 
-/// Scores of `nodes`, in their order; `siblings` are how many pods of the same owner are where, by name of the node.
-pub fn score(demand: &Demand, siblings: Option<&HashMap<String, usize>>, nodes: &[Candidate]) -> Vec<i64> {
+/// Scores of `nodes`, in their order; `siblings` are how many pods of the same owner are where, by name of the node,
+/// for pods that do not say themselves how they are to be spread.
+pub fn score(
+    demand: &Demand,
+    siblings: Option<&HashMap<String, usize>>,
+    neighbours: &Neighbours,
+    nodes: &[Candidate],
+) -> Vec<i64> {
     let of_wishes = |wish: fn(&Wishes) -> i64| nodes.iter().map(|node| wish(&node.wishes)).collect::<Vec<i64>>();
+    let indices = || nodes.iter().map(|node| node.index);
+    let alike = || vec![0; nodes.len()];
     let affinity = normalized(of_wishes(|wishes| wishes.affinity), false);
     let taints = normalized(of_wishes(|wishes| wishes.taints), true);
     let spread = match siblings {
@@ -55,9 +67,9 @@ pub fn score(demand: &Demand, siblings: Option<&HashMap<String, usize>>, nodes: 
             let here = |node: &Candidate| siblings.get(node.name).copied().unwrap_or(0).try_into().unwrap_or(MAX);
             normalized(nodes.iter().map(here).collect(), true)
         }
-        // All alike.
-        None => vec![0; nodes.len()],
+        None => neighbours.evenness(indices()).unwrap_or_else(alike),
     };
+    let wished = neighbours.wished(indices()).unwrap_or_else(alike);
     nodes
         .iter()
         .enumerate()
@@ -67,6 +79,7 @@ pub fn score(demand: &Demand, siblings: Option<&HashMap<String, usize>>, nodes: 
                 + AFFINITY * affinity[index]
                 + TAINTS * taints[index]
                 + SPREAD * spread[index]
+                + NEIGHBOURS * wished[index]
                 + IMAGES * wishes.images
         })
         .collect()

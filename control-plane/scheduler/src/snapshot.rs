@@ -8,6 +8,7 @@ use k8s_openapi::api::core::v1::{ContainerImage, Node, Pod};
 use kube::ResourceExt as _;
 use sampan_api::quantity::Quantity;
 
+use crate::neighbours::{GroupId, Groups};
 use crate::resources::{Resources, assumed, requests};
 
 /// A port that a pod wants on the machine itself.
@@ -146,6 +147,8 @@ fn images(node: &Node) -> Option<&Vec<ContainerImage>> {
 struct Placed {
     node: String,
     demand: Arc<Demand>,
+    group: GroupId,
+    ending: bool,
 }
 
 /// The cluster as the scheduler sees it: what the API told, and what it decided but has not heard back.
@@ -157,6 +160,9 @@ pub struct Snapshot {
     placed: HashMap<String, Placed>,
     /// By owner and name of the node: how many of the owner's pods are there.
     siblings: HashMap<String, HashMap<String, usize>>,
+    groups: Groups,
+    /// Another one whenever nodes come, go or get another description.
+    layout: u64,
 }
 
 impl Snapshot {
@@ -164,13 +170,29 @@ impl Snapshot {
         &self.nodes
     }
 
+    pub fn layout(&self) -> u64 {
+        self.layout
+    }
+
+    pub fn groups(&self) -> &Groups {
+        &self.groups
+    }
+
+    pub fn groups_mut(&mut self) -> &mut Groups {
+        &mut self.groups
+    }
+
     pub fn set_node(&mut self, node: Arc<Node>) {
         let name = node.name_any();
         self.versions += 1;
         if let Some(info) = self.nodes.get_mut(&name) {
             info.update(node, self.versions);
+            if info.version == self.versions {
+                self.layout += 1;
+            }
             return;
         }
+        self.layout += 1;
         let mut info = NodeInfo::new(node, self.versions);
         for placed in self.placed.values().filter(|placed| placed.node == name) {
             info.place(&placed.demand);
@@ -180,17 +202,21 @@ impl Snapshot {
 
     pub fn remove_node(&mut self, name: &str) {
         self.nodes.swap_remove(name);
+        self.layout += 1;
     }
 
-    pub fn is_placed(&self, uid: &str, node: &str) -> bool {
-        self.placed.get(uid).is_some_and(|placed| placed.node == node)
+    /// Whether the pod counts there, as it is now.
+    pub fn is_placed(&self, pod: &Pod, node: &str) -> bool {
+        let placed = pod.metadata.uid.as_deref().and_then(|uid| self.placed.get(uid));
+        placed.is_some_and(|placed| {
+            placed.node == node
+                && placed.ending == pod.metadata.deletion_timestamp.is_some()
+                && self.groups.get(placed.group).is_some_and(|group| group.identity.is_of(pod))
+        })
     }
 
-    /// Counts a pod on a node; again with another node moves it.
-    pub fn place(&mut self, uid: &str, node: &str, demand: Arc<Demand>) {
-        if self.is_placed(uid, node) {
-            return;
-        }
+    /// Counts a pod, which entered its group, on a node; again moves it.
+    pub fn place(&mut self, uid: &str, node: &str, demand: Arc<Demand>, group: GroupId, ending: bool) {
         self.remove_pod(uid);
         if let Some(info) = self.nodes.get_mut(node) {
             info.place(&demand);
@@ -198,7 +224,8 @@ impl Snapshot {
         if let Some(owner) = &demand.owner {
             *self.siblings.entry(owner.clone()).or_default().entry(node.to_owned()).or_default() += 1;
         }
-        self.placed.insert(uid.to_owned(), Placed { node: node.to_owned(), demand });
+        self.groups.place(group, node, ending);
+        self.placed.insert(uid.to_owned(), Placed { node: node.to_owned(), demand, group, ending });
     }
 
     /// Whether the pod counted anywhere.
@@ -207,6 +234,8 @@ impl Snapshot {
         if let Some(info) = self.nodes.get_mut(&placed.node) {
             info.take_away(&placed.demand);
         }
+        self.groups.take_away(placed.group, &placed.node, placed.ending);
+        self.groups.leave(placed.group);
         if let Some(owner) = &placed.demand.owner
             && let Some(nodes) = self.siblings.get_mut(owner)
         {
@@ -232,10 +261,12 @@ impl Snapshot {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use k8s_openapi::api::core::v1::PodSpec;
     use proptest::prelude::*;
     use serde_json::json;
 
     use super::*;
+    use crate::neighbours::Identity;
 
     fn node(name: &str) -> Arc<Node> {
         let allocatable = json!({ "cpu": "4", "memory": "1Gi", "pods": "10" });
@@ -266,11 +297,9 @@ mod tests {
                     expected.remove(&pod);
                 } else {
                     let name = format!("n{on}");
-                    snapshot.place(&uid, &name, demand(cpu, Some(format!("o{cpu}")), None));
-                    match expected.get(&pod) {
-                        Some((at, _)) if *at == name => {}
-                        _ => { expected.insert(pod, (name, cpu)); }
-                    }
+                    let group = snapshot.groups_mut().enter(Identity::of(&Pod::default()), &PodSpec::default());
+                    snapshot.place(&uid, &name, demand(cpu, Some(format!("o{cpu}")), None), group, false);
+                    expected.insert(pod, (name, cpu));
                 }
             }
             // A node that comes late knows its pods too.
