@@ -117,6 +117,44 @@ fn nothing_fits_and_the_events_say_why() {
     cluster.kubectl(&["wait", "--for=condition=Ready", "pod/huge", "--timeout=60s"]);
 }
 
+/// One that may not be with another waits until that is gone; one that needs another until it comes.
+#[test]
+fn pods_that_ask_for_other_pods() {
+    let cluster = Cluster::up();
+    cluster.import("hello");
+    let pod = |name: &str, kind: &str, app: &str| {
+        format!(
+            "apiVersion: v1
+kind: Pod
+metadata: {{name: {name}, labels: {{app: {name}}}}}
+spec:
+  affinity:
+    {kind}:
+      requiredDuringSchedulingIgnoredDuringExecution:
+      - {{topologyKey: kubernetes.io/hostname, labelSelector: {{matchLabels: {{app: {app}}}}}}}
+  containers:
+  - {{name: c, image: 'localhost/hello:v1'}}
+"
+        )
+    };
+    let ready = |name: &str| {
+        cluster.kubectl(&["wait", "--for=condition=Ready", &format!("pod/{name}"), "--timeout=60s"]);
+    };
+    let waits = |name: &str, why: &str| {
+        let expected = format!("0/1 nodes are available: 1 node(s) {why}.");
+        eventually(&expected, || cluster.kubectl(&["describe", "pod", name]).contains(&expected).then_some(()));
+    };
+    cluster.apply(&pod("needy", "podAffinity", "proud"));
+    waits("needy", "didn't match pod affinity rules");
+    cluster.apply(&pod("proud", "podAntiAffinity", "rival"));
+    ready("proud");
+    ready("needy");
+    cluster.apply(&pod("rival", "podAntiAffinity", "nobody"));
+    waits("rival", "didn't satisfy existing pods anti-affinity rules");
+    cluster.kubectl(&["delete", "pod", "proud"]);
+    ready("rival");
+}
+
 #[test]
 fn all_samples_fit_on_one_small_node() {
     let cluster = Cluster::up();

@@ -77,32 +77,26 @@ async fn nft(arguments: &[&str]) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
+/// Asked of the kernel itself: `nft` reads all elements of all tables before it lists their names.
 async fn tables() -> Result<BTreeSet<String>> {
-    Ok(nft(&["list", "tables"]).await?.lines().map(str::to_owned).collect())
+    Ok(sampan_network::tables_in_force().await?.into_iter().collect())
 }
 
-/// Waits until a table that was not there before is in force and holds all Services.
+/// Waits until a table that was not there before is in force. It holds all Services then.
 async fn programmed(before: &BTreeSet<String>, start: Instant) -> Result<Duration> {
-    let all = async {
+    let in_force = async {
         loop {
-            for table in tables().await?.difference(before) {
-                let mut words = table.split(' ').skip(1);
-                let (Some(family), Some(name)) = (words.next(), words.next()) else { continue };
-                // Asked before, so that the asking is not measured.
-                let seen = start.elapsed();
-                let Ok(table) = nft(&["-t", "list", "table", family, name]).await else { continue };
-                if table.contains("flags dormant") {
-                    continue;
-                }
-                let Ok(text) = nft(&["-j", "list", "map", family, name, "services"]).await else { continue };
-                if elements(&text)? >= COUNT {
-                    return Ok(seen);
-                }
+            if let Some(table) = tables().await?.difference(before).next() {
+                return Ok((table.clone(), start.elapsed()));
             }
-            tokio::time::sleep(Duration::from_millis(20)).await;
+            tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    tokio::time::timeout(PATIENCE, all).await.context("the Services are not programmed in time")?
+    let in_time = tokio::time::timeout(PATIENCE, in_force).await;
+    let (table, seen) = in_time.context("the Services are not programmed in time")?.and_then(anyhow::Ok)?;
+    let count = elements(&nft(&["-j", "list", "map", "ip", &table, "services"]).await?)?;
+    ensure!(count >= COUNT, "{count} of {COUNT} Services are in the table");
+    Ok(seen)
 }
 
 fn elements(text: &str) -> Result<usize> {

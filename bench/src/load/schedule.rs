@@ -12,6 +12,8 @@ use serde_json::{Value, json};
 use super::{Meter, Outcome, spread_out};
 use crate::client::{Api, Connection};
 
+const ZONE: &str = "topology.kubernetes.io/zone";
+const HOST: &str = "kubernetes.io/hostname";
 const ZONES: usize = 3;
 const PODS_A_NODE: usize = 110;
 const CPU_MILLIS: usize = 8000;
@@ -29,12 +31,40 @@ struct Wish {
     memory: usize,
     zone: Option<usize>,
     ssd: bool,
+    among: Among,
+}
+
+/// What a pod asks of those of its owner.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Among {
+    /// Preferably not two on a node.
+    Apart,
+    /// Never two on a node.
+    Alone,
+    /// As many in each zone as in any other, give or take one.
+    Even,
+    /// All in one zone.
+    Together,
 }
 
 fn wish(number: usize) -> Wish {
     let sizes = [(50, 64), (100, 128), (250, 256), (500, 512)];
     let (cpu, memory) = sizes.get(number % sizes.len()).copied().unwrap_or((50, 64));
-    Wish { cpu, memory, zone: (number % 3 == 1).then_some(number % ZONES), ssd: number % 3 == 2 }
+    let among = match (number / OWNED) % 5 {
+        0 | 1 => Among::Apart,
+        2 => Among::Alone,
+        3 => Among::Even,
+        _ => Among::Together,
+    };
+    // Who is to be in every zone, or in one that is found, does not name one.
+    let names_zone = matches!(among, Among::Apart | Among::Alone) && number % 3 == 1;
+    Wish {
+        cpu,
+        memory,
+        zone: names_zone.then_some(number % ZONES),
+        ssd: among != Among::Even && number % 3 == 2,
+        among,
+    }
 }
 
 fn zone(node: usize) -> usize {
@@ -195,7 +225,7 @@ fn owner(number: usize) -> String {
 }
 
 fn pod(number: usize, uid: &str) -> Value {
-    let Wish { cpu, memory, zone, ssd } = wish(number);
+    let Wish { cpu, memory, zone, ssd, among } = wish(number);
     let owned_by = owner(number / OWNED);
     let mut pod = json!({
         "apiVersion": "v1",
@@ -213,21 +243,23 @@ fn pod(number: usize, uid: &str) -> Value {
                 "image": "localhost/hello:v1",
                 "resources": { "requests": { "cpu": format!("{cpu}m"), "memory": format!("{memory}Mi") } },
             }],
-            "topologySpreadConstraints": [{
-                "maxSkew": 1,
-                "topologyKey": "kubernetes.io/hostname",
-                "whenUnsatisfiable": "ScheduleAnyway",
-                "labelSelector": { "matchLabels": { "app": owned_by } },
-            }],
         },
     });
+    let siblings = json!({ "matchLabels": { "app": owned_by } });
+    let spread = |key: &str, when: &str| json!([{ "maxSkew": 1, "topologyKey": key, "whenUnsatisfiable": when, "labelSelector": siblings }]);
+    let near = |key: &str| json!({ "requiredDuringSchedulingIgnoredDuringExecution": [{ "topologyKey": key, "labelSelector": siblings }] });
+    match among {
+        Among::Apart => pod["spec"]["topologySpreadConstraints"] = spread(HOST, "ScheduleAnyway"),
+        Among::Even => pod["spec"]["topologySpreadConstraints"] = spread(ZONE, "DoNotSchedule"),
+        Among::Alone => pod["spec"]["affinity"]["podAntiAffinity"] = near(HOST),
+        Among::Together => pod["spec"]["affinity"]["podAffinity"] = near(ZONE),
+    }
     if let Some(zone) = zone {
         let term = json!({ "matchExpressions": [
-            { "key": "topology.kubernetes.io/zone", "operator": "In", "values": [format!("zone-{zone}")] },
+            { "key": ZONE, "operator": "In", "values": [format!("zone-{zone}")] },
         ] });
-        pod["spec"]["affinity"] = json!({ "nodeAffinity": {
-            "requiredDuringSchedulingIgnoredDuringExecution": { "nodeSelectorTerms": [term] },
-        } });
+        pod["spec"]["affinity"]["nodeAffinity"] =
+            json!({ "requiredDuringSchedulingIgnoredDuringExecution": { "nodeSelectorTerms": [term] } });
     }
     if ssd {
         pod["spec"]["nodeSelector"] = json!({ "disk": "ssd" });
@@ -252,8 +284,9 @@ async fn check(connection: &mut Connection, all: &str, nodes: usize, pods: usize
 fn verify(placed: impl Iterator<Item = (usize, usize)>, nodes: usize) -> Result<usize> {
     let mut used = vec![(0, 0, 0); nodes];
     let mut owners: HashMap<(usize, usize), usize> = HashMap::new();
+    let mut zones: HashMap<usize, (Among, [usize; ZONES])> = HashMap::new();
     for (pod, node) in placed {
-        let Wish { cpu, memory, zone: wanted, ssd } = wish(pod);
+        let Wish { cpu, memory, zone: wanted, ssd, among } = wish(pod);
         let (cpus, memories, count) = used.get_mut(node).with_context(|| format!("pod {pod} is on no node of ours"))?;
         *cpus += cpu;
         *memories += memory;
@@ -264,7 +297,18 @@ fn verify(placed: impl Iterator<Item = (usize, usize)>, nodes: usize) -> Result<
         );
         ensure!(wanted.is_none_or(|wanted| wanted == zone(node)), "pod {pod} is in another zone than it asked for");
         ensure!(!ssd || has_ssd(node), "pod {pod} asked for an SSD and is on node {node}");
-        *owners.entry((pod / OWNED, node)).or_default() += 1;
+        let together = owners.entry((pod / OWNED, node)).or_default();
+        *together += 1;
+        ensure!(among != Among::Alone || *together == 1, "pod {pod} is on node {node} with another one of its owner");
+        let (_, counts) = zones.entry(pod / OWNED).or_insert((among, [0; ZONES]));
+        counts.iter_mut().skip(zone(node)).take(1).for_each(|count| *count += 1);
+    }
+    for (owner, (among, counts)) in zones {
+        let (least, most) = (counts.iter().min(), counts.iter().max());
+        let skew = most.zip(least).map_or(0, |(most, least)| most - least);
+        ensure!(among != Among::Even || skew <= 1, "owner {owner} has {counts:?} pods in the zones, unevenly");
+        let used = counts.iter().filter(|count| **count > 0).count();
+        ensure!(among != Among::Together || used == 1, "owner {owner} has {counts:?} pods in the zones, apart");
     }
     Ok(owners.into_values().max().unwrap_or(0))
 }
@@ -287,16 +331,26 @@ mod tests {
         let crowd: Vec<_> = (0..111).map(|_| (0, 0)).collect();
         assert!(error(&crowd).contains("111 pods"));
         assert_eq!(verify([(0, 0), (3, 0), (6, 0), (0, 1)].into_iter(), 6).ok(), Some(3));
+        let (alone, even, together) = (2 * OWNED, 3 * OWNED, 4 * OWNED);
+        assert!(error(&[(alone, 0), (alone + 3, 0)]).contains("with another one"));
+        assert!(error(&[(even, 0), (even + 1, 3)]).contains("unevenly"));
+        assert_eq!(error(&[(even, 0), (even + 1, 1)]), "");
+        assert!(error(&[(together, 0), (together + 1, 1)]).contains("apart"));
+        assert_eq!(error(&[(together, 0), (together + 1, 3)]), "");
     }
 
     #[test]
     fn what_a_pod_asks_for_is_in_its_spec() {
-        for number in 0..12 {
+        for number in (0..12).chain((0..5).map(|owner| owner * OWNED)) {
             let (wish, pod) = (wish(number), pod(number, "u"));
             let spec = &pod["spec"];
             assert_eq!(spec["containers"][0]["resources"]["requests"]["cpu"], format!("{}m", wish.cpu));
             assert_eq!(spec["nodeSelector"]["disk"] == "ssd", wish.ssd);
-            assert_eq!(spec["affinity"].is_object(), wish.zone.is_some());
+            assert_eq!(spec["affinity"]["nodeAffinity"].is_object(), wish.zone.is_some());
+            assert_eq!(spec["affinity"]["podAntiAffinity"].is_object(), wish.among == Among::Alone);
+            assert_eq!(spec["affinity"]["podAffinity"].is_object(), wish.among == Among::Together);
+            let spread = matches!(wish.among, Among::Apart | Among::Even);
+            assert_eq!(spec["topologySpreadConstraints"].is_array(), spread);
         }
     }
 }

@@ -27,6 +27,7 @@ pub use error::{Error, Result};
 pub use mode::{Mode, detect_mode};
 pub use network::{Assignment, Config, Network, PortShift, Tenant};
 pub use records::{Removed, clean};
+pub use services::nft::tables_in_force;
 
 #[cfg(test)]
 mod testing;

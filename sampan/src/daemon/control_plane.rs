@@ -211,6 +211,10 @@ mod tests {
         let asks = json!({ "name": "c", "image": "x", "resources": { "requests": { "cpu": "2" } } });
         let sidecar = json!({ "name": "s", "image": "x", "restartPolicy": "Always", "resources": asks["resources"] });
         let port = json!({ "name": "c", "image": "x", "ports": [{ "containerPort": 1, "hostPort": 80 }] });
+        let siblings = json!({ "matchLabels": { "app": "x" } });
+        let others = json!({ "topologyKey": "zone", "labelSelector": siblings });
+        let spread = json!({ "topologyKey": "zone", "labelSelector": siblings, "maxSkew": 1,
+            "whenUnsatisfiable": "DoNotSchedule" });
         let nothing = json!({});
         let cases = [
             (json!({ "containers": [container] }), &nothing, &images),
@@ -226,18 +230,27 @@ mod tests {
                 &nothing,
             ),
             (json!({ "containers": [port] }), &nothing, &nothing),
+            (
+                json!({ "containers": [container], "affinity": { "podAntiAffinity": {
+                    "requiredDuringSchedulingIgnoredDuringExecution": [others] } } }),
+                &nothing,
+                &nothing,
+            ),
+            (json!({ "containers": [container], "topologySpreadConstraints": [spread] }), &nothing, &nothing),
         ];
         for (number, (spec, first, second)) in cases.into_iter().enumerate() {
             let mut decisions = Decisions::default();
             decisions.set_node(node("a", first.clone()));
             decisions.set_node(node("b", second.clone()));
             let pod = |uid: &str| {
-                let pod = json!({ "metadata": { "name": uid, "uid": uid }, "spec": spec });
+                let labels = json!({ "app": "x" });
+                let pod = json!({ "metadata": { "name": uid, "uid": uid, "labels": labels }, "spec": spec });
                 let mut pod = serde_json::from_value::<Pod>(pod).unwrap();
                 leave_out(&mut pod);
                 pod
             };
-            if spec.pointer("/containers/0/ports").is_some() {
+            let asks_of_others = ["/containers/0/ports", "/affinity/podAntiAffinity", "/topologySpreadConstraints"];
+            if asks_of_others.iter().any(|path| spec.pointer(path).is_some()) {
                 decisions.place(&pod("there"), "a");
             }
             assert_eq!(decisions.schedule(&pod("new")).ok().unwrap(), "b", "case {number}: {spec}");

@@ -11,15 +11,15 @@ pub(crate) mod proxy;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use catalog::Catalog;
 use model::{Key, Port};
 use proxy::Proxy;
 
-/// Changes that come together are applied together.
-const TOGETHER: Duration = Duration::from_millis(10);
+/// Changes that come together are applied together: a change at once, the next ones no earlier than so long after it.
+const TOGETHER: Duration = Duration::from_millis(2);
 const AGAIN: Duration = Duration::from_secs(5);
 
 /// Serves the catalog's Services on this node.
@@ -37,10 +37,11 @@ impl Services {
         // What one begins to do is done before another one may take it away.
         while !shutdown.is_cancelled() {
             let complete = self.sync().await;
+            let next = Instant::now() + TOGETHER;
             let again = async { if complete { std::future::pending().await } else { sleep(AGAIN).await } };
             tokio::select! {
                 () = shutdown.cancelled() => return,
-                () = self.catalog.changed() => sleep(TOGETHER).await,
+                () = self.catalog.changed() => sleep_until(next).await,
                 () = again => {}
             }
         }

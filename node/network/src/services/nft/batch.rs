@@ -99,8 +99,8 @@ impl Elements {
     }
 }
 
-/// The tables of a kind that are in force.
-pub(super) async fn active_tables() -> Result<Vec<String>> {
+/// The names of nftables' IPv4 tables that are in force on this machine, of anybody.
+pub async fn tables_in_force() -> Result<Vec<String>> {
     let read = |attributes: &[u8]| {
         let name = find(attributes, TABLE_NAME)?.split(|byte| *byte == 0).next()?;
         let flags =

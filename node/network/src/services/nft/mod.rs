@@ -19,7 +19,8 @@ use sha2::{Digest, Sha256};
 
 use super::model::{Key, Port, Protocol};
 use crate::error::Result;
-use batch::{Elements, active_tables};
+use batch::Elements;
+pub use batch::tables_in_force;
 use element::{Chain, Map, Place, Value};
 use program::run;
 pub(crate) use program::{delete_table, program};
@@ -164,7 +165,7 @@ impl Table {
     /// Makes the table beside the one that is in force, if there is one, and puts it in its place.
     async fn load(&mut self) -> Result<()> {
         self.sizes.iter_mut().for_each(Size::make_room);
-        let active = active_tables().await?;
+        let active = tables_in_force().await?;
         let [first, second] = &self.settings.tables;
         let (table, other) = if active.contains(first) { (second, first) } else { (first, second) };
         run("the table of Services", &self.chains(table)).await?;
