@@ -6,7 +6,7 @@ use std::io;
 use std::net::Ipv4Addr;
 
 use super::model::{Endpoint, Key, Port, Protocol};
-use super::netfilter::{ACK, AF_INET, Connection, Header, Messages, REQUEST, find};
+use super::netfilter::{AF_INET, Connection, Header, Messages, REQUEST, find};
 use crate::error::{Error, Result};
 use crate::namespace;
 
@@ -80,8 +80,9 @@ fn end_here(places: &Places) -> io::Result<usize> {
     let doomed = kernel.list(GET, |message| flow(message.attributes()).filter(|flow| flow.is_stale(places)))?;
     for flow in &doomed {
         let mut end = Messages::default();
-        let header = Header { kind: DELETE, flags: REQUEST | ACK, family: AF_INET, resource: 0 };
+        let header = Header { kind: DELETE, flags: REQUEST, family: AF_INET, resource: 0 };
         end.add(header, |it| it.nested(TUPLE_ORIGINAL, &flow.original));
+        end.acknowledged();
         kernel.send(&end)?;
         // Gone meanwhile is as good: the answer does not matter.
         kernel.receive()?;

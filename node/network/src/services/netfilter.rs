@@ -20,6 +20,8 @@ const KIND: u16 = 0x3fff;
 pub(super) struct Messages {
     pub(super) bytes: Vec<u8>,
     count: u32,
+    /// Where the last one begins.
+    last: usize,
 }
 
 /// Of a message that is being written.
@@ -33,10 +35,10 @@ pub(super) struct Header {
 }
 
 impl Messages {
-    /// Writes a message whose attributes `write` adds; tells its number.
-    pub(super) fn add(&mut self, header: Header, write: impl FnOnce(&mut Attributes)) -> u32 {
+    /// Writes a message whose attributes `write` adds.
+    pub(super) fn add(&mut self, header: Header, write: impl FnOnce(&mut Attributes)) {
         let (start, number) = (self.bytes.len(), self.count);
-        self.count += 1;
+        (self.count, self.last) = (number + 1, start);
         self.bytes.extend([0; 4]);
         self.bytes.extend(header.kind.to_ne_bytes());
         self.bytes.extend(header.flags.to_ne_bytes());
@@ -48,7 +50,15 @@ impl Messages {
         if let Some(place) = self.bytes.get_mut(start..start + 4) {
             place.copy_from_slice(&length.to_ne_bytes());
         }
-        number
+    }
+
+    /// Wants an answer to the last one, also where it succeeds; tells its number.
+    pub(super) fn acknowledged(&mut self) -> u32 {
+        if let Some([low, high]) = self.bytes.get_mut(self.last + 6..self.last + 8) {
+            let flags = u16::from_ne_bytes([*low, *high]) | ACK;
+            [*low, *high] = flags.to_ne_bytes();
+        }
+        self.count.saturating_sub(1)
     }
 }
 
@@ -200,6 +210,8 @@ mod tests {
             it.nest(2, |it| it.put(1, &[8, 9, 10, 11, 12]));
         });
         sent.add(HELLO, |_| {});
+        assert_eq!(sent.acknowledged(), 1);
+        assert_eq!(sent.bytes.get(sent.last + 6), Some(&u8::try_from(REQUEST | ACK).unwrap()));
         assert_eq!(sent.bytes.len() % 4, 0);
         let all: Vec<_> = messages(&sent.bytes).collect();
         assert_eq!(all.iter().map(|it| (it.kind, it.number)).collect::<Vec<_>>(), [(7, 0), (7, 1)]);

@@ -277,7 +277,18 @@ fn elements_are_what_nft_says_they_are() {
     });
 }
 
-/// The promise that made us lay Services out flat.
+#[test]
+fn tables_that_are_not_in_force_are_not_told() {
+    if !has_nft() {
+        return;
+    }
+    in_fresh_network(|| async {
+        nft(&["add", "table", "ip", "waking"]).await;
+        nft(&["add", "table", "ip", "sleeping", "{", "flags", "dormant", ";", "}"]).await;
+        assert_eq!(crate::tables_in_force().await.unwrap(), ["waking"]);
+    });
+}
+
 /// The promise that made us lay Services out flat.
 #[test]
 fn ten_thousand_services_load_in_seconds() {

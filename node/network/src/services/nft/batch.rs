@@ -4,7 +4,7 @@ use std::io;
 
 use super::super::model::Endpoint;
 use super::super::netfilter::{
-    ACK, AF_INET, Attributes, CREATE, Connection, ERROR, Header, Messages, REQUEST, find, messages,
+    AF_INET, Attributes, CREATE, Connection, ERROR, Header, Messages, REQUEST, find, messages,
 };
 use super::element::{Map, Place, Value};
 use crate::error::{Error, Result};
@@ -12,7 +12,9 @@ use crate::namespace;
 
 const NFTABLES: u16 = 10;
 const SUBSYSTEM: u16 = NFTABLES << 8;
+const NEW_TABLE: u16 = SUBSYSTEM;
 const GET_TABLE: u16 = SUBSYSTEM | 1;
+const DELETE_TABLE: u16 = SUBSYSTEM | 2;
 const NEW_ELEMENTS: u16 = SUBSYSTEM | 12;
 const DELETE_ELEMENTS: u16 = SUBSYSTEM | 14;
 const BEGIN: u16 = 16;
@@ -44,48 +46,82 @@ pub(super) struct Elements {
 }
 
 impl Elements {
+    /// Changes the elements of a table.
     pub(super) async fn apply(self, table: &str) -> Result<()> {
         if self.gone.is_empty() && self.come.is_empty() {
             return Ok(());
         }
-        let table = table.to_owned();
-        let failed = |error: io::Error| Error::Nft { doing: "elements of Services", message: error.to_string() };
-        namespace::on_thread(move || self.apply_here(&table).map_err(failed)).await
+        send(self.messages(table)).await
     }
 
-    fn apply_here(mut self, table: &str) -> io::Result<()> {
+    /// Changes the elements of a table that is not in force, puts it in force, and takes the `old` ones away.
+    pub(super) async fn apply_instead_of(self, old: &[String], table: &str) -> Result<()> {
+        let mut batch = self.messages(table);
+        batch.add(header(NEW_TABLE, 0), |it| {
+            it.name(TABLE_NAME, table);
+            it.put(TABLE_FLAGS, &0_u32.to_be_bytes());
+        });
+        delete(&mut batch, old);
+        send(batch).await
+    }
+
+    fn messages(mut self, table: &str) -> Messages {
         self.gone.sort_unstable_by_key(|it| it.map);
         self.come.sort_unstable_by_key(|it| it.0.map);
-        let gone = self.gone.chunk_by(|a, b| a.map == b.map).flat_map(|of_map| of_map.chunks(TOGETHER));
-        let come = self.come.chunk_by(|a, b| a.0.map == b.0.map).flat_map(|of_map| of_map.chunks(TOGETHER));
-        let (gone, come): (Vec<_>, Vec<_>) = (gone.collect(), come.collect());
-
-        let mut batch = Messages::default();
-        let edge = |kind| Header { kind, flags: REQUEST, family: 0, resource: NFTABLES };
-        batch.add(edge(BEGIN), |_| {});
-        let mut left = gone.len() + come.len();
-        let mut last = 0;
-        // An answer to the last one says that the kernel is through.
-        let mut header = |kind, flags| {
-            left -= 1;
-            let ack = if left == 0 { ACK } else { 0 };
-            Header { kind, flags: REQUEST | flags | ack, family: AF_INET, resource: 0 }
-        };
-        for places in gone {
-            last = batch.add(header(DELETE_ELEMENTS, 0), |it| {
+        let mut batch = begun();
+        for places in self.gone.chunk_by(|a, b| a.map == b.map).flat_map(|of_map| of_map.chunks(TOGETHER)) {
+            batch.add(header(DELETE_ELEMENTS, 0), |it| {
                 list(it, table, places.first().map(|it| it.map), places, |it, place| key(it, *place));
             });
         }
-        for elements in come {
-            last = batch.add(header(NEW_ELEMENTS, CREATE), |it| {
+        for elements in self.come.chunk_by(|a, b| a.0.map == b.0.map).flat_map(|of_map| of_map.chunks(TOGETHER)) {
+            batch.add(header(NEW_ELEMENTS, CREATE), |it| {
                 list(it, table, elements.first().map(|it| it.0.map), elements, |it, (place, value)| {
                     key(it, *place);
                     data(it, *value);
                 });
             });
         }
-        batch.add(edge(END), |_| {});
+        batch
+    }
+}
 
+/// Takes tables away that are there.
+pub(super) async fn delete_tables(tables: &[String]) -> Result<()> {
+    if tables.is_empty() {
+        return Ok(());
+    }
+    let mut batch = begun();
+    delete(&mut batch, tables);
+    send(batch).await
+}
+
+fn delete(batch: &mut Messages, tables: &[String]) {
+    for table in tables {
+        batch.add(header(DELETE_TABLE, 0), |it| it.name(TABLE_NAME, table));
+    }
+}
+
+fn header(kind: u16, flags: u16) -> Header {
+    Header { kind, flags: REQUEST | flags, family: AF_INET, resource: 0 }
+}
+
+fn edge(kind: u16) -> Header {
+    Header { kind, flags: REQUEST, family: 0, resource: NFTABLES }
+}
+
+fn begun() -> Messages {
+    let mut batch = Messages::default();
+    batch.add(edge(BEGIN), |_| {});
+    batch
+}
+
+/// One transaction: all of it takes effect, or nothing.
+async fn send(mut batch: Messages) -> Result<()> {
+    // An answer to the last one says that the kernel is through.
+    let last = batch.acknowledged();
+    batch.add(edge(END), |_| {});
+    let exchange = move || {
         let kernel = Connection::open()?;
         kernel.send(&batch)?;
         loop {
@@ -96,22 +132,34 @@ impl Elements {
                 }
             }
         }
-    }
+    };
+    let failed = |error: io::Error| Error::Nft { doing: "elements of Services", message: error.to_string() };
+    namespace::on_thread(move || exchange().map_err(failed)).await
 }
 
-/// The names of nftables' IPv4 tables that are in force on this machine, of anybody.
-pub async fn tables_in_force() -> Result<Vec<String>> {
+/// A table of this machine, of anybody.
+pub(super) struct Known {
+    pub(super) name: String,
+    pub(super) in_force: bool,
+}
+
+pub(super) async fn tables() -> Result<Vec<Known>> {
     let read = |attributes: &[u8]| {
         let name = find(attributes, TABLE_NAME)?.split(|byte| *byte == 0).next()?;
         let flags =
             find(attributes, TABLE_FLAGS).and_then(|it| it.first_chunk()).map_or(0, |it| u32::from_be_bytes(*it));
-        (flags & DORMANT == 0).then(|| String::from_utf8_lossy(name).into_owned())
+        Some(Known { name: String::from_utf8_lossy(name).into_owned(), in_force: flags & DORMANT == 0 })
     };
     namespace::on_thread(move || {
         let tables = Connection::open().and_then(|kernel| kernel.list(GET_TABLE, |it| read(it.attributes())));
         tables.map_err(Error::system("list tables"))
     })
     .await
+}
+
+/// The names of nftables' IPv4 tables that are in force on this machine, of anybody.
+pub async fn tables_in_force() -> Result<Vec<String>> {
+    Ok(tables().await?.into_iter().filter(|table| table.in_force).map(|table| table.name).collect())
 }
 
 /// Which elements of which map.

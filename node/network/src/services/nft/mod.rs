@@ -19,8 +19,8 @@ use sha2::{Digest, Sha256};
 
 use super::model::{Key, Port, Protocol};
 use crate::error::Result;
-use batch::Elements;
 pub use batch::tables_in_force;
+use batch::{Elements, delete_tables, tables};
 use element::{Chain, Map, Place, Value};
 use program::run;
 pub(crate) use program::{delete_table, program};
@@ -165,13 +165,15 @@ impl Table {
     /// Makes the table beside the one that is in force, if there is one, and puts it in its place.
     async fn load(&mut self) -> Result<()> {
         self.sizes.iter_mut().for_each(Size::make_room);
-        let active = tables_in_force().await?;
+        let known = tables().await?;
         let [first, second] = &self.settings.tables;
-        let (table, other) = if active.contains(first) { (second, first) } else { (first, second) };
+        let active = known.iter().any(|it| it.in_force && it.name == *first);
+        let (table, other) = if active { (second, first) } else { (first, second) };
+        let there = |name: &String| known.iter().any(|it| it.name == *name).then_some(name).cloned();
+        let (left, old) = (there(table), there(other));
+        delete_tables(left.as_slice()).await?;
         run("the table of Services", &self.chains(table)).await?;
-        self.elements().apply(table).await?;
-        let switch = format!("add table ip {table}\nadd table ip {other}\ndelete table ip {other}\n");
-        run("the table of Services in force", &switch).await?;
+        self.elements().apply_instead_of(old.as_slice(), table).await?;
         self.loaded = Some(table.clone());
         self.loads += 1;
         Ok(())
@@ -252,7 +254,7 @@ impl Table {
     /// The script that makes a table with all but elements, not in force yet.
     fn chains(&self, table: &str) -> String {
         let Settings { pod_cidr, cluster_cidr, service_cidr, tunnels, node_addresses, .. } = &self.settings;
-        let mut text = format!("add table ip {table}\ndelete table ip {table}\n");
+        let mut text = String::new();
         let _ = writeln!(
             text,
             "table ip {table} {{\n  flags dormant\n  comment \"node {}\"",

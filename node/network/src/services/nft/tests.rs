@@ -51,8 +51,6 @@ impl Kernel {
             let words: Vec<&str> = line.split(' ').collect();
             let name = (*words.get(4).unwrap_or(&"")).to_owned();
             match words.as_slice() {
-                ["add", "table", ..] | [""] => {}
-                ["delete", "table", ..] => *self = Self::default(),
                 ["add", "set", ..] => drop(self.sets.insert(name)),
                 ["delete", "set", ..] => assert!(self.sets.remove(&name), "{line}"),
                 ["add", "chain", ..] => drop(self.chains.entry(name).or_default()),
@@ -90,6 +88,7 @@ impl Kernel {
     }
 
     fn load(&mut self, table: &Table) {
+        *self = Self::default();
         self.run(&table.chains("loaded"));
         self.change(&table.elements());
     }
