@@ -133,9 +133,10 @@ pub(crate) fn ports<'a>(
             let protocol = Protocol::parse(port.protocol.as_deref())?;
             let name = port.name.clone().unwrap_or_default();
             let endpoints = |local: bool| endpoints(slices.clone(), &name, protocol, local.then_some(node));
+            let inside = endpoints(inside_local);
             Some(Port {
-                inside: endpoints(inside_local),
-                outside: endpoints(outside_local),
+                outside: if outside_local == inside_local { inside.clone() } else { endpoints(outside_local) },
+                inside,
                 protocol,
                 cluster_ips: cluster_ips.clone(),
                 external_ips: external_ips.clone(),

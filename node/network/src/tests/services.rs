@@ -257,9 +257,9 @@ fn elements_are_what_nft_says_they_are() {
         assert_eq!((listed(&first).await, table.loads), (table.shown(), 1));
         // Places that lead elsewhere, places that are gone and new ones.
         let other = Port { port: 8080, ..refused };
-        table.apply(&of([&sticky, &port(1, 1), &port(2, 32), &other])).await.unwrap();
+        table.apply(&of([&sticky, &port(1, 1), &port(2, 8), &other])).await.unwrap();
         assert_eq!((listed(&first).await, table.loads), (table.shown(), 1));
-        table.apply(&of([&port(0, 2), &port(1, 1), &port(2, 32), &other])).await.unwrap();
+        table.apply(&of([&port(0, 2), &port(1, 1), &port(2, 8), &other])).await.unwrap();
         assert_eq!((listed(&first).await, table.loads), (table.shown(), 1));
         let chains = nft(&["list", "table", "ip", &first]).await;
         assert!(!chains.contains("sticky"), "{chains}");

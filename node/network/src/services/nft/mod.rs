@@ -31,8 +31,8 @@ const MASQUERADE: u32 = 0x1000_0000;
 /// All but that mark: what a packet is put into on its way to another node inherits it, and is not meant.
 const KEEP: u32 = !MASQUERADE;
 
-/// For so many endpoints a port there are chains from the beginning.
-const ENDPOINTS: usize = 32;
+/// For so many endpoints a port there are chains from the beginning: `nft` takes 0.4 ms for one.
+const ENDPOINTS: usize = 8;
 
 /// The names of a node's table, of which one at a time is in force: where all is loaded anew, the
 /// other one is made first. Nodes and clusters on one machine have names of their own.

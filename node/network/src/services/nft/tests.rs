@@ -265,11 +265,12 @@ fn sticky_clients_keep_their_endpoint_while_others_go() {
 #[test]
 fn more_endpoints_than_there_are_chains() {
     let (mut table, mut kernel) = loaded();
-    table.update(&[(key("a"), vec![port(1, &(1..=33).collect::<Vec<_>>())])]);
+    let more = (1..=u8::try_from(ENDPOINTS + 1).unwrap()).collect::<Vec<_>>();
+    table.update(&[(key("a"), vec![port(1, &more)])]);
     assert_eq!(table.loaded, None);
     kernel.load(&table);
-    assert_eq!(kernel.lead("10.96.0.1", "tcp", 80).len(), 33);
-    assert!(kernel.chains.contains_key("node-masq-64"));
+    assert_eq!(kernel.lead("10.96.0.1", "tcp", 80).len(), more.len());
+    assert!(kernel.chains.contains_key(&format!("node-masq-{}", 2 * ENDPOINTS)));
 }
 
 #[test]
