@@ -28,6 +28,7 @@ pub mod spec;
 pub mod start;
 pub mod status;
 mod steps;
+mod tenants;
 pub mod volumes;
 pub mod work;
 pub mod worker;

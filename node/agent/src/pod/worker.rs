@@ -19,11 +19,8 @@ use super::publish::Publishing;
 use super::shared::Shared;
 use super::volumes::Write;
 use super::work::{clean_up, delete, is_urgent, release, remove, set_up, stop, target, write_status, write_volumes};
-use super::{admit, evict, mounts, paths, spec, start};
+use super::{admit, evict, mounts, paths, spec, start, tenants};
 use crate::runtime::{ContainerId, RunState, RuntimeEvent, RuntimeEvents};
-
-/// How long a namespace without pods keeps its host.
-const IDLE: Duration = Duration::from_secs(20);
 
 /// What came of something that ran beside the loop.
 enum Fact {
@@ -68,8 +65,9 @@ pub struct Manager {
     timers: BinaryHeap<Reverse<(Timestamp, String)>>,
     facts: mpsc::UnboundedSender<(String, Fact)>,
     inbox: mpsc::UnboundedReceiver<(String, Fact)>,
-    idle: mpsc::UnboundedSender<String>,
-    idle_inbox: mpsc::UnboundedReceiver<String>,
+    tenants: mpsc::UnboundedSender<tenants::News>,
+    tenants_inbox: mpsc::UnboundedReceiver<tenants::News>,
+    ending: tenants::Ending,
     /// What the runtime had at the start, by pod, until its pod is seen.
     known: HashMap<String, Vec<(ContainerId, RunState)>>,
     used: admit::Share,
@@ -80,7 +78,7 @@ impl Manager {
     /// `known` is what the runtime has from before.
     pub fn new(shared: Arc<Shared>, known: Vec<(ContainerId, RunState)>) -> Self {
         let (facts, inbox) = mpsc::unbounded_channel();
-        let (idle, idle_inbox) = mpsc::unbounded_channel();
+        let (tenants, tenants_inbox) = mpsc::unbounded_channel();
         let mut by_pod: HashMap<String, Vec<_>> = HashMap::new();
         for (id, state) in known {
             by_pod.entry(id.pod_uid.clone()).or_default().push((id, state));
@@ -91,8 +89,9 @@ impl Manager {
             timers: BinaryHeap::new(),
             facts,
             inbox,
-            idle,
-            idle_inbox,
+            tenants,
+            tenants_inbox,
+            ending: tenants::Ending::default(),
             known: by_pod,
             used: admit::Share::default(),
             looks: evict::Looks::default(),
@@ -129,7 +128,12 @@ impl Manager {
                 },
                 Some(uids) = sources.objects.recv() => self.objects_changed(&uids),
                 Ok(()) = sources.images.changed() => self.all(|| Input::Retry),
-                Some(tenant) = self.idle_inbox.recv() => self.tenant_idle(&tenant),
+                Some(news) = self.tenants_inbox.recv() => match news {
+                    tenants::News::Idle(tenant) => self.tenant_idle(&tenant),
+                    tenants::News::Ended(namespace) => {
+                        self.ending.end(&namespace).into_iter().for_each(|change| self.pod_changed(change));
+                    }
+                },
                 () = sleep => self.timers_due(),
                 _ = looking.tick() => self.glance(),
             }
@@ -137,6 +141,8 @@ impl Manager {
     }
 
     fn pod_changed(&mut self, change: Change<core::Pod>) {
+        let known = self.workers.contains_key(spec::uid(change.object()));
+        let Some(change) = (if known { Some(change) } else { self.ending.hold(change) }) else { return };
         match change {
             Change::Added(pod) => self.added(pod),
             Change::Updated { old, new } => {
@@ -433,31 +439,33 @@ impl Manager {
         if self.workers.values().any(|worker| worker.tenant == tenant) {
             return;
         }
-        let idle = self.idle.clone();
-        // A host of one pod has nobody to wait for.
-        let wait = if paths::is_isolated(&tenant) { Duration::ZERO } else { IDLE };
+        let tenants = self.tenants.clone();
         tokio::spawn(async move {
-            tokio::time::sleep(wait).await;
-            let _ = idle.send(tenant);
+            tokio::time::sleep(tenants::wait_of(&tenant)).await;
+            let _ = tenants.send(tenants::News::Idle(tenant));
         });
     }
 
-    fn tenant_idle(&self, tenant: &str) {
+    fn tenant_idle(&mut self, tenant: &str) {
         if self.workers.values().any(|worker| worker.tenant == tenant) {
             return;
         }
         let namespace = paths::namespace_of(tenant).to_owned();
         let network = !self.workers.values().any(|worker| spec::namespace(worker.machine.pod()) == namespace);
-        let shared = self.shared.clone();
+        let (shared, tenants) = (self.shared.clone(), self.tenants.clone());
         let tenant = tenant.to_owned();
+        self.ending.begin(&namespace);
         tokio::spawn(async move {
-            if let Err(error) = shared.runtimes.wasm.release_tenant(&tenant).await {
-                tracing::warn!(tenant, error = format!("{error:#}"), "host stays");
-                return;
+            match shared.runtimes.wasm.release_tenant(&tenant).await {
+                Err(error) => tracing::warn!(tenant, error = format!("{error:#}"), "host stays"),
+                Ok(()) if network => {
+                    if let Err(error) = shared.addresses.remove_namespace(&namespace).await {
+                        tracing::warn!(namespace, error = format!("{error:#}"), "network namespace stays");
+                    }
+                }
+                Ok(()) => {}
             }
-            if network && let Err(error) = shared.addresses.remove_namespace(&namespace).await {
-                tracing::warn!(namespace, error = format!("{error:#}"), "network namespace stays");
-            }
+            let _ = tenants.send(tenants::News::Ended(namespace));
         });
     }
 
