@@ -10,48 +10,102 @@ use super::terms::Spread;
 use crate::filter;
 use crate::snapshot::Snapshot;
 
+/// Of so many labels domains are remembered.
+const LABELS: usize = 64;
+
 /// Which domain a node is in, by the node's place in the snapshot.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Domains {
-    /// None: in none.
-    pub of: Vec<Option<usize>>,
-    pub count: usize,
+    layout: u64,
+    /// With the version of the node that it was worked out from.
+    of: Vec<(u64, Option<usize>)>,
+    ids: HashMap<String, usize>,
+    /// How many nodes are in each: one without nodes is none any more.
+    nodes: Vec<usize>,
 }
 
 impl Domains {
-    /// The domains of a label among the nodes that count.
-    fn among(snapshot: &Snapshot, key: &str, counts: impl Fn(&Node) -> bool) -> Self {
-        let mut known: HashMap<&str, usize> = HashMap::new();
-        let mut of = Vec::with_capacity(snapshot.nodes().len());
-        for info in snapshot.nodes().values() {
-            let value = info.node.labels().get(key).filter(|_| counts(&info.node));
-            of.push(value.map(|value| {
-                let next = known.len();
-                *known.entry(value).or_insert(next)
-            }));
+    /// Looks again at nodes that came or have another description: those that count are in the domain of their label.
+    fn refresh(&mut self, snapshot: &Snapshot, key: &str, counts: impl Fn(&Node) -> bool) {
+        if self.layout == snapshot.layout() {
+            return;
         }
-        Self { of, count: known.len() }
+        self.layout = snapshot.layout();
+        // Names of nodes that are long gone.
+        if self.ids.len() > 2 * (snapshot.nodes().len() + 50) {
+            *self = Self { layout: self.layout, ..Self::default() };
+        }
+        for (index, info) in snapshot.nodes().values().enumerate() {
+            if self.of.get(index).is_some_and(|(version, _)| *version == info.version) {
+                continue;
+            }
+            let value = info.node.labels().get(key).filter(|_| counts(&info.node));
+            let domain = value.map(|value| self.id(value));
+            self.set(index, Some((info.version, domain)));
+        }
+        while self.of.len() > snapshot.nodes().len() {
+            self.set(self.of.len() - 1, None);
+        }
+    }
+
+    fn id(&mut self, value: &str) -> usize {
+        if let Some(id) = self.ids.get(value) {
+            return *id;
+        }
+        self.ids.insert(value.to_owned(), self.nodes.len());
+        self.nodes.push(0);
+        self.nodes.len() - 1
+    }
+
+    /// What is known of the node at this place, or that it is the last and gone.
+    fn set(&mut self, index: usize, known: Option<(u64, Option<usize>)>) {
+        if let Some(old) = self.on(index) {
+            self.nodes[old] -= 1;
+        }
+        if let Some((_, Some(new))) = known {
+            self.nodes[new] += 1;
+        }
+        match known {
+            Some(known) if index < self.of.len() => self.of[index] = known,
+            Some(known) => self.of.push(known),
+            None => self.of.truncate(index),
+        }
     }
 
     pub fn on(&self, node: usize) -> Option<usize> {
-        self.of.get(node).copied().flatten()
+        self.of.get(node)?.1
+    }
+
+    /// One more than the number of the last one.
+    pub fn numbers(&self) -> usize {
+        self.nodes.len()
+    }
+
+    /// The numbers of those that have nodes.
+    pub fn there(&self) -> impl Iterator<Item = usize> {
+        self.nodes.iter().enumerate().filter(|(_, nodes)| **nodes > 0).map(|(number, _)| number)
     }
 }
 
-/// Domains that were worked out, good until nodes come, go or get another description.
-#[derive(Debug, Default)]
-pub struct Known<K> {
-    layout: u64,
-    domains: HashMap<K, Arc<Domains>>,
+/// Domains that were worked out.
+#[derive(Debug)]
+pub struct Known<K>(HashMap<K, Arc<Domains>>);
+
+impl<K> Default for Known<K> {
+    fn default() -> Self {
+        Self(HashMap::new())
+    }
 }
 
 impl<K: Eq + std::hash::Hash> Known<K> {
-    fn get(&mut self, snapshot: &Snapshot, key: K, make: impl FnOnce(&K) -> Domains) -> Arc<Domains> {
-        if self.layout != snapshot.layout() {
-            self.layout = snapshot.layout();
-            self.domains.clear();
+    fn get(&mut self, of: K, snapshot: &Snapshot, key: &str, counts: impl Fn(&Node) -> bool) -> Arc<Domains> {
+        // Anybody may name labels.
+        if self.0.len() == LABELS && !self.0.contains_key(&of) {
+            self.0.clear();
         }
-        self.domains.entry(key).or_insert_with_key(|key| Arc::new(make(key))).clone()
+        let known = self.0.entry(of).or_default();
+        Arc::make_mut(known).refresh(snapshot, key, counts);
+        known.clone()
     }
 }
 
@@ -60,7 +114,7 @@ pub type OfAll = Known<String>;
 
 impl OfAll {
     pub fn of(&mut self, snapshot: &Snapshot, key: &str) -> Arc<Domains> {
-        self.get(snapshot, key.to_owned(), |key| Domains::among(snapshot, key, |_| true))
+        self.get(key.to_owned(), snapshot, key, |_| true)
     }
 }
 
@@ -73,12 +127,11 @@ impl OfKind {
     pub fn of(&mut self, snapshot: &Snapshot, spec: &PodSpec, constraint: &Spread, all: &[Spread]) -> Arc<Domains> {
         let mut keys = vec![constraint.key.clone()];
         keys.extend(all.iter().map(|it| it.key.clone()).filter(|key| *key != constraint.key));
-        self.get(snapshot, (keys, constraint.honors_affinity, constraint.honors_taints), |(keys, affinity, taints)| {
-            Domains::among(snapshot, &constraint.key, |node| {
-                keys.iter().all(|key| node.labels().contains_key(key))
-                    && (!affinity || filter::matches_affinity(spec, node))
-                    && (!taints || filter::tolerates_taints(spec, node))
-            })
+        let (affinity, taints) = (constraint.honors_affinity, constraint.honors_taints);
+        self.get((keys, affinity, taints), snapshot, &constraint.key, |node| {
+            all.iter().all(|it| node.labels().contains_key(&it.key))
+                && (!affinity || filter::matches_affinity(spec, node))
+                && (!taints || filter::tolerates_taints(spec, node))
         })
     }
 }

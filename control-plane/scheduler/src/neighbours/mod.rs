@@ -42,7 +42,7 @@ struct Tally {
 
 impl Tally {
     fn new(domains: Arc<Domains>) -> Self {
-        Self { numbers: vec![0; domains.count], domains }
+        Self { numbers: vec![0; domains.numbers()], domains }
     }
 
     fn add(&mut self, snapshot: &Snapshot, members: Members, number: impl Fn(groups::Here) -> i64) {
@@ -181,8 +181,9 @@ impl Neighbours {
 
 impl Even {
     fn new(tally: Tally, constraint: &Spread, counts_itself: bool) -> Self {
-        let domains = tally.domains.count;
-        let least = if domains < constraint.min_domains { 0 } else { tally.numbers.iter().min().copied().unwrap_or(0) };
+        let domains = tally.domains.there().count();
+        let counts = tally.domains.there().filter_map(|domain| tally.numbers.get(domain));
+        let least = counts.min().copied().filter(|_| domains >= constraint.min_domains).unwrap_or(0);
         // Few domains would otherwise weigh more: each has more pods.
         let weight = (domains as f64 + 2.0).ln();
         Self { tally, max_skew: constraint.max_skew, own: i64::from(counts_itself), least, weight }
