@@ -335,8 +335,8 @@ mod tests {
         assert!(error(&[(alone, 0), (alone + 3, 0)]).contains("with another one"));
         assert!(error(&[(even, 0), (even + 1, 3)]).contains("unevenly"));
         assert_eq!(error(&[(even, 0), (even + 1, 1)]), "");
-        assert!(error(&[(together, 0), (together + 1, 1)]).contains("apart"));
-        assert_eq!(error(&[(together, 0), (together + 1, 3)]), "");
+        assert!(error(&[(together, 0), (together + 2, 1)]).contains("apart"));
+        assert_eq!(error(&[(together, 0), (together + 2, 3)]), "");
     }
 
     #[test]
