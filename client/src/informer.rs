@@ -14,6 +14,8 @@ use serde::de::DeserializeOwned;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
+use crate::unmanaged::Unmanaged;
+
 /// What an informer can hold.
 pub trait Object: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync + 'static {}
 
@@ -307,7 +309,7 @@ impl<K: Object> Informer<K> {
         Index { cache: self.cache.clone(), slot }
     }
 
-    async fn follow(self, api: Api<K>, config: watcher::Config) {
+    async fn follow(self, api: Api<Unmanaged<K>>, config: watcher::Config) {
         let mut events = std::pin::pin!(watcher(api, config).default_backoff());
         let mut relisted = HashSet::new();
         let mut newest = 0;
@@ -315,7 +317,7 @@ impl<K: Object> Informer<K> {
             match event {
                 Ok(watcher::Event::Init) => relisted.clear(),
                 // What is there comes in the order of names: it counts as seen at its end.
-                Ok(watcher::Event::InitApply(object)) => {
+                Ok(watcher::Event::InitApply(Unmanaged(object))) => {
                     newest = newest.max(revision(&object));
                     relisted.insert(key(&object));
                     self.apply(object);
@@ -326,12 +328,12 @@ impl<K: Object> Informer<K> {
                     self.advance(newest);
                     self.cache.synced.send_replace(true);
                 }
-                Ok(watcher::Event::Apply(object)) => {
+                Ok(watcher::Event::Apply(Unmanaged(object))) => {
                     let revision = revision(&object);
                     self.apply(object);
                     self.advance(revision);
                 }
-                Ok(watcher::Event::Delete(object)) => {
+                Ok(watcher::Event::Delete(Unmanaged(object))) => {
                     self.remove(&key(&object));
                     self.advance(revision(&object));
                 }
@@ -351,8 +353,6 @@ impl<K: Object> Informer<K> {
     }
 
     fn apply(&self, mut object: K) {
-        // Often half of an object, and nobody here reads it. An update without it keeps the server's.
-        object.meta_mut().managed_fields = None;
         (self.cache.trim)(&mut object);
         let new = Arc::new(object);
         let mut state = self.cache.state.write().unwrap_or_else(PoisonError::into_inner);

@@ -6,6 +6,7 @@ mod clock;
 mod events;
 mod informer;
 mod receipt;
+mod unmanaged;
 
 pub use clock::Clock;
 pub use events::{EventKind, EventRecorder};

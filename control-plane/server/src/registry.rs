@@ -16,7 +16,7 @@ use crate::managed;
 use crate::naming;
 use crate::services::Taken;
 
-/// How often a write is tried against a moving object, and a generated name against taken ones.
+/// How often a write is tried against a moving object, and a generated name is drawn.
 const ATTEMPTS: usize = 64;
 const NAMES: usize = 8;
 /// How long a write waits for the cache. It has failed when that passes.
@@ -225,36 +225,34 @@ impl<'a> Write<'a> {
         }
         fields.insert("uid".to_owned(), uuid::Uuid::new_v4().to_string().into());
         fields.insert("creationTimestamp".to_owned(), self.app.now_text().into());
-        let base = meta(&object, "generateName").to_owned();
-        let mut next = Some(object);
-        for attempt in 1..=NAMES {
-            let Some(mut object) = next.take() else { break };
-            if generated {
-                // Another name may have to be tried.
-                next = (attempt < NAMES).then(|| object.clone());
-                metadata(&mut object)?.insert("name".to_owned(), naming::generate(&base).into());
-            }
-            let taken = match self.is_service() {
-                true => Some(self.app.services.allocate(&mut object, None)?),
-                false => None,
-            };
-            (strategy.prepare_create)(&mut object);
-            let name = meta(&object, "name").to_owned();
-            self.invalid(&name, self.kind.validate_create(&object))?;
-            if given_version {
-                return Err(Error::Unclassified(
-                    "resourceVersion should not be set on objects to be created".to_owned(),
-                ));
-            }
-            if attempt == 1 {
-                warnings.extend((strategy.warnings)(&object, None));
-            }
-            match self.insert(&name, object, taken).await {
-                Err(Error::AlreadyExists { .. }) if next.is_some() => {}
-                result => return result,
-            }
+        let name = if generated { self.free_name(meta(&object, "generateName"))? } else { name };
+        if generated {
+            metadata(&mut object)?.insert("name".to_owned(), name.clone().into());
         }
-        Err(Error::Internal("no free name was found".to_owned()))
+        let taken = match self.is_service() {
+            true => Some(self.app.services.allocate(&mut object, None)?),
+            false => None,
+        };
+        (strategy.prepare_create)(&mut object);
+        self.invalid(&name, self.kind.validate_create(&object))?;
+        if given_version {
+            return Err(Error::Unclassified("resourceVersion should not be set on objects to be created".to_owned()));
+        }
+        warnings.extend((strategy.warnings)(&object, None));
+        self.insert(&name, object, taken).await
+    }
+
+    /// A name made of `base` that nothing has, as far as a few draws find one.
+    fn free_name(&self, base: &str) -> Result<String, Error> {
+        let cache = self.cache()?;
+        let mut name = naming::generate(base);
+        for _ in 1..NAMES {
+            if cache.get(self.namespace, &name).is_none() {
+                break;
+            }
+            name = naming::generate(base);
+        }
+        Ok(name)
     }
 
     async fn insert(&self, name: &str, object: Value, taken: Option<Taken<'_>>) -> Result<Written, Error> {
@@ -280,6 +278,8 @@ impl<'a> Write<'a> {
             };
         }
         let bytes = self.encode(&object);
+        // Before the wait: what is decoded is ten times the text, and many wait together.
+        drop(object);
         match self.app.store.create(&cache.key(self.namespace, name), bytes.clone()).await {
             Ok(revision) => {
                 if let Some(taken) = taken {
@@ -357,6 +357,8 @@ impl<'a> Write<'a> {
             let key = cache.key(self.namespace, name);
             let bytes = self.encode(&new);
             let ends = ends(self.kind, &new, &old);
+            // As for a create: nothing decoded is kept over the wait that is not needed after it.
+            let services = self.is_service().then_some((old, new));
             let result = if ends {
                 self.app.store.delete(&key, stored.revision).await
             } else {
@@ -368,8 +370,8 @@ impl<'a> Write<'a> {
                     if let Some(taken) = taken {
                         taken.keep();
                     }
-                    if self.is_service() {
-                        self.app.services.release(&old, (!ends).then_some(&new));
+                    if let Some((old, new)) = &services {
+                        self.app.services.release(old, (!ends).then_some(new));
                     }
                     let change = if ends { Change::Deleted } else { Change::Updated };
                     return self

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::fmt;
 
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 use super::set::{Set, Step};
 
@@ -164,20 +164,21 @@ impl Managers {
                 Fields::Written(encoded) => encoded,
                 Fields::Read(set) => set.encode(),
             };
-            let mut value = json!({
-                "manager": entry.manager,
-                "operation": entry.operation.as_str(),
-                "apiVersion": entry.api_version,
-                "fieldsType": "FieldsV1",
-                "fieldsV1": fields,
-            });
+            // By hand: `json!` copies what it is given, and this is often half of an object.
+            let mut members = Map::new();
+            let mut member = |name: &str, value: Value| members.insert(name.to_owned(), value);
+            member("manager", entry.manager.into());
+            member("operation", entry.operation.as_str().into());
+            member("apiVersion", entry.api_version.into());
+            member("fieldsType", "FieldsV1".into());
+            member("fieldsV1", fields);
             if let Some(time) = entry.time {
-                value["time"] = time.into();
+                member("time", time.into());
             }
             if !entry.subresource.is_empty() {
-                value["subresource"] = entry.subresource.into();
+                member("subresource", entry.subresource.into());
             }
-            value
+            Value::Object(members)
         };
         self.0.into_iter().map(encode).collect()
     }

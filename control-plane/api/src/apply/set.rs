@@ -1,7 +1,5 @@
 //! Sets of field paths: what a manager owns, and its form in `metadata.managedFields` (FieldsV1).
 
-use std::collections::btree_map::Entry;
-use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use serde_json::{Map, Value};
@@ -65,54 +63,88 @@ impl fmt::Display for Step {
     }
 }
 
-/// A set of paths, as a tree.
+/// A set of paths, as a tree: what is at this level and below, sorted by step. Every node says something.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Set {
-    members: BTreeSet<Step>,
-    children: BTreeMap<Step, Set>,
+pub struct Set(Vec<Node>);
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Node {
+    step: Step,
+    /// Whether the path that ends here is in the set, besides those that go on.
+    member: bool,
+    below: Set,
+}
+
+impl Node {
+    fn says_something(&self) -> bool {
+        self.member || !self.below.is_empty()
+    }
 }
 
 impl Set {
     pub fn is_empty(&self) -> bool {
-        self.members.is_empty() && self.children.values().all(Self::is_empty)
+        self.0.is_empty()
+    }
+
+    fn find(&self, step: &Step) -> Result<usize, usize> {
+        match self.0.last() {
+            // Paths mostly come in their order.
+            Some(last) if last.step < *step => Err(self.0.len()),
+            _ => self.0.binary_search_by(|node| node.step.cmp(step)),
+        }
+    }
+
+    fn get(&self, step: &Step) -> Option<&Node> {
+        self.0.get(self.find(step).ok()?)
+    }
+
+    /// The node of a step, which the caller gives something to say.
+    fn node(&mut self, step: Step) -> &mut Node {
+        let at = self.find(&step).unwrap_or_else(|free| {
+            self.0.insert(free, Node { step, member: false, below: Self::default() });
+            free
+        });
+        &mut self.0[at]
     }
 
     /// The whole object itself is no member of any set.
     pub fn insert(&mut self, path: &[Step]) {
         match path {
             [] => {}
-            [last] => {
-                self.members.insert(last.clone());
-            }
-            [first, rest @ ..] => self.children.entry(first.clone()).or_default().insert(rest),
+            [last] => self.add(last.clone()),
+            [first, rest @ ..] => self.node(first.clone()).below.insert(rest),
         }
     }
 
     /// A member right here.
     pub fn add(&mut self, step: Step) {
-        self.members.insert(step);
+        self.node(step).member = true;
     }
 
     /// What lies below a step that has nothing there yet.
     pub fn put(&mut self, step: &Step, below: Self) {
         if !below.is_empty() {
-            self.children.insert(step.clone(), below);
+            self.node(step.clone()).below = below;
         }
+    }
+
+    /// A member right here that has nothing below it yet, and what lies there.
+    pub fn put_whole(&mut self, step: Step, below: Self) {
+        let node = self.node(step);
+        (node.member, node.below) = (true, below);
     }
 
     /// Drops fields as members; what lies below them stays.
     pub fn drop_fields(&mut self, names: &[&str]) {
-        self.members.retain(|step| !step.is_one_of(names));
+        self.0.iter_mut().filter(|node| node.step.is_one_of(names)).for_each(|node| node.member = false);
+        self.0.retain(Node::says_something);
     }
 
     /// Drops fields of a field, with all below them.
     pub fn drop_below(&mut self, of: &str, names: &[&str]) {
-        let of = Step::field(of);
-        let Some(child) = self.children.get_mut(&of) else { return };
-        child.drop_fields(names);
-        child.children.retain(|step, _| !step.is_one_of(names));
-        if child.is_empty() {
-            self.children.remove(&of);
+        if let Some(node) = self.0.iter_mut().find(|node| node.step.as_field() == Some(of)) {
+            node.below.0.retain(|node| !node.step.is_one_of(names));
+            self.0.retain(Node::says_something);
         }
     }
 
@@ -120,82 +152,65 @@ impl Set {
     pub fn touches(&self, path: &[Step]) -> bool {
         match path {
             [] => !self.is_empty(),
-            [last] => self.members.contains(last) || self.children.get(last).is_some_and(|child| !child.is_empty()),
-            [first, rest @ ..] => self.children.get(first).is_some_and(|child| child.touches(rest)),
+            [first, rest @ ..] => self.get(first).is_some_and(|node| rest.is_empty() || node.below.touches(rest)),
         }
     }
 
-    pub fn extend(&mut self, mut other: Self) {
-        self.members.append(&mut other.members);
-        for (step, child) in other.children {
-            match self.children.entry(step) {
-                Entry::Occupied(mut own) => own.get_mut().extend(child),
-                Entry::Vacant(free) => {
-                    free.insert(child);
-                }
-            }
+    pub fn extend(&mut self, other: Self) {
+        if self.is_empty() {
+            *self = other;
+            return;
+        }
+        for Node { step, member, below } in other.0 {
+            let own = self.node(step);
+            own.member |= member;
+            own.below.extend(below);
         }
     }
 
     pub fn subtract(&mut self, other: &Self) {
-        if !self.members.is_empty() {
-            other.members.iter().for_each(|step| {
-                self.members.remove(step);
-            });
-        }
-        for (step, others) in &other.children {
-            if let Some(child) = self.children.get_mut(step) {
-                child.subtract(others);
-                if child.is_empty() {
-                    self.children.remove(step);
-                }
+        for node in &mut self.0 {
+            if let Some(others) = other.get(&node.step) {
+                node.member &= !others.member;
+                node.below.subtract(&others.below);
             }
         }
+        self.0.retain(Node::says_something);
     }
 
     pub fn difference(&self, other: &Self) -> Self {
-        let mut difference =
-            Self { members: self.members.difference(&other.members).cloned().collect(), ..Self::default() };
-        for (step, child) in &self.children {
-            let left = other.children.get(step).map_or_else(|| child.clone(), |others| child.difference(others));
-            if !left.is_empty() {
-                difference.children.insert(step.clone(), left);
-            }
-        }
+        let mut difference = self.clone();
+        difference.subtract(other);
         difference
     }
 
     pub fn intersection(&self, other: &Self) -> Self {
-        let mut both =
-            Self { members: self.members.intersection(&other.members).cloned().collect(), ..Self::default() };
-        for (step, child) in &self.children {
-            let shared = other.children.get(step).map(|others| child.intersection(others)).unwrap_or_default();
-            if !shared.is_empty() {
-                both.children.insert(step.clone(), shared);
-            }
-        }
-        both
+        let shared = |node: &Node| {
+            let others = other.get(&node.step)?;
+            let below = node.below.intersection(&others.below);
+            Some(Node { step: node.step.clone(), member: node.member && others.member, below })
+        };
+        Self(self.0.iter().filter_map(shared).filter(Node::says_something).collect())
     }
 
     /// Whether this and a set in the form of [`Self::encode`] have a member in common.
     pub fn meets(&self, encoded: &Value) -> bool {
-        self.members.iter().any(|step| below(encoded, step).is_some_and(is_member))
-            || self.children.iter().any(|(step, child)| below(encoded, step).is_some_and(|below| child.meets(below)))
+        self.0.iter().any(|node| {
+            below(encoded, &node.step).is_some_and(|below| (node.member && is_member(below)) || node.below.meets(below))
+        })
     }
 
     /// Whether all members are in a set in the form of [`Self::encode`].
     pub fn is_within(&self, encoded: &Value) -> bool {
-        self.members.iter().all(|step| below(encoded, step).is_some_and(is_member))
-            && self.children.iter().all(|(step, child)| {
-                child.is_empty() || below(encoded, step).is_some_and(|below| child.is_within(below))
-            })
+        self.0.iter().all(|node| {
+            below(encoded, &node.step)
+                .is_some_and(|below| (!node.member || is_member(below)) && node.below.is_within(below))
+        })
     }
 
     /// Only what lies at or below the top-level fields that `keep` names.
     pub fn retain_top(&mut self, keep: impl Fn(&str) -> bool) {
-        let kept = |step: &Step| step.as_field().is_some_and(&keep);
-        self.members.retain(kept);
-        self.children.retain(|step, _| kept(step));
+        self.0.retain(|node| node.step.as_field().is_some_and(&keep));
     }
 
     /// All paths: those that end at a level before those that go deeper.
@@ -206,36 +221,32 @@ impl Set {
     }
 
     fn gather(&self, prefix: &mut Vec<Step>, paths: &mut Vec<Vec<Step>>) {
-        for member in &self.members {
-            prefix.push(member.clone());
+        for node in self.0.iter().filter(|node| node.member) {
+            prefix.push(node.step.clone());
             paths.push(prefix.clone());
             prefix.pop();
         }
-        for (step, child) in &self.children {
-            prefix.push(step.clone());
-            child.gather(prefix, paths);
+        for node in &self.0 {
+            prefix.push(node.step.clone());
+            node.below.gather(prefix, paths);
             prefix.pop();
         }
     }
 
     /// FieldsV1.
     pub fn encode(self) -> Value {
-        let mut out = Map::new();
-        for (step, child) in self.children {
-            if !child.is_empty() {
-                out.insert(step.0, child.encode());
+        let encode = |Node { step, member, below }: Node| {
+            // A path that goes on is owned itself by a dot.
+            let itself = member && !below.is_empty();
+            let mut encoded = below.encode();
+            if let Value::Object(fields) = &mut encoded
+                && itself
+            {
+                fields.insert(".".to_owned(), Value::Object(Map::new()));
             }
-        }
-        for member in self.members {
-            match out.entry(member.0).or_insert_with(|| Value::Object(Map::new())) {
-                // It is owned itself besides what lies below it.
-                Value::Object(below) if !below.is_empty() => {
-                    below.insert(".".to_owned(), Value::Object(Map::new()));
-                }
-                _ => {}
-            }
-        }
-        Value::Object(out)
+            (step.0, encoded)
+        };
+        Value::Object(self.0.into_iter().map(encode).collect())
     }
 
     /// Reads FieldsV1; `None` where it is none.
@@ -250,17 +261,13 @@ impl Set {
             return None;
         }
         let mut set = Self::default();
-        for (text, below) in fields.as_object()? {
-            if text == "." {
-                continue;
-            }
+        for (text, below) in fields.as_object()?.iter().filter(|(text, _)| *text != ".") {
             let step = Step::decode(text)?;
-            if is_member(below) {
-                set.members.insert(step.clone());
-            }
-            let child = Self::decode_level(below, depth + 1)?;
-            if !child.is_empty() {
-                set.children.insert(step, child);
+            let (member, below) = (is_member(below), Self::decode_level(below, depth + 1)?);
+            if member || !below.is_empty() {
+                let node = set.node(step);
+                node.member |= member;
+                node.below.extend(below);
             }
         }
         Some(set)

@@ -115,16 +115,16 @@ impl Comparison {
             self.modified.add(step());
             return;
         }
-        let below = compare_at(shape, old, new);
-        let step = step();
+        let (step, below) = (step(), compare_at(shape, old, new));
         match (old, new) {
-            (None, _) => self.added.add(step.clone()),
-            (_, None) => self.removed.add(step.clone()),
-            _ => {}
+            (None, _) => self.added.put_whole(step, below.added),
+            (_, None) => self.removed.put_whole(step, below.removed),
+            _ => {
+                self.added.put(&step, below.added);
+                self.modified.put(&step, below.modified);
+                self.removed.put(&step, below.removed);
+            }
         }
-        self.added.put(&step, below.added);
-        self.modified.put(&step, below.modified);
-        self.removed.put(&step, below.removed);
     }
 }
 
@@ -153,7 +153,9 @@ fn compare_at(shape: Shape<'_>, old: Option<&Value>, new: Option<&Value>) -> Com
         Shape::Set | Shape::Items { .. } => {
             let (old, new) = (items(old), items(new));
             let (old_steps, new_steps) = (steps(shape, old), steps(shape, new));
-            let all: BTreeSet<&Step> = old_steps.iter().chain(&new_steps).collect();
+            let mut all: Vec<&Step> = old_steps.iter().chain(&new_steps).collect();
+            all.sort_unstable();
+            all.dedup();
             for step in all {
                 let item = |steps: &[Step]| steps.iter().position(|one| one == step);
                 let old = item(&old_steps).and_then(|index| old.get(index));

@@ -1,5 +1,6 @@
 //! A cursor over an object that knows its path, and the words of field errors.
 
+use std::cell::OnceCell;
 use std::fmt;
 use std::rc::Rc;
 
@@ -7,22 +8,31 @@ use serde_json::Value;
 
 use crate::error::{FieldErrors, FieldReason};
 
-/// Where a field is: `spec.containers[0].name`.
+/// Where a field is: `spec.containers[0].name`. It takes memory once something below it is looked at: most
+/// fields are leaves.
 #[derive(Clone, Debug, Default)]
-pub struct Path(Option<Rc<Step>>);
+pub struct Path(Option<Step>);
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Step {
-    parent: Path,
+    parent: Option<Rc<Step>>,
     segment: Segment,
+    /// This step, as those below it share it.
+    shared: OnceCell<Rc<Step>>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum Segment {
     Name(&'static str),
-    Owned(String),
+    Owned(Rc<str>),
     Index(usize),
-    Key(String),
+    Key(Rc<str>),
+}
+
+impl Step {
+    fn share(&self) -> Rc<Self> {
+        self.shared.get_or_init(|| Rc::new(Self { shared: OnceCell::new(), ..self.clone() })).clone()
+    }
 }
 
 impl Path {
@@ -35,7 +45,7 @@ impl Path {
     }
 
     fn step(&self, segment: Segment) -> Self {
-        Self(Some(Rc::new(Step { parent: self.clone(), segment })))
+        Self(Some(Step { parent: self.0.as_ref().map(Step::share), segment, shared: OnceCell::new() }))
     }
 
     /// A field below; several with dots between.
@@ -45,7 +55,7 @@ impl Path {
 
     /// A field whose name comes from the object.
     pub fn named(&self, name: &str) -> Self {
-        self.step(Segment::Owned(name.to_owned()))
+        self.step(Segment::Owned(name.into()))
     }
 
     pub fn index(&self, index: usize) -> Self {
@@ -54,16 +64,24 @@ impl Path {
 
     /// An entry of a map: `data[key]`.
     pub fn key(&self, key: &str) -> Self {
-        self.step(Segment::Key(key.to_owned()))
+        self.step(Segment::Key(key.into()))
     }
 }
 
 impl fmt::Display for Path {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Some(step) = &self.0 else { return Ok(()) };
-        step.parent.fmt(f)?;
-        let dot = if step.parent.0.is_some() { "." } else { "" };
-        match &step.segment {
+        self.0.as_ref().map_or(Ok(()), |step| step.fmt(f))
+    }
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut dot = "";
+        if let Some(parent) = &self.parent {
+            parent.fmt(f)?;
+            dot = ".";
+        }
+        match &self.segment {
             Segment::Name("") => f.write_str("[]"),
             Segment::Name(name) => write!(f, "{dot}{name}"),
             Segment::Owned(name) => write!(f, "{dot}{name}"),

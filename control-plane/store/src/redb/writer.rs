@@ -119,9 +119,17 @@ impl Writer {
         self.take(first, batch, &mut size);
         let (expected, took) = self.last;
         let mut deadline = None;
+        let mut polite = false;
         while !self.stopping && batch.len() < BATCH_WRITES && size < BATCH_BYTES {
             if let Ok(request) = self.requests.try_recv() {
                 self.take(request, batch, &mut size);
+                continue;
+            }
+            // Others that write at the same time may wait for a processor: they go first, once, and what they
+            // write comes into this commit. Where a processor is free this is no wait.
+            if !polite && batch.len().max(expected) > 1 {
+                polite = true;
+                std::thread::yield_now();
                 continue;
             }
             if batch.len() >= expected {

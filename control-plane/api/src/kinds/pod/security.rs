@@ -346,6 +346,9 @@ fn seccomp_name(path: &Path, profile: &str, errors: &mut FieldErrors) {
 
 /// Annotation and field, where both are given, must say the same.
 pub fn annotations_match(annotations: &Field<'_>, spec: &Field<'_>, errors: &mut FieldErrors) {
+    if !annotations.is_set() {
+        return;
+    }
     let annotation = |key: &str| annotations.value()?.get(key)?.as_str();
     let seccomp = |text: Option<&str>, profile: &Field<'_>, errors: &mut FieldErrors| {
         if let Some(text) = text.filter(|_| profile.is_set()) {

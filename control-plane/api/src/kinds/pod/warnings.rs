@@ -79,17 +79,19 @@ pub fn warnings(holder: &Field<'_>) -> Vec<String> {
     }
     let pod_armor = spec.below(&["securityContext", "appArmorProfile"]).is_set();
     for container in super::security::all_containers(&spec) {
-        let name = container.child("name").str();
-        let context = container.child("securityContext");
-        let key = format!("container.seccomp.security.alpha.kubernetes.io/{name}");
-        if !context.child("seccompProfile").is_set() && has(&key) {
-            let path = annotations.path().key(&key);
-            all.push(format!("{path}: non-functional in v1.27+; use the \"seccompProfile\" field instead"));
-        }
-        let key = format!("container.apparmor.security.beta.kubernetes.io/{name}");
-        if is_template && !pod_armor && !context.child("appArmorProfile").is_set() && has(&key) {
-            let path = annotations.path().key(&key);
-            all.push(format!("{path}: deprecated since v1.30; use the \"appArmorProfile\" field instead"));
+        if annotations.is_set() {
+            let name = container.child("name").str();
+            let context = container.child("securityContext");
+            let key = format!("container.seccomp.security.alpha.kubernetes.io/{name}");
+            if !context.child("seccompProfile").is_set() && has(&key) {
+                let path = annotations.path().key(&key);
+                all.push(format!("{path}: non-functional in v1.27+; use the \"seccompProfile\" field instead"));
+            }
+            let key = format!("container.apparmor.security.beta.kubernetes.io/{name}");
+            if is_template && !pod_armor && !context.child("appArmorProfile").is_set() && has(&key) {
+                let path = annotations.path().key(&key);
+                all.push(format!("{path}: deprecated since v1.30; use the \"appArmorProfile\" field instead"));
+            }
         }
         for list in ["limits", "requests"] {
             let list = container.below(&["resources", list]);
