@@ -87,13 +87,13 @@ async fn programmed(before: &BTreeSet<String>, start: Instant) -> Result<Duratio
     let in_force = async {
         loop {
             if let Some(table) = tables().await?.difference(before).next() {
-                return Ok((table.clone(), start.elapsed()));
+                return anyhow::Ok((table.clone(), start.elapsed()));
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
     let in_time = tokio::time::timeout(PATIENCE, in_force).await;
-    let (table, seen) = in_time.context("the Services are not programmed in time")?.and_then(anyhow::Ok)?;
+    let (table, seen) = in_time.context("the Services are not programmed in time")??;
     let count = elements(&nft(&["-j", "list", "map", "ip", &table, "services"]).await?)?;
     ensure!(count >= COUNT, "{count} of {COUNT} Services are in the table");
     Ok(seen)

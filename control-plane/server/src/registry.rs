@@ -16,9 +16,8 @@ use crate::managed;
 use crate::naming;
 use crate::services::Taken;
 
-/// How often a write is tried against a moving object, and a generated name is drawn.
+/// How often a write is tried against a moving object.
 const ATTEMPTS: usize = 64;
-const NAMES: usize = 8;
 /// How long a write waits for the cache. It has failed when that passes.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -225,10 +224,16 @@ impl<'a> Write<'a> {
         }
         fields.insert("uid".to_owned(), uuid::Uuid::new_v4().to_string().into());
         fields.insert("creationTimestamp".to_owned(), self.app.now_text().into());
-        let name = if generated { self.free_name(meta(&object, "generateName"))? } else { name };
-        if generated {
-            metadata(&mut object)?.insert("name".to_owned(), name.clone().into());
-        }
+        let name = match generated {
+            true => {
+                let cache = self.cache()?;
+                let base = meta(&object, "generateName");
+                let name = naming::generate_free(base, |name| cache.get(self.namespace, name).is_some());
+                metadata(&mut object)?.insert("name".to_owned(), name.clone().into());
+                name
+            }
+            false => name,
+        };
         let taken = match self.is_service() {
             true => Some(self.app.services.allocate(&mut object, None)?),
             false => None,
@@ -240,19 +245,6 @@ impl<'a> Write<'a> {
         }
         warnings.extend((strategy.warnings)(&object, None));
         self.insert(&name, object, taken).await
-    }
-
-    /// A name made of `base` that nothing has, as far as a few draws find one.
-    fn free_name(&self, base: &str) -> Result<String, Error> {
-        let cache = self.cache()?;
-        let mut name = naming::generate(base);
-        for _ in 1..NAMES {
-            if cache.get(self.namespace, &name).is_none() {
-                break;
-            }
-            name = naming::generate(base);
-        }
-        Ok(name)
     }
 
     async fn insert(&self, name: &str, object: Value, taken: Option<Taken<'_>>) -> Result<Written, Error> {

@@ -27,9 +27,6 @@ pub struct Domains {
 impl Domains {
     /// Looks again at nodes that came or have another description: those that count are in the domain of their label.
     fn refresh(&mut self, snapshot: &Snapshot, key: &str, counts: impl Fn(&Node) -> bool) {
-        if self.layout == snapshot.layout() {
-            return;
-        }
         self.layout = snapshot.layout();
         // Names of nodes that are long gone.
         if self.ids.len() > 2 * (snapshot.nodes().len() + 50) {
@@ -104,7 +101,10 @@ impl<K: Eq + std::hash::Hash> Known<K> {
             self.0.clear();
         }
         let known = self.0.entry(of).or_default();
-        Arc::make_mut(known).refresh(snapshot, key, counts);
+        // One decision may ask twice, and holds what it got first: it is copied only to be changed.
+        if known.layout != snapshot.layout() {
+            Arc::make_mut(known).refresh(snapshot, key, counts);
+        }
         known.clone()
     }
 }

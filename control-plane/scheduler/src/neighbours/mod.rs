@@ -17,7 +17,7 @@ pub use groups::{GroupId, Groups};
 pub use terms::{Identity, Labels};
 use terms::{Spread, Term};
 
-/// Required anti-affinity of others and a soft affinity's share for being required: kube-scheduler's default weight.
+/// What a placed pod's required affinity to the one that is placed weighs as a wish: kube-scheduler's default.
 const HARD_AFFINITY: i64 = 1;
 
 /// What neighbours mean for one pod, node by node. Without any: nothing.
