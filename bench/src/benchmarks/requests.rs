@@ -1,6 +1,6 @@
 //! Requests to guests: directly, through Services, and beside other servers of HTTP.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -11,6 +11,7 @@ use tokio::process::{Child, Command};
 use super::{Context, each, hello};
 use crate::cluster::Cluster;
 use crate::load::{self, Load, Outcome};
+use crate::peers::{self, Nginx};
 use crate::process;
 use crate::row::{Reach, Row};
 
@@ -39,11 +40,15 @@ pub async fn hello(context: &Context) -> Result<Vec<Row>> {
     let cluster = Cluster::start(&context.program, "up", &[]).await?;
     let pod = one_pod(context, &cluster).await?;
     let plain = Server::start(Command::new(std::env::current_exe()?).arg("serve"), Output::Standard, "").await?;
-    let wasmtime = match wasmtime() {
+    let wasmtime = match peers::find("wasmtime") {
         Some(program) => Some(Server::wasmtime(&program, &context.samples.join("hello.wasm")).await?),
         None => None,
     };
-    let (mut ours, mut bare, mut other) = (Vec::new(), Vec::new(), Vec::new());
+    let nginx = Nginx::start()?;
+    if let Some(nginx) = &nginx {
+        hello::answers(&nginx.authority).await?;
+    }
+    let (mut ours, mut bare, mut other, mut theirs) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     let hosts =
         || process::running(&context.program).iter().map(|pid| process::cpu_seconds(&pid.to_string())).sum::<f64>();
     let mut cpu = 0.0;
@@ -54,6 +59,9 @@ pub async fn hello(context: &Context) -> Result<Vec<Row>> {
         bare.push(load(&plain.authority).await?);
         if let Some(wasmtime) = &wasmtime {
             other.push(load(&wasmtime.authority).await?);
+        }
+        if let Some(nginx) = &nginx {
+            theirs.push(load(&nginx.authority).await?);
         }
     }
     let requests: u64 = ours.iter().map(|run| run.operations).sum();
@@ -69,7 +77,10 @@ pub async fn hello(context: &Context) -> Result<Vec<Row>> {
             .note(last.cost());
     }
     let second = row(Reach::TimesPeer(0.4)).peer("the same HTTP server without Wasm", each(&bare, Outcome::rate));
-    Ok(vec![first, second])
+    let third = nginx.map(|nginx| {
+        row(Reach::None).peer(format!("nginx {}, the same text", nginx.version), each(&theirs, Outcome::rate))
+    });
+    Ok([first, second].into_iter().chain(third).collect())
 }
 
 pub async fn service(context: &Context) -> Result<Vec<Row>> {
@@ -150,12 +161,4 @@ impl Server {
         let server = Self::start(&mut command, Output::Error, "http://").await?;
         Ok(Self { name: format!("wasmtime serve {number}"), ..server })
     }
-}
-
-/// In `SAMPAN_BENCH_PEERS`, else in PATH. Without it the column stays empty.
-fn wasmtime() -> Option<PathBuf> {
-    let peers = std::env::var_os("SAMPAN_BENCH_PEERS").map(PathBuf::from);
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let mut dirs = peers.into_iter().chain(std::env::split_paths(&path)).map(|dir| dir.join("wasmtime"));
-    dirs.find(|file| file.is_file())
 }

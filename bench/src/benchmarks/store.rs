@@ -3,8 +3,8 @@
 use anyhow::Result;
 
 use super::{Context, each};
-use crate::etcd::Etcd;
 use crate::load::{self, Engine, Load, Outcome};
+use crate::peers::Etcd;
 use crate::row::{Reach, Row, median};
 
 const RUNS: usize = 5;

@@ -1,12 +1,12 @@
 //! An etcd of the benchmark's own, on a directory of its own.
 
-use std::net::{Ipv4Addr, TcpListener};
 use std::process::Stdio;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Result, bail};
 use tokio::process::{Child, Command};
 
+use super::free_port;
 use crate::load::etcd_answers;
 
 const READY: Duration = Duration::from_secs(20);
@@ -26,7 +26,7 @@ impl Etcd {
         let told = String::from_utf8_lossy(&told.stdout).into_owned();
         let version = told.lines().find_map(|line| line.strip_prefix("etcd Version: ")).unwrap_or("?").to_owned();
         let dir = tempfile::Builder::new().prefix("sampan-bench-").tempdir()?;
-        let (url, peers) = (format!("http://127.0.0.1:{}", free()?), format!("http://127.0.0.1:{}", free()?));
+        let (url, peers) = (format!("http://127.0.0.1:{}", free_port()?), format!("http://127.0.0.1:{}", free_port()?));
         let log = std::fs::File::create(dir.path().join("log"))?;
         let child = Command::new("etcd")
             .args(["--name", "bench", "--log-level", "error", "--data-dir"])
@@ -51,10 +51,4 @@ impl Etcd {
         }
         Ok(Some(etcd))
     }
-}
-
-/// A port that nobody has; etcd cannot be told to choose one.
-fn free() -> Result<u16> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("no free port")?;
-    Ok(listener.local_addr()?.port())
 }
