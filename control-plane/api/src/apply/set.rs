@@ -1,5 +1,6 @@
 //! Sets of field paths: what a manager owns, and its form in `metadata.managedFields` (FieldsV1).
 
+use std::cmp::Ordering;
 use std::fmt;
 
 use serde_json::{Map, Value};
@@ -161,11 +162,27 @@ impl Set {
             *self = other;
             return;
         }
-        for Node { step, member, below } in other.0 {
-            let own = self.node(step);
-            own.member |= member;
-            own.below.extend(below);
+        // Both are sorted: each node is looked at once, however many there are.
+        let mut merged: Vec<Node> = Vec::with_capacity(self.0.len() + other.0.len());
+        let mut own = std::mem::take(&mut self.0).into_iter().peekable();
+        let mut others = other.0.into_iter().peekable();
+        while let (Some(mine), Some(theirs)) = (own.peek(), others.peek()) {
+            match mine.step.cmp(&theirs.step) {
+                Ordering::Less => merged.extend(own.next()),
+                Ordering::Greater => merged.extend(others.next()),
+                Ordering::Equal => {
+                    let (mine, theirs) = (own.next(), others.next());
+                    merged.extend(mine.zip(theirs).map(|(mut node, theirs)| {
+                        node.member |= theirs.member;
+                        node.below.extend(theirs.below);
+                        node
+                    }));
+                }
+            }
         }
+        merged.extend(own);
+        merged.extend(others);
+        self.0 = merged;
     }
 
     pub fn subtract(&mut self, other: &Self) {
@@ -254,15 +271,20 @@ impl Set {
         Self::decode_level(fields, 0)
     }
 
-    fn decode_level(fields: &Value, depth: usize) -> Option<Self> {
+    fn decode_level(encoded: &Value, depth: usize) -> Option<Self> {
         /// Deeper than any type of the API.
         const DEEPEST: usize = 64;
         if depth > DEEPEST {
             return None;
         }
+        let mut fields: Vec<(Step, &Value)> = Vec::new();
+        for (text, below) in encoded.as_object()?.iter().filter(|(text, _)| *text != ".") {
+            fields.push((Step::decode(text)?, below));
+        }
+        // Steps that were not canonical may be in another order now.
+        fields.sort_by(|(a, _), (b, _)| a.cmp(b));
         let mut set = Self::default();
-        for (text, below) in fields.as_object()?.iter().filter(|(text, _)| *text != ".") {
-            let step = Step::decode(text)?;
+        for (step, below) in fields {
             let (member, below) = (is_member(below), Self::decode_level(below, depth + 1)?);
             if member || !below.is_empty() {
                 let node = set.node(step);
@@ -315,6 +337,20 @@ mod tests {
         }
 
         #[test]
+        fn nodes_are_in_order_and_say_something(a in set(), b in set()) {
+            fn check(set: &Set) {
+                assert!(set.0.is_sorted_by(|a, b| a.step < b.step), "{set:?}");
+                assert!(set.0.iter().all(Node::says_something), "{set:?}");
+                set.0.iter().for_each(|node| check(&node.below));
+            }
+            let mut union = a.clone();
+            union.extend(b.clone());
+            for set in [&union, &a.difference(&b), &a.intersection(&b)] {
+                check(set);
+            }
+        }
+
+        #[test]
         fn laws_of_sets(a in set(), b in set()) {
             let union = |a: &Set, b: &Set| {
                 let mut union = a.clone();
@@ -353,5 +389,9 @@ mod tests {
         );
         assert_eq!(set.encode(), fields);
         assert_eq!(Set::decode(&json!({ "x": {} })), None);
+        // Spaces that clients put in change the order.
+        let spaced = json!({ "k:{  \"port\":80}": {}, "k:{ \"port\":79}": {}, "k:{\"port\":79}": { "f:port": {} } });
+        let canonical = json!({ "k:{\"port\":79}": { ".": {}, "f:port": {} }, "k:{\"port\":80}": {} });
+        assert_eq!(Set::decode(&spaced).unwrap().encode(), canonical);
     }
 }

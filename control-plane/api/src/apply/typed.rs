@@ -1,7 +1,7 @@
 //! Values seen with their schema: which fields they have, how two differ, what one merged into the
 //! other is. Lists that have keys are taken item by item, atomic ones as one value.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Map, Value};
 
@@ -79,6 +79,11 @@ fn steps(shape: Shape<'_>, items: &[Value]) -> Vec<Step> {
     items.iter().map(|item| step(shape, item)).collect()
 }
 
+/// Where each step is first: lists may be as long as a body is.
+fn places(steps: &[Step]) -> BTreeMap<&Step, usize> {
+    steps.iter().enumerate().rev().map(|(index, step)| (step, index)).collect()
+}
+
 fn step(shape: Shape<'_>, item: &Value) -> Step {
     let Shape::Items { keys, of } = shape else { return Step::value(item) };
     let mut fields = Map::new();
@@ -153,14 +158,14 @@ fn compare_at(shape: Shape<'_>, old: Option<&Value>, new: Option<&Value>) -> Com
         Shape::Set | Shape::Items { .. } => {
             let (old, new) = (items(old), items(new));
             let (old_steps, new_steps) = (steps(shape, old), steps(shape, new));
-            let mut all: Vec<&Step> = old_steps.iter().chain(&new_steps).collect();
-            all.sort_unstable();
-            all.dedup();
-            for step in all {
-                let item = |steps: &[Step]| steps.iter().position(|one| one == step);
-                let old = item(&old_steps).and_then(|index| old.get(index));
-                let new = item(&new_steps).and_then(|index| new.get(index));
-                out.child(shape.item(), || step.clone(), old, new);
+            let old = old_steps.iter().zip(old).map(|(step, item)| (step, false, item));
+            let new = new_steps.iter().zip(new).map(|(step, item)| (step, true, item));
+            let mut all: Vec<_> = old.chain(new).collect();
+            // Lists may be as long as a body is: sorted, and of equals the first one counts.
+            all.sort_by(|(a, ..), (b, ..)| a.cmp(b));
+            for same in all.chunk_by(|(a, ..), (b, ..)| a == b) {
+                let first = |wanted: bool| same.iter().find(|(_, is_new, _)| *is_new == wanted).map(|(.., item)| *item);
+                out.child(shape.item(), || same[0].0.clone(), first(false), first(true));
             }
         }
     }
@@ -188,8 +193,11 @@ fn fields_at(shape: Shape<'_>, value: &Value, path: &mut Vec<Step>, set: &mut Se
             }
         }
         (Shape::Set | Shape::Items { .. }, Value::Array(items)) => {
-            for item in items {
-                path.push(step(shape, item));
+            let mut items: Vec<(Step, &Value)> = items.iter().map(|item| (step(shape, item), item)).collect();
+            // In the order of the set, which takes them without moving others.
+            items.sort_by(|(a, _), (b, _)| a.cmp(b));
+            for (step, item) in items {
+                path.push(step);
                 set.insert(path);
                 if matches!(shape, Shape::Items { .. }) {
                     fields_at(shape.item(), item, path, set);
@@ -229,6 +237,7 @@ fn merge_at(shape: Shape<'_>, live: &Value, config: &Value) -> Value {
 /// Shared items in the configuration's order, each side's own where they stand between them.
 fn merge_items(shape: Shape<'_>, live: &[Value], config: &[Value]) -> Vec<Value> {
     let (live_steps, config_steps) = (steps(shape, live), steps(shape, config));
+    let (live_places, config_places) = (places(&live_steps), places(&config_steps));
     let mut merged = Vec::with_capacity(live.len() + config.len());
     let (mut left, mut right) = (0, 0);
     let mut done = BTreeSet::new();
@@ -236,13 +245,13 @@ fn merge_items(shape: Shape<'_>, live: &[Value], config: &[Value]) -> Vec<Value>
         match (live_steps.get(left), config_steps.get(right)) {
             (None, None) => return merged,
             (Some(step), _) if done.contains(step) => left += 1,
-            (Some(step), _) if !config_steps.contains(step) => {
+            (Some(step), _) if !config_places.contains_key(step) => {
                 merged.push(live[left].clone());
                 left += 1;
             }
             (_, Some(step)) => {
-                let value = match live_steps.iter().position(|one| one == step) {
-                    Some(index) => merge_at(shape.item(), &live[index], &config[right]),
+                let value = match live_places.get(step) {
+                    Some(index) => merge_at(shape.item(), &live[*index], &config[right]),
                     None => config[right].clone(),
                 };
                 merged.push(value);
