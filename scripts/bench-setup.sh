@@ -26,6 +26,7 @@ trap 'rm -rf "$work"' EXIT
 if [ ! -x "$cache/nginx" ] && ! command -v nginx >/dev/null; then
     say "fetching nginx"
     if (cd "$work" && apt-get -qq -o APT::Sandbox::User=root download nginx >&2 && dpkg -x nginx_*.deb nginx) &&
+        "$work/nginx/usr/sbin/nginx" -v 2>/dev/null &&
         install -m 755 "$work/nginx/usr/sbin/nginx" "$cache/nginx.new"; then
         mv "$cache/nginx.new" "$cache/nginx"
     else
