@@ -162,7 +162,7 @@ fn compare_at(shape: Shape<'_>, old: Option<&Value>, new: Option<&Value>) -> Com
             let new = new_steps.iter().zip(new).map(|(step, item)| (step, true, item));
             let mut all: Vec<_> = old.chain(new).collect();
             // Lists may be as long as a body is: sorted, and of equals the first one counts.
-            all.sort_by(|(a, ..), (b, ..)| a.cmp(b));
+            all.sort_by_key(|(step, ..)| *step);
             for same in all.chunk_by(|(a, ..), (b, ..)| a == b) {
                 let first = |wanted: bool| same.iter().find(|(_, is_new, _)| *is_new == wanted).map(|(.., item)| *item);
                 out.child(shape.item(), || same[0].0.clone(), first(false), first(true));
